@@ -1,0 +1,32 @@
+# `make demo` and `make test` each do their own set-up on a machine with git, python3 (>= 3.11) and make.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+DEMO ?= runs/demo
+DEMO_SEED ?= 0
+
+.PHONY: demo test install clean
+
+demo: $(VENV)/.installed
+	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
+
+test: $(VENV)/.installed-test
+	$(RUN) -m pytest
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "python3 is %d.%d; m2det_jax needs 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,45 @@
+"""A strict test environment: typed ops, no silent rank promotion, parsed flags, a compilation cache."""
+
+import os
+import pathlib
+import tempfile
+
+# Eight virtual devices stand in for eight accelerators; set before jax is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_CACHE = pathlib.Path(tempfile.gettempdir()) / f"m2det_jax_test_cache_{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("m2det_jax.ops", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# grain's worker processes look at absl flags, which only an absl main would have parsed.
+flags.FLAGS.mark_as_parsed()
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _directory(variable: str, default: str) -> pathlib.Path:
+    path = pathlib.Path(os.environ.get(variable, REPOSITORY / default)).resolve()
+    if not path.is_dir():
+        pytest.skip(f"{variable} names no folder: {path} is absent")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> pathlib.Path:
+    """Folder with the outputs of the official implementation."""
+    return _directory("M2DET_REFERENCE", "../shared/reference")
+
+
+@pytest.fixture(scope="session")
+def bccd_dir() -> pathlib.Path:
+    """Folder with the blood cell data set in our CSV form."""
+    return _directory("M2DET_BCCD", "../shared/datasets/bccd")
