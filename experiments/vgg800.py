@@ -1,0 +1,15 @@
+"""M2Det-800 with VGG16: the paper's settings (arXiv 1811.04533, section 4) with our focal loss.
+
+    python -m m2det_jax.main --config experiments/vgg800.py \
+        --config.model.backbone_weights=vgg16.safetensors
+
+Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
+"""
+
+from m2det_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.image_size = (800, 800)
+    return config

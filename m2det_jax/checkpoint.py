@@ -1,0 +1,218 @@
+"""Orbax checkpoints: the latest ones and the best by validation AP, and how to use one elsewhere.
+
+A checkpoint has three items, so that each reader takes only what it needs:
+  model  moving averages of params and batch_stats: what evaluation and prediction use
+  train  what only training needs: step, raw params and batch_stats, optimiser, running metrics
+  meta   JSON: config, class names, versions of the packages, progress of the run
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+import m2det_jax
+from m2det_jax.detect import Detector, build_detector
+from m2det_jax.model import variable_shapes
+from m2det_jax.train_state import TrainState
+
+log = logging.getLogger("m2det_jax")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+
+
+def _ap(metrics: dict[str, float]) -> float:
+    return metrics["AP"]
+
+
+def open_manager(
+    workdir: str | pathlib.Path, *, keep_latest: int = 2, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """Opens the checkpoints below workdir; use as a context manager, or the last save is lost."""
+    keep = policies.AnyPreservationPolicy(
+        [
+            policies.LatestN(n=keep_latest),
+            policies.BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        step_format_fixed_length=8,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        best_fn=_ap,  # without it Orbax writes no metrics, and a restart forgets the best
+        best_mode="max",
+        preservation_policy=None if read_only else keep,
+    )
+    handlers = ocp.handlers.create_default_handler_registry(
+        model=ocp.StandardCheckpointHandler(),
+        train=ocp.StandardCheckpointHandler(),
+        meta=ocp.JsonCheckpointHandler(),
+    )
+    # Orbax finds out about a relative path only in its background thread.
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    return ocp.CheckpointManager(directory, options=options, handler_registry=handlers)
+
+
+def make_meta(config: ConfigDict, class_names: tuple[str, ...], progress: dict) -> dict[str, Any]:
+    """Returns what is stored beside the arrays, as JSON values."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "format": 1,
+        "config": config.to_dict(),
+        "class_names": list(class_names),
+        "versions": versions | {"m2det_jax": m2det_jax.__version__},
+        "progress": progress,
+    }
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    running_metrics: Any,
+    meta: dict[str, Any],
+    metrics: dict[str, float] | None,
+) -> None:
+    """Starts an asynchronous save of a step; `metrics` (with AP) where it has been evaluated."""
+    step = int(state.step)
+    if step in manager.all_steps():
+        return
+    train = {
+        "step": state.step,
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": state.opt_state,
+        "running_metrics": running_metrics,
+    }
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            model=ocp.args.StandardSave(state.eval_variables),
+            train=ocp.args.StandardSave(train),
+            meta=ocp.args.JsonSave(meta),
+        ),
+        metrics=metrics,
+    )
+
+
+def restore_latest(
+    manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any, sharding: Any
+) -> tuple[TrainState, Any, dict[str, Any]] | None:
+    """Restores the newest checkpoint that is whole; None where there is none at all.
+
+    Args:
+      state, running_metrics: trees of arrays with the shapes and dtypes to expect.
+      sharding: where the restored arrays go; the number of devices may differ from before.
+
+    Raises:
+      ValueError: there are checkpoints, and none can be restored.
+    """
+
+    def abstract(tree):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), tree
+        )
+
+    train = {
+        "step": state.step,
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": state.opt_state,
+        "running_metrics": running_metrics,
+    }
+    args = ocp.args.Composite(
+        model=ocp.args.StandardRestore(abstract(state.eval_variables)),
+        train=ocp.args.StandardRestore(abstract(train)),
+        meta=ocp.args.JsonRestore(),
+    )
+    failures = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            found = manager.restore(step, args=args)
+        except Exception as error:  # whatever a damaged file raises: tell, and try the one before
+            failures.append(f"{step}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            log.warning("checkpoint %s cannot be restored, trying the one before", failures[-1])
+            continue
+        running = found.train.pop("running_metrics")
+        ema = found.model
+        restored = TrainState(
+            **found.train, ema_params=ema["params"], ema_batch_stats=ema["batch_stats"]
+        )
+        return restored, running, found.meta
+    if failures:
+        raise ValueError(
+            f"none of the checkpoints in {manager.directory} can be restored into this model; "
+            f"use another --workdir, or the config they were trained with. {'; '.join(failures)}"
+        )
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained detector, ready for use.
+
+    Attributes:
+      detector: model, anchors, preprocessing and class names; `detector.detect_fn()` is jitted.
+      variables: params and batch_stats (moving averages), numpy arrays.
+      class_names: name of each class id.
+      config: the config that it was trained with.
+      step: optimiser step of the checkpoint.
+    """
+
+    detector: Detector
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    config: ConfigDict
+    step: int
+
+
+def restore(workdir: str | pathlib.Path, checkpoint: str | int = "latest") -> Restored:
+    """Restores a trained detector from its workdir alone.
+
+    Args:
+      workdir: what training was given as --workdir.
+      checkpoint: "latest", "best" (by validation AP), or a step.
+
+    Raises:
+      ValueError: there is no such checkpoint; the message names those that exist.
+    """
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise ValueError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
+    with open_manager(workdir, read_only=True) as manager:
+        step = _choose(manager, workdir, checkpoint)
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        config = ConfigDict(meta["config"], convert_dict=True)
+        class_names = tuple(meta["class_names"])
+        detector = build_detector(config, class_names)
+        item = ocp.args.StandardRestore(_abstract_variables(detector))
+        variables = manager.restore(step, args=ocp.args.Composite(model=item)).model
+    return Restored(detector, variables, class_names, config, step)
+
+
+def _choose(manager: ocp.CheckpointManager, workdir, checkpoint: str | int) -> int:
+    steps = sorted(manager.all_steps())
+    if checkpoint == "latest" and steps:
+        return steps[-1]
+    best = manager.best_step() if checkpoint == "best" else None
+    if best is not None:
+        return best
+    if str(checkpoint).isdigit() and int(checkpoint) in steps:
+        return int(checkpoint)
+    raise ValueError(
+        f"{workdir}: no checkpoint {checkpoint!r}; there are latest, best and the steps {steps}"
+        if steps
+        else f"{workdir}: no finished checkpoint there yet"
+    )
+
+
+def _abstract_variables(detector: Detector) -> dict[str, Any]:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        variable_shapes(detector.model, detector.resize.image_size),
+    )

@@ -1,0 +1,147 @@
+"""Image files to upright RGB pictures, by stated rules.
+
+- EXIF orientation is applied (a PNG's eXIf chunk counts when it stands before the pixels);
+- grey is replicated to three channels, 1-bit becomes 0 and 255, CMYK and the other colour spaces
+  are converted by Pillow;
+- palette images and images with an alpha channel or a transparent colour are laid over white;
+- 16-bit grey (also in Pillow's 32-bit mode I, cut to 0..65535) is scaled by 1/257, so that 65535
+  becomes 255; 16-bit colour comes from Pillow as its high bytes;
+- of an animation the first frame is taken;
+- float images are refused: nothing says which value is white.
+
+Sizes are (width, height), as in Pillow.
+"""
+
+import os
+import struct
+
+import numpy as np
+from PIL import ExifTags, Image
+
+# What Pillow's plugins let through on broken files, beside OSError.
+_BROKEN_FILE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Reads (width, height) of the upright image from the header, without decoding the pixels.
+
+    Raises:
+        ValueError: the file is missing, a directory, empty, or no image; the text names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            return _upright_size(image.size, _orientation(image))
+    except _BROKEN_FILE as error:
+        raise ValueError(_explain(path, error)) from error
+
+
+def load_image(
+    path: str | os.PathLike, *, min_scale_size: tuple[int, int] | None = None
+) -> Image.Image:
+    """Decodes an image file to an upright RGB picture.
+
+    Args:
+        path: any file that Pillow can read.
+        min_scale_size: (width, height) that the whole upright picture must keep. JPEG files are
+            then decoded at 1/2, 1/4 or 1/8 of their size where that is no smaller, which is
+            several times quicker; `reduction` tells which it was. None: full size.
+
+    Raises:
+        ValueError: as `read_size`, or the pixels cannot be decoded; the text names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = _orientation(image)
+            if min_scale_size is not None:
+                image.draft("RGB", _upright_size(min_scale_size, orientation))
+            image.load()
+            picture = _to_rgb(image)
+            if orientation in _TURN:
+                picture = picture.transpose(_TURN[orientation])
+            # The EXIF block would make the next program turn it again.
+            picture.info = {}
+            return picture
+    except _BROKEN_FILE as error:
+        raise ValueError(_explain(path, error)) from error
+
+
+def reduction(full_size: tuple[int, int], size: tuple[int, int]) -> int:
+    """Returns 1, 2, 4 or 8: by what `load_image` has reduced an image of full_size to size.
+
+    Raises:
+        ValueError: none of them leads from full_size to size.
+    """
+    for factor in (1, 2, 4, 8):
+        if size == (-(-full_size[0] // factor), -(-full_size[1] // factor)):
+            return factor
+    raise ValueError(f"image size: expected {tuple(full_size)}, got {tuple(size)}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; 1 where there is none or where Pillow turns the image itself."""
+    if image.format == "TIFF":
+        return 1
+    try:
+        # The PNG plugin's own getexif decodes the whole picture to look behind it.
+        exif = Image.Image.getexif(image)
+    except _BROKEN_FILE:
+        # A damaged EXIF block is common and says nothing of the pixels.
+        return 1
+    orientation = exif.get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in _TURN else 1
+
+
+def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Swaps width and height where the orientation turns by a quarter; its own inverse."""
+    return (size[1], size[0]) if orientation >= 5 else (size[0], size[1])
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("float pixels have no defined range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _explain(path: str | os.PathLike, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        reason = "no such file"
+    elif isinstance(error, IsADirectoryError) or os.path.isdir(path):
+        reason = "it is a directory"
+    elif isinstance(error, OSError) and _is_empty(path):
+        reason = "the file is empty (0 bytes)"
+    elif isinstance(error, Image.UnidentifiedImageError):
+        reason = "not an image file that Pillow knows"
+    else:
+        reason = str(error) or type(error).__name__
+    return f"cannot read image {os.fspath(path)}: {reason}"
+
+
+def _is_empty(path: str | os.PathLike) -> bool:
+    return os.path.isfile(path) and os.path.getsize(path) == 0

@@ -1,0 +1,239 @@
+"""Batches for training and evaluation.
+
+A training batch is a function of (index, settings, seed, step) alone: samples are drawn by their
+global number before they are dealt to processes, so the number of processes, workers and threads
+changes nothing but speed, and a run resumes at any step by asking for it.
+
+B images of one process, M objects (padded), H, W. Boxes are xyxy pixels of the network input.
+"""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.settings import AugmentSettings, ResizeSettings
+from m2det_jax.data.transforms import augment, map_boxes, place_whole, render
+
+Batch = dict[str, np.ndarray]
+_OBJECTS_MULTIPLE = 8
+
+
+class Batches(Iterator[Batch]):
+    """An iterator of batches that owns threads or processes: close it, or use it in a `with`."""
+
+    def __init__(self, iterator: grain.DatasetIterator) -> None:
+        self._iterator: grain.DatasetIterator | None = iterator
+        self._error: Exception | None = None
+
+    def __next__(self) -> Batch:
+        if self._error is not None:
+            raise self._error
+        if self._iterator is None:
+            raise StopIteration
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self.close()
+            raise
+        except Exception as error:
+            # grain would go on with the batch after the broken one, and nobody would notice.
+            self._error = error
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the threads and processes; the iterator is over then."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def padded_objects(index: DetectionIndex) -> int:
+    """Returns M: no image has more objects, rounded up to a multiple of 8, at least 8."""
+    return max(-(-index.max_objects // _OBJECTS_MULTIPLE), 1) * _OBJECTS_MULTIPLE
+
+
+def train_batches(
+    index: DetectionIndex,
+    *,
+    settings: AugmentSettings,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+    max_objects: int | None = None,
+) -> Batches:
+    """Yields augmented batches without end, shuffled anew every epoch.
+
+    An epoch's last batch is filled from the next epoch, so a data set may be smaller than a batch.
+
+    Args:
+        batch_size: images of a step over all processes; this process gets its share.
+        seed: 0..2**32 - 1; decides order and augmentation.
+        start_step: the first batch is that of this step, counted from 0.
+        num_workers: worker processes; 0: threads of this process. A main module that starts
+            workers needs the `__main__` guard, they are spawned.
+        num_threads: reading threads, in every worker if there are any; 0: read when asked.
+        max_objects: M; None: `padded_objects(index)`.
+
+    Returns:
+        An iterator to be closed, of dicts: image uint8 [B, H, W, 3] RGB; boxes float32 [B, M, 4];
+        labels int32 [B, M]; mask bool [B, M], false for padding, where boxes and labels are 0;
+        image_id int32 [B], position in the index.
+
+    Raises:
+        ValueError: an argument is out of range; from next(): an image cannot be read, by name.
+    """
+    max_objects = _check_max_objects(index, max_objects)
+    share = _check_share(index, batch_size, process_index, process_count)
+    _check_range("seed", seed, 0, 2**32 - 1)
+    _check_range("start_step", start_step, 0, None)
+    samples = grain.MapDataset.range(index.num_images).seed(seed).shuffle().repeat()
+    samples = samples.random_map(_Augment(index, settings, max_objects))
+    batches = samples[process_index::process_count].batch(share, drop_remainder=True)
+    return _iterate(batches[start_step:], num_workers, num_threads)
+
+
+def eval_batches(
+    index: DetectionIndex,
+    *,
+    resize: ResizeSettings,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+    max_objects: int | None = None,
+) -> Batches:
+    """Yields every image of an index once, in order, resized only.
+
+    Returns:
+        As `train_batches`, and scale, offset float32 [B, 2] (x, y), by which
+        boxes_original = (boxes - offset) / scale. The last batch is filled with images of the fill
+        colour that have image_id -1, no objects, scale 1 and offset 0. Every process gets the same
+        number of batches.
+    """
+    max_objects = _check_max_objects(index, max_objects)
+    share = _check_share(index, batch_size, process_index, process_count)
+    padded = -(-index.num_images // batch_size) * batch_size
+    samples = grain.MapDataset.range(padded).map(_Resize(index, resize, max_objects))
+    batches = samples[process_index::process_count].batch(share, drop_remainder=True)
+    return _iterate(batches, num_workers, num_threads)
+
+
+class _Augment(grain.transforms.RandomMap):
+    """Image number -> training sample, padded to M objects."""
+
+    def __init__(self, index: DetectionIndex, settings: AugmentSettings, max_objects: int) -> None:
+        self._index, self._settings, self._max_objects = index, settings, max_objects
+
+    def random_map(self, image_id: int, rng: np.random.Generator) -> Batch:
+        index = self._index
+        image, boxes, labels = augment(
+            index.image_paths[image_id],
+            tuple(index.sizes[image_id].tolist()),
+            *index.objects(image_id),
+            self._settings,
+            rng,
+        )
+        return _sample(image, boxes, labels, image_id, self._max_objects)
+
+
+class _Resize(grain.transforms.Map):
+    """Image number -> evaluation sample, padded to M objects; numbers past the end are filling."""
+
+    def __init__(self, index: DetectionIndex, settings: ResizeSettings, max_objects: int) -> None:
+        self._index, self._settings, self._max_objects = index, settings, max_objects
+
+    def map(self, image_id: int) -> Batch:
+        index, settings = self._index, self._settings
+        if image_id >= index.num_images:
+            image = np.full((*settings.image_size, 3), settings.fill, np.uint8)
+            boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
+            scale, offset, image_id = np.ones(2), np.zeros(2), -1
+        else:
+            size = tuple(index.sizes[image_id].tolist())
+            placement = place_whole(size, settings)
+            image = render(index.image_paths[image_id], size, placement, settings)
+            boxes, labels = map_boxes(*index.objects(image_id), placement, settings)
+            scale, offset = placement.scale, placement.offset
+        sample = _sample(image, boxes, labels, image_id, self._max_objects)
+        return sample | {"scale": scale.astype(np.float32), "offset": offset.astype(np.float32)}
+
+
+def _sample(
+    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, image_id: int, max_objects: int
+) -> Batch:
+    count = len(labels)
+    padded_boxes = np.zeros((max_objects, 4), np.float32)
+    padded_labels = np.zeros(max_objects, np.int32)
+    padded_boxes[:count], padded_labels[:count] = boxes, labels
+    return {
+        "image": image,
+        "boxes": padded_boxes,
+        "labels": padded_labels,
+        "mask": np.arange(max_objects) < count,
+        "image_id": np.int32(image_id),
+    }
+
+
+def _iterate(batches: grain.MapDataset, num_workers: int, num_threads: int) -> Batches:
+    _check_range("num_workers", num_workers, 0, None)
+    _check_range("num_threads", num_threads, 0, None)
+    # An element is a batch here; grain's default buffer of 500 would fill the memory.
+    options = grain.ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=max(num_threads, 2) if num_threads else 0
+    )
+    dataset = batches.to_iter_dataset(options)
+    if num_workers:
+        # grain's workers look at absl flags, which only an absl main has parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(workers)
+    return Batches(iter(dataset))
+
+
+def _check_max_objects(index: DetectionIndex, max_objects: int | None) -> int:
+    if max_objects is None:
+        return padded_objects(index)
+    if max_objects < index.max_objects:
+        raise ValueError(
+            f"max_objects: an image has {index.max_objects} objects, got {max_objects}; no object "
+            "is ever dropped, so give at least that"
+        )
+    return max_objects
+
+
+def _check_share(
+    index: DetectionIndex, batch_size: int, process_index: int, process_count: int
+) -> int:
+    """Returns the images that this process contributes to a batch."""
+    if not index.num_images:
+        raise ValueError("the data set has no images")
+    _check_range("batch_size", batch_size, 1, None)
+    _check_range("process_count", process_count, 1, None)
+    _check_range("process_index", process_index, 0, process_count - 1)
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size: {batch_size} images cannot be dealt evenly to {process_count} processes"
+        )
+    return batch_size // process_count
+
+
+def _check_range(name: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        limits = f"{low}..{high}" if high is not None else f"at least {low}"
+        raise ValueError(f"{name}: expected {limits}, got {value}")

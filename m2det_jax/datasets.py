@@ -1,0 +1,88 @@
+"""Which images a run trains on and which it is validated on."""
+
+import logging
+import pathlib
+
+from ml_collections import ConfigDict
+
+from m2det_jax.data import (
+    AugmentSettings,
+    DetectionIndex,
+    read_classes,
+    read_csv,
+    split_by_image,
+    write_classes,
+    write_csv,
+)
+
+log = logging.getLogger("m2det_jax")
+
+
+def load_datasets(
+    config: ConfigDict, workdir: pathlib.Path
+) -> tuple[DetectionIndex, DetectionIndex]:
+    """Reads the training and the validation set that a config names.
+
+    Where config.data.val_csv is "", a part of the training images is split off by seed, and both
+    parts are written to workdir/split, from where a resumed run takes them again.
+
+    Raises:
+      ValueError: a file is missing or has malformed rows; all findings are in the message.
+    """
+    data = config.data
+    _require_files(data)
+    class_names = read_classes(data.classes_csv)
+    if data.val_csv:
+        train, val = read_csv(data.train_csv, class_names), read_csv(data.val_csv, class_names)
+    else:
+        train, val = _split(config, workdir, class_names)
+    for what, index in (("training", train), ("validation", val)):
+        log.info(
+            "%s: %d images, %d objects, %d classes",
+            what,
+            index.num_images,
+            len(index.boxes),
+            len(class_names),
+        )
+    return train, val
+
+
+def _require_files(data: ConfigDict) -> None:
+    keys = ["train_csv", "classes_csv"] + (["val_csv"] if data.val_csv else [])
+    missing = [f"{key}={data[key]}" for key in keys if not pathlib.Path(data[key]).is_file()]
+    if missing:
+        given = " ".join(f"--config.data.{key}=FILE" for key in keys)
+        raise FileNotFoundError(
+            f"no such file: {', '.join(missing)}; give {given}, or train on the built-in drawn "
+            "set with `make demo` or `python -m m2det_jax.demo`"
+        )
+
+
+def _split(config: ConfigDict, workdir: pathlib.Path, class_names: tuple[str, ...]):
+    folder = workdir / "split"
+    files = folder / "train.csv", folder / "val.csv"
+    if not all(file.is_file() for file in files):
+        whole = read_csv(config.data.train_csv, class_names)
+        parts = split_by_image(whole, config.data.val_fraction, config.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_classes(class_names, folder / "classes.csv")
+        for part, file in zip(parts, files, strict=True):
+            write_csv(part, file)
+        log.info("split off %d of %d images for validation, see %s", parts[1].num_images,
+                 whole.num_images, folder)  # fmt: skip
+    return tuple(read_csv(file, class_names) for file in files)
+
+
+def fill_colour(config: ConfigDict) -> tuple[int, int, int]:
+    """Returns what the network input shows where there is no image: the mean, RGB."""
+    return tuple(round(value) for value in config.data.mean)
+
+
+def augment_settings(config: ConfigDict) -> AugmentSettings:
+    """Returns the plain values of config.augment and of the resize that follows."""
+    return AugmentSettings(
+        image_size=tuple(config.data.image_size),
+        mode=config.data.resize,
+        fill=fill_colour(config),
+        **config.augment.to_dict(),
+    )

@@ -1,0 +1,98 @@
+"""The whole road on a built-in data set: draw, train, evaluate, look.
+
+    python -m m2det_jax.demo --workdir runs/demo
+
+The drawn set is written as image files and CSV, and goes the same way as a user's own data.
+"""
+
+import logging
+import pathlib
+import random
+import time
+
+from absl import app
+from absl.flags import argparse_flags
+
+from m2det_jax import config as config_lib
+from m2det_jax import runtime
+from m2det_jax.data import load_image, read_classes, read_csv
+from m2det_jax.data.synthetic import draw_dataset
+from m2det_jax.draw import contact_sheet, draw_boxes
+from m2det_jax.evaluate import evaluate_checkpoint
+from m2det_jax.predict import predict
+from m2det_jax.train import train
+
+log = logging.getLogger("m2det_jax")
+
+
+def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart") -> dict:
+    """Runs the demo; started again with the same workdir it resumes.
+
+    Args:
+      workdir: folder for the data, the run and the pictures.
+      seed: of the drawn data set and of the training.
+
+    Returns:
+      The validation metrics.
+    """
+    begin = time.perf_counter()
+    data = workdir / "data"
+    if not (data / "classes.csv").is_file():  # written last
+        log.info("drawing the data set in %s", data)
+        draw_dataset(data, seed=seed)
+    config = config_lib.load_experiment(config_name)
+    config.seed = seed
+    for name in ("train", "val", "classes"):
+        config.data[f"{name}_csv"] = str(data / f"{name}.csv")
+    train(config, workdir)
+    metrics = evaluate_checkpoint(workdir)
+    sheet = draw_sheet(workdir, data, seed)
+    minutes = (time.perf_counter() - begin) / 60
+    print(f"\nAP50 {metrics['AP50']:.3f}  AP {metrics['AP']:.3f}  after {minutes:.1f} minutes")
+    print(f"pictures of detections: {sheet} and {workdir / 'predictions'}")
+    return metrics
+
+
+def draw_sheet(workdir: pathlib.Path, data: pathlib.Path, seed: int) -> pathlib.Path:
+    """Draws detections on some validation images, beside their ground truth on one sheet."""
+    index = read_csv(data / "val.csv", read_classes(data / "classes.csv"))
+    chosen = sorted(random.Random(seed).sample(range(index.num_images), 12))
+    results = predict(workdir, [index.image_paths[i] for i in chosen])
+    pictures, titles = [], []
+    for image_id, found in zip(chosen, results, strict=True):
+        image = load_image(index.image_paths[image_id])
+        boxes, labels = index.objects(image_id)
+        pictures += [
+            draw_boxes(image, boxes, labels, index.class_names, dashed=True, zoom=1.5),
+            draw_boxes(
+                image, found.boxes, found.labels, index.class_names, found.scores, zoom=1.5
+            ),
+        ]
+        titles += ["ground truth", "detected"]
+    path = workdir / "detections.jpg"
+    contact_sheet(pictures, columns=4, titles=titles).save(path, quality=92)
+    return path
+
+
+def _parser() -> argparse_flags.ArgumentParser:
+    parser = argparse_flags.ArgumentParser(
+        prog="m2det-demo", description="Draw a data set, train on it, evaluate, write pictures."
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn data and the training")
+    return parser
+
+
+def main(args) -> None:
+    """Runs the verb on parsed arguments."""
+    runtime.one_line_errors(runtime.start)
+    runtime.one_line_errors(demo, args.workdir, seed=args.seed)
+
+
+def cli() -> None:
+    """Entry point of `m2det-demo`."""
+    app.run(main, flags_parser=lambda argv: _parser().parse_args(argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()

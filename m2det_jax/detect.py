@@ -1,0 +1,114 @@
+"""The detector: a model with all that turns uint8 images into boxes, and back.
+
+B batch, A anchors, C classes, K detections per image, H, W.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from m2det_jax import ops
+from m2det_jax.data import ResizeSettings
+from m2det_jax.datasets import fill_colour
+from m2det_jax.model import M2Det, feature_map_sizes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Detector:
+    """A model and what it needs to be used rightly; built from the config, kept in checkpoints.
+
+    Attributes:
+      model: the Flax module; its variables travel separately.
+      anchors: float32 [A, 4] xyxy, pixels of the network input.
+      class_names: name of each class id.
+      resize: size of the network input and how an image is brought to it.
+      mean, std: RGB, 0..255; the network sees (image - mean) / std.
+      variances: of centre and size in the box encoding.
+      score_threshold, iou_threshold, pre_nms_top_k, max_detections, class_agnostic: see config.eval.
+    """
+
+    model: M2Det
+    anchors: np.ndarray
+    class_names: tuple[str, ...]
+    resize: ResizeSettings
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    variances: tuple[float, float]
+    score_threshold: float
+    iou_threshold: float
+    pre_nms_top_k: int
+    max_detections: int
+    class_agnostic: bool
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Returns the network input, float32 [B, H, W, 3], of uint8 RGB images of that shape."""
+        mean = jnp.asarray(self.mean, jnp.float32).reshape(1, 1, 1, 3)
+        std = jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, 3)
+        return (images.astype(jnp.float32) - mean) / std
+
+    def postprocess(self, outputs: dict[str, jax.Array]) -> ops.Detections:
+        """Returns detections [B, K] (boxes xyxy in network pixels) of the model's raw outputs."""
+        anchors = jnp.asarray(self.anchors)
+
+        def one_image(logits, deltas):  # [A, C], [A, 4]
+            boxes = ops.decode(deltas, anchors, self.variances)
+            return ops.multiclass_nms(
+                ops.clip(boxes, self.resize.image_size),
+                jax.nn.sigmoid(logits),
+                iou_threshold=self.iou_threshold,
+                score_threshold=self.score_threshold,
+                pre_nms_top_k=self.pre_nms_top_k,
+                max_outputs=self.max_detections,
+                class_agnostic=self.class_agnostic,
+            )
+
+        return jax.vmap(one_image)(outputs["class_logits"], outputs["box_deltas"])
+
+    def detect_fn(self) -> Callable[[dict, jax.Array], ops.Detections]:
+        """Returns the jitted function (variables, uint8 [B, H, W, 3]) -> Detections [B, K]."""
+
+        def detect(variables, images):
+            outputs = self.model.apply(variables, self.normalize(images), train=False)
+            return self.postprocess(outputs)
+
+        return jax.jit(detect)
+
+
+def build_detector(config: ConfigDict, class_names: tuple[str, ...]) -> Detector:
+    """Builds the detector that a config describes.
+
+    Raises:
+      ValueError: the input size does not carry that many scales, or anchor sizes do not fit them.
+    """
+    image_size = tuple(config.data.image_size)
+    aspect_ratios = tuple(config.anchors.aspect_ratios)
+    model_config = config.model.to_dict()
+    del model_config["backbone_weights"]
+    model = M2Det(
+        **model_config | {"dtype": jnp.dtype(config.model.dtype)},
+        num_class_outputs=len(class_names),
+        anchors_per_cell=2 + 2 * len(aspect_ratios),
+    )
+    maps = feature_map_sizes(image_size, config.model.num_scales)
+    sizes = tuple(config.anchors.sizes) or ops.ssd_sizes(image_size, config.model.num_scales)
+    anchors = ops.ssd_anchors(
+        maps, image_size, sizes=sizes, aspect_ratios=aspect_ratios, clip=config.anchors.clip
+    )
+    return Detector(
+        model=model,
+        anchors=anchors,
+        class_names=tuple(class_names),
+        resize=ResizeSettings(image_size, config.data.resize, fill_colour(config)),
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        variances=tuple(config.anchors.variances),
+        score_threshold=config.eval.score_threshold,
+        iou_threshold=config.eval.iou_threshold,
+        pre_nms_top_k=config.eval.pre_nms_top_k,
+        max_detections=config.eval.max_detections,
+        class_agnostic=config.eval.class_agnostic,
+    )

@@ -1,0 +1,189 @@
+"""Evaluates a trained detector: the COCO table, VOC AP50 and AP per class.
+
+    python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
+"""
+
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import tqdm
+from absl import app
+from absl.flags import argparse_flags
+
+from m2det_jax import runtime
+from m2det_jax.checkpoint import restore
+from m2det_jax.data import DetectionIndex, eval_batches, read_csv
+from m2det_jax.detect import Detector
+from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
+from m2det_jax.train_step import StepSettings, losses_of, make_targets
+
+log = logging.getLogger("m2det_jax")
+
+
+def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
+    """Returns eval_step(variables, batch) -> (Detections [B, K] in network pixels, loss terms).
+
+    batch is that of `data.eval_batches`; the images that only fill the last batch (image_id -1)
+    count nowhere.
+    """
+
+    def eval_step(variables, batch):
+        outputs = detector.model.apply(variables, detector.normalize(batch["image"]), train=False)
+        targets = make_targets(detector, settings, batch)
+        real = (batch["image_id"] >= 0)[:, None]  # [B, 1]
+        targets = targets._replace(
+            positive=targets.positive & real, negative=targets.negative & real
+        )
+        return detector.postprocess(outputs), losses_of(outputs, targets, settings)
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: Callable,
+    variables: dict,
+    index: DetectionIndex,
+    detector: Detector,
+    *,
+    batch_size: int,
+    sharding: jax.sharding.Sharding,
+    num_threads: int = 2,
+) -> tuple[dict, list[ImageDetections]]:
+    """Runs a jitted eval step over a data set.
+
+    Returns:
+      (metrics, detections): the metrics of `coco_metrics` with loss, loss_class and loss_box
+      added, and one ImageDetections per image, in pixels of the original images.
+    """
+    batches = eval_batches(
+        index, resize=detector.resize, batch_size=batch_size, num_threads=num_threads
+    )
+    detections, losses = [], []
+    total = -(-index.num_images // batch_size)
+    for batch in tqdm.tqdm(batches, "evaluate", total, leave=False, disable=None):
+        arrays = {k: batch[k] for k in ("image", "boxes", "labels", "mask", "image_id")}
+        found, terms = eval_step(variables, jax.device_put(arrays, sharding))
+        detections += to_original(found, batch, index)
+        losses.append(jax.device_get(terms))
+    metrics = coco_metrics(index, detections)
+    # Each batch's losses are per positive anchor; weigh them by the positives to get the set's.
+    weights = np.maximum([terms["num_positives"] for terms in losses], 1.0)
+    for name in ("loss", "loss_class", "loss_box"):
+        metrics[name] = float(np.average([terms[name] for terms in losses], weights=weights))
+    return metrics, detections
+
+
+def to_original(found, batch: dict, index: DetectionIndex) -> list[ImageDetections]:
+    """Maps a batch of Detections from network pixels to pixels of the original images."""
+    found = jax.device_get(found)
+    results = []
+    for i, image_id in enumerate(batch["image_id"]):
+        if image_id < 0:
+            continue
+        valid = found.valid[i]
+        scale, offset = np.tile(batch["scale"][i], 2), np.tile(batch["offset"][i], 2)
+        width, height = index.sizes[image_id]
+        boxes = (found.boxes[i][valid] - offset) / scale
+        boxes = np.clip(boxes, 0, np.array([width, height, width, height]))
+        results.append(
+            ImageDetections(int(image_id), boxes, found.scores[i][valid], found.labels[i][valid])
+        )
+    return results
+
+
+def without_nan(value):
+    """Returns nested dicts of figures with NaN (no ground truth) as None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return None if math.isnan(value) else value
+
+
+def step_settings(config) -> StepSettings:
+    """Returns the plain values of a config that shape matching and losses."""
+    return StepSettings(
+        positive_threshold=config.anchors.positive_threshold,
+        negative_threshold=config.anchors.negative_threshold,
+        focal_alpha=config.loss.focal_alpha,
+        focal_gamma=config.loss.focal_gamma,
+        smooth_l1_beta=config.loss.smooth_l1_beta,
+        box_weight=config.loss.box_weight,
+        ema_decay=config.optimizer.ema_decay,
+        accumulation=config.accumulation,
+    )
+
+
+def evaluate_checkpoint(
+    workdir: pathlib.Path,
+    *,
+    checkpoint: str = "latest",
+    csv: str = "",
+    batch_size: int = 0,
+    output: str = "",
+) -> dict:
+    """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
+
+    Args:
+      csv: annotations to evaluate on; "": the validation set of the run.
+      batch_size: images per call, over all devices; 0: that of the config.
+      output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections, in COCO
+        result form, go beside it.
+    """
+    restored = restore(workdir, checkpoint)
+    split = workdir / "split" / "val.csv"
+    csv = csv or restored.config.data.val_csv or str(split)
+    index = read_csv(csv, restored.class_names)
+    batch_size = batch_size or restored.config.eval.batch_size
+    runtime.check_divisible("--batch_size", batch_size)
+    log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, csv)
+    replicated, by_batch = runtime.data_mesh()
+    eval_step = make_eval_step(restored.detector, step_settings(restored.config))
+    metrics, detections = evaluate(
+        jax.jit(eval_step),
+        jax.device_put(restored.variables, replicated),
+        index,
+        restored.detector,
+        batch_size=batch_size,
+        sharding=by_batch,
+    )
+    target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record = without_nan(metrics) | {"step": restored.step, "csv": str(csv)}
+    target.write_text(json.dumps(record, indent=2) + "\n")
+    results = target.with_name(f"{target.stem}_detections.json")
+    results.write_text(json.dumps(coco_results(index, detections)) + "\n")
+    print(format_table(metrics))
+    print(f"written: {target} and {results.name}")
+    return metrics
+
+
+def _parser() -> argparse_flags.ArgumentParser:
+    parser = argparse_flags.ArgumentParser(
+        prog="m2det-evaluate", description="Evaluate a trained detector on annotated images."
+    )
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the training run")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
+    parser.add_argument("--csv", default="", help="annotations; default: the run's validation set")
+    parser.add_argument("--batch_size", type=int, default=0, help="default: that of the config")
+    parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
+    return parser
+
+
+def main(args) -> None:
+    """Runs the verb on parsed arguments."""
+    runtime.one_line_errors(runtime.start)
+    options = vars(args)
+    runtime.one_line_errors(evaluate_checkpoint, options.pop("workdir"), **options)
+
+
+def cli() -> None:
+    """Entry point of `m2det-evaluate`."""
+    app.run(main, flags_parser=lambda argv: _parser().parse_args(argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()

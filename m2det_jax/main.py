@@ -1,0 +1,102 @@
+"""Trains M2Det from the command line.
+
+    python -m m2det_jax.main --config experiments/vgg512.py --workdir runs/mine \
+        --config.data.train_csv=train.csv --config.data.val_csv=val.csv \
+        --config.data.classes_csv=classes.csv
+
+Started again with the same --workdir it resumes. Any key of the config can be given as
+--config.section.key=value.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from m2det_jax import config as config_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Experiment: a file, or the name of a shipped one (vgg320, vgg512, vgg800, small320, "
+    "quickstart).",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, history, pictures. Default: runs/EXPERIMENT."
+)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags; what is wrong with them ends in one line that names the nearest key."""
+    argv = list(argv)
+    try:
+        name = _resolve_config(argv)
+        _check_keys(argv, name)
+        rest = app.parse_flags_with_usage(argv)
+        if _CONFIG.value is None:
+            raise ValueError("give --config, such as --config experiments/vgg512.py (--help)")
+        if len(rest) > 1:
+            raise ValueError(f"unexpected arguments: {' '.join(rest[1:])}")
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        text = error.args[0] if error.args else error
+        sys.exit("error: " + " ".join(str(text).split()))
+    return rest
+
+
+def _resolve_config(argv: list[str]) -> str | None:
+    """Replaces the name of a shipped experiment by its file, in place; returns the file."""
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if equals:
+            argv[i] = f"--config={config_lib.experiment_path(value)}"
+            return argv[i].partition("=")[2]
+        if i + 1 < len(argv):
+            argv[i + 1] = str(config_lib.experiment_path(argv[i + 1]))
+            return argv[i + 1]
+    return None
+
+
+def _check_keys(argv: list[str], path: str | None) -> None:
+    """Raises ValueError for an override of a key that the experiment does not have."""
+    if path is None:
+        return
+    config = config_lib.load_experiment(path)
+    keys = config_lib.flatten(config)
+    for argument in argv:
+        flag = argument.partition("=")[0]
+        key = flag.lstrip("-").removeprefix("no").removeprefix("config.")
+        if flag.lstrip("-").removeprefix("no").startswith("config.") and key not in keys:
+            nearest = config_lib.nearest_key(config, key)
+            raise ValueError(f"{flag}: there is no such key; the nearest is --config.{nearest}")
+
+
+def main(argv: list[str]) -> None:
+    """Trains the experiment that the flags name."""
+    del argv
+    # Imported late: `--help` and a misspelt flag answer at once.
+    from m2det_jax import runtime
+    from m2det_jax.train import train
+
+    config = _CONFIG.value
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
+
+    def run():
+        runtime.start(config.platform, config.deterministic)
+        workdir.mkdir(parents=True, exist_ok=True)
+        train(config, workdir)
+
+    runtime.one_line_errors(run)
+
+
+def cli() -> None:
+    """Entry point of `m2det-train`."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    cli()

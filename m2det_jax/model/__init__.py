@@ -1,0 +1,15 @@
+"""The network, in Flax Linen; the only package that knows Flax modules."""
+
+from m2det_jax.model.backbones import BACKBONES
+from m2det_jax.model.feature_maps import feature_map_sizes
+from m2det_jax.model.initialize import init_variables, variable_shapes
+from m2det_jax.model.m2det import M2Det, official_form
+
+__all__ = [
+    "BACKBONES",
+    "M2Det",
+    "feature_map_sizes",
+    "init_variables",
+    "official_form",
+    "variable_shapes",
+]

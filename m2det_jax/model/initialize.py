@@ -1,0 +1,74 @@
+"""Initial values, drawn by numpy so that they agree on every device and jax version."""
+
+import math
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+HEADS = ("box_head", "class_head")
+HEAD_STD = 0.01
+PRIOR = 0.01
+
+
+def variable_shapes(model: nn.Module, image_size: tuple[int, int]) -> dict:
+    """Return {"params", "batch_stats"} of jax.ShapeDtypeStruct, without computing anything."""
+
+    def initialize():
+        # A zero key: the values are thrown away, and tracing it draws nothing.
+        return model.init(jax.random.key(0), jnp.zeros((1, *image_size, 3)), train=False)
+
+    return {"batch_stats": {}} | dict(jax.eval_shape(initialize))
+
+
+def init_variables(model: nn.Module, image_size: tuple[int, int], seed: int) -> dict:
+    """Return the model's initial variables by the rules of `fill_variables`.
+
+    Args:
+        model: M2Det or its backbone, called as model(images, train=...).
+        image_size: (height, width); the result does not depend on it.
+        seed: non-negative integer.
+
+    Returns:
+        {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
+    """
+    return fill_variables(variable_shapes(model, image_size), seed)
+
+
+def fill_variables(shapes: dict, seed: int) -> dict:
+    """Return numpy arrays for the shapes of a module's variables.
+
+    Kernels are normal with variance 2 / fan-in (He), those of the heads with standard deviation
+    0.01; biases are 0, but for the class head's, which make every anchor start with probability
+    0.01 for every class (focal loss, arXiv 1708.02002, section 3.3). BatchNorm starts as the
+    identity. Each tensor has a generator of its own, keyed by the seed and the tensor's path, so
+    it does not depend on which other tensors exist.
+
+    Args:
+        shapes: {"params", "batch_stats"}, nested dicts with a `shape` at each leaf.
+        seed: non-negative integer.
+
+    Returns:
+        `shapes` with float32 arrays in place of its leaves.
+    """
+    flat = flatten_dict(shapes)
+    filled = {path: _initial_value(path[1:], leaf.shape, seed) for path, leaf in flat.items()}
+    return {collection: {} for collection in shapes} | unflatten_dict(filled)
+
+
+def _initial_value(path: tuple[str, ...], shape: tuple[int, ...], seed: int) -> np.ndarray:
+    name = path[-1]
+    if name == "kernel":
+        generator = np.random.default_rng((seed, zlib.crc32("/".join(path).encode())))
+        std = HEAD_STD if path[0] in HEADS else math.sqrt(2 / math.prod(shape[:-1]))
+        return generator.standard_normal(shape, np.float32) * np.float32(std)
+    if name == "bias" and path[0] == "class_head":
+        return np.full(shape, -math.log((1 - PRIOR) / PRIOR), np.float32)
+    return FILL[name](shape, np.float32)
+
+
+FILL: dict[str, Callable] = {"bias": np.zeros, "mean": np.zeros, "scale": np.ones, "var": np.ones}

@@ -1,0 +1,141 @@
+"""Building blocks of every part of the network.
+
+Feature maps are [B, H, W, C] throughout (B batch, H rows, W columns, C channels).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+NORM_EPSILON = 1e-5
+# The official code's 0.01 in PyTorch's sense; in Flax's it is the share of the old value kept.
+NORM_MOMENTUM = 0.99
+
+
+class ConvBlock(nn.Module):
+    """A convolution, BatchNorm (or a bias where `norm` is False) and ReLU.
+
+    Attributes:
+        features: number of output channels.
+        kernel_size: side of the square kernel.
+        strides: stride along both axes.
+        dilation: distance between kernel taps, in pixels.
+        padding: zeros added on each side. None keeps the size at stride 1 and gives ceil(size / 2)
+            at stride 2, as PyTorch's `padding=kernel // 2` does (XLA's "SAME" pads even sizes on
+            one side only).
+        norm: BatchNorm without a convolution bias (True) or a bias without BatchNorm (False).
+        norm_momentum: share of the old running average that one step keeps.
+        dtype: dtype of the computation. Parameters and running averages are float32.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    dilation: int = 1
+    padding: int | None = None
+    norm: bool = True
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        padding = self.dilation * (self.kernel_size // 2) if self.padding is None else self.padding
+        x = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            strides=self.strides,
+            padding=padding,
+            kernel_dilation=self.dilation,
+            use_bias=not self.norm,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        if self.norm:
+            x = batch_norm(self.norm_momentum, self.dtype, train=train, name="norm")(x)
+        return nn.relu(x)
+
+
+def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool, name: str) -> nn.BatchNorm:
+    """Return the BatchNorm used everywhere; statistics are float32 whatever `dtype` is."""
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=momentum,
+        epsilon=NORM_EPSILON,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """Return the maxima of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
+
+    Written as maxima of strided slices: XLA's gradient of a windowed maximum (select-and-scatter)
+    is an order of magnitude slower than theirs on CPU.
+    """
+    for axis in (1, 2):
+        if x.shape[axis] % 2:
+            x = _pad_with_lowest(x, axis, before=0, after=1)
+        size = x.shape[axis]
+        x = jnp.maximum(
+            jax.lax.slice_in_dim(x, 0, size, 2, axis),
+            jax.lax.slice_in_dim(x, 1, size, 2, axis),
+        )
+    return x
+
+
+def max_pool_3x3_same(x: jax.Array) -> jax.Array:
+    """Return the maxima of 3x3 neighbourhoods at stride 1, [B, H, W, C]; padding never wins."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = _pad_with_lowest(x, axis, before=1, after=1)
+        left, middle, right = (jax.lax.slice_in_dim(padded, i, i + size, 1, axis) for i in range(3))
+        x = jnp.maximum(jnp.maximum(left, middle), right)
+    return x
+
+
+def _pad_with_lowest(x: jax.Array, axis: int, *, before: int, after: int) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (before, after)
+    return jnp.pad(x, widths, constant_values=-jnp.inf)
+
+
+def upsample(x: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
+    """Resize [B, H, W, C] to [B, *size, C] by `method` "nearest" or "bilinear".
+
+    "nearest" follows PyTorch: output row i reads input row floor(i * H / size[0]). "bilinear" has
+    pixel centres at halves and repeats the border (PyTorch's align_corners=False).
+
+    Raises:
+        ValueError: for another method.
+    """
+    if method not in UPSAMPLING:
+        raise ValueError(
+            f"upsample: unknown method {method!r}; expected one of {sorted(UPSAMPLING)}"
+        )
+    for axis, out in ((1, size[0]), (2, size[1])):
+        if x.shape[axis] != out:
+            x = UPSAMPLING[method](x, axis, out)
+    return x
+
+
+def _nearest(x: jax.Array, axis: int, out: int) -> jax.Array:
+    size = x.shape[axis]
+    factor = -(-out // size)
+    if out == factor * size or out == 2 * size - 1:
+        # For out = 2 * size - 1 (a map halved by ceil) floor(i * size / out) is i // 2, so this is
+        # the same rule; a repeat, unlike a gather, has a cheap gradient.
+        return jax.lax.slice_in_dim(jnp.repeat(x, factor, axis=axis), 0, out, 1, axis)
+    return jnp.take(x, np.arange(out) * size // out, axis=axis)
+
+
+def _bilinear(x: jax.Array, axis: int, out: int) -> jax.Array:
+    size = x.shape[axis]
+    position = np.clip((np.arange(out) + 0.5) * size / out - 0.5, 0, size - 1)
+    distance = np.abs(position[:, None] - np.arange(size)[None, :])
+    weights = np.maximum(0, 1 - distance)  # [out, size]: rows sum to 1
+    equation = "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc"
+    return jnp.einsum(equation, jnp.asarray(weights, x.dtype), x)
+
+
+UPSAMPLING = {"nearest": _nearest, "bilinear": _bilinear}

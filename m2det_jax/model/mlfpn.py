@@ -1,0 +1,204 @@
+"""The multi-level feature pyramid network of M2Det (arXiv 1811.04533, section 3.1).
+
+Scales are numbered from 1, the largest map, to S; levels from 1, the first TUM, to L.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, batch_norm, upsample
+
+
+class FFMv1(nn.Module):
+    """Fuse the backbone's two maps into the base feature.
+
+    3x3 on the shallow map, 1x1 on the deep one, nearest upsampling, concatenation:
+    [B, ceil(H / 8), ceil(W / 8), shallow_channels + deep_channels].
+    """
+
+    shallow_channels: int = 256
+    deep_channels: int = 512
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, shallow: jax.Array, deep: jax.Array, *, train: bool) -> jax.Array:
+        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        conv_shallow = ConvBlock(self.shallow_channels, 3, name="shallow", **options)
+        conv_deep = ConvBlock(self.deep_channels, 1, name="deep", **options)
+        deep = upsample(conv_deep(deep, train=train), shallow.shape[1:3], "nearest")
+        return jnp.concatenate([conv_shallow(shallow, train=train), deep], axis=-1)
+
+
+class FFMv2(nn.Module):
+    """Reduce the base feature and append the largest map of the previous TUM.
+
+    The first TUM has none before it and gets the reduced base feature alone, as in the official
+    code.
+    """
+
+    reduced_channels: int = 128
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.reduce = ConvBlock(
+            self.reduced_channels, 1, norm_momentum=self.norm_momentum, dtype=self.dtype
+        )
+
+    def __call__(self, base: jax.Array, previous: jax.Array | None, *, train: bool) -> jax.Array:
+        return append_previous(self.reduce(base, train=train), previous)
+
+
+def append_previous(reduced: jax.Array, previous: jax.Array | None) -> jax.Array:
+    return reduced if previous is None else jnp.concatenate([reduced, previous], axis=-1)
+
+
+class TUM(nn.Module):
+    """Thinned U-shape module: one feature pyramid, encoder then decoder.
+
+    The encoder halves the map by 3x3 convolutions (sizes: `feature_map_sizes`). The decoder starts
+    at the smallest scale, and at each larger one adds a 3x3 lateral convolution of the encoder's
+    map to the upsampled sum so far. A 1x1 convolution smooths each scale's output; on the smallest
+    scale, which is no sum, only where `out` differs from `width` (the official code has them equal
+    and leaves that scale as it is).
+
+    Attributes:
+        num_scales: number of scales S.
+        width: channels inside.
+        out: channels of each output map.
+        upsample: "nearest" or "bilinear".
+    """
+
+    num_scales: int = 6
+    width: int = 256
+    out: int = 128
+    upsample: str = "nearest"
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
+        """Return the S maps, the largest first."""
+        last = self.num_scales
+        encoded = {1: x}
+        for scale in range(2, last + 1):
+            unpadded = scale == last and last > 2
+            options = dict(padding=0) if unpadded else dict(strides=2)
+            block = self._block(self.width, 3, f"encoder_{scale}", **options)
+            encoded[scale] = block(encoded[scale - 1], train=train)
+        decoded = {last: self._block(self.width, 1, "top")(encoded[last], train=train)}
+        for scale in range(last - 1, 0, -1):
+            lateral = self._block(self.width, 3, f"lateral_{scale}")(encoded[scale], train=train)
+            decoded[scale] = lateral + upsample(
+                decoded[scale + 1], lateral.shape[1:3], self.upsample
+            )
+        num_smoothed = last - 1 if self.out == self.width else last
+        for scale in range(1, num_smoothed + 1):
+            smooth = self._block(self.out, 1, f"smooth_{scale}")
+            decoded[scale] = smooth(decoded[scale], train=train)
+        return [decoded[scale] for scale in range(1, last + 1)]
+
+    def _block(self, features: int, kernel_size: int, name: str, **options) -> ConvBlock:
+        return ConvBlock(
+            features,
+            kernel_size,
+            norm_momentum=self.norm_momentum,
+            dtype=self.dtype,
+            name=name,
+            **options,
+        )
+
+
+class SFAM(nn.Module):
+    """Re-weight the channels of each scale by squeeze and excitation (paper, section 3.1).
+
+    Attributes:
+        shared: one pair of layers for all scales (official code) instead of one pair each.
+        ratio: channels over hidden units.
+    """
+
+    shared: bool = False
+    ratio: int = 16
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
+        channels = maps[0].shape[-1]
+        names = ["scales"] if self.shared else [f"scale_{i}" for i in range(1, len(maps) + 1)]
+        squeezes = [self._dense(max(1, channels // self.ratio), f"squeeze_{n}") for n in names]
+        excites = [self._dense(channels, f"excite_{n}") for n in names]
+        weighted = []
+        for index, features in enumerate(maps):
+            layer = 0 if self.shared else index
+            pooled = features.mean(axis=(1, 2), keepdims=True)  # [B, 1, 1, C]
+            weights = nn.sigmoid(excites[layer](nn.relu(squeezes[layer](pooled))))
+            weighted.append(features * weights)
+        return weighted
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, dtype=self.dtype, name=name)
+
+
+class MLFPN(nn.Module):
+    """Base feature, L levels of FFMv2 and TUM, and their aggregation; fields as in M2Det."""
+
+    num_levels: int = 8
+    num_scales: int = 6
+    shallow_channels: int = 256
+    deep_channels: int = 512
+    reduced_channels: int = 128
+    tum_width: int = 256
+    tum_out: int = 128
+    sfam: bool = True
+    sfam_shared: bool = False
+    share_base_reduction: bool = False
+    largest_scale_norm: bool = False
+    upsample: str = "nearest"
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, shallow: jax.Array, deep: jax.Array, *, train: bool) -> list[jax.Array]:
+        """Return one map for each scale, the largest first, of num_levels * tum_out channels."""
+        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        ffm1 = FFMv1(self.shallow_channels, self.deep_channels, name="ffm1", **options)
+        base = ffm1(shallow, deep, train=train)
+        pyramids = self._levels(base, train, options)
+        maps = [jnp.concatenate(scale, axis=-1) for scale in zip(*pyramids, strict=True)]
+        if self.sfam:
+            maps = SFAM(self.sfam_shared, dtype=self.dtype, name="sfam")(maps)
+        if self.largest_scale_norm:
+            norm = batch_norm(
+                self.norm_momentum, self.dtype, train=train, name="largest_scale_norm"
+            )
+            maps[0] = norm(maps[0])
+        return maps
+
+    def _levels(self, base: jax.Array, train: bool, options: dict) -> list[list[jax.Array]]:
+        """The pyramids [level][scale] of all TUMs."""
+        if self.share_base_reduction:
+            # The same for all levels, so computed once, and its running averages move once a step.
+            reduce = ConvBlock(self.reduced_channels, 1, name="base_reduction", **options)
+            base = reduce(base, train=train)
+        pyramids, previous = [], None
+        for level in range(1, self.num_levels + 1):
+            if self.share_base_reduction:
+                fused = append_previous(base, previous)
+            else:
+                ffm2 = FFMv2(self.reduced_channels, name=f"ffm2_{level}", **options)
+                fused = ffm2(base, previous, train=train)
+            tum = TUM(
+                self.num_scales,
+                self.tum_width,
+                self.tum_out,
+                self.upsample,
+                name=f"tum_{level}",
+                **options,
+            )
+            pyramids.append(tum(fused, train=train))
+            previous = pyramids[-1][0]
+        return pyramids

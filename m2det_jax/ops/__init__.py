@@ -1,0 +1,44 @@
+"""Pure functions on arrays: boxes, anchors, matching, losses, suppression."""
+
+from m2det_jax.ops.anchors import retinanet_anchors, ssd_anchors, ssd_sizes
+from m2det_jax.ops.boxes import (
+    area,
+    ciou,
+    clip,
+    cxcywh_to_xyxy,
+    decode,
+    diou,
+    encode,
+    giou,
+    iou,
+    xyxy_to_cxcywh,
+)
+from m2det_jax.ops.losses import detection_losses, sigmoid_focal_loss, smooth_l1
+from m2det_jax.ops.matching import Matches, Targets, assign_targets, match
+from m2det_jax.ops.nms import Detections, multiclass_nms, nms
+
+__all__ = [
+    "Detections",
+    "Matches",
+    "Targets",
+    "area",
+    "assign_targets",
+    "ciou",
+    "clip",
+    "cxcywh_to_xyxy",
+    "decode",
+    "detection_losses",
+    "diou",
+    "encode",
+    "giou",
+    "iou",
+    "match",
+    "multiclass_nms",
+    "nms",
+    "retinanet_anchors",
+    "sigmoid_focal_loss",
+    "smooth_l1",
+    "ssd_anchors",
+    "ssd_sizes",
+    "xyxy_to_cxcywh",
+]

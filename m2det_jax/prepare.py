@@ -1,0 +1,158 @@
+"""Builds what a training run needs before its first step."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from m2det_jax import evaluate, runtime
+from m2det_jax.config import validate
+from m2det_jax.convert import load_vgg16_safetensors, with_backbone
+from m2det_jax.data import DetectionIndex
+from m2det_jax.datasets import load_datasets
+from m2det_jax.detect import Detector, build_detector
+from m2det_jax.model import init_variables
+from m2det_jax.optimizer import (
+    OptimizerSettings,
+    make_optimizer,
+    make_schedule,
+    scaled_learning_rate,
+)
+from m2det_jax.train_state import TrainState, create_train_state, place
+from m2det_jax.train_step import make_train_step
+
+log = logging.getLogger("m2det_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The run in optimiser steps."""
+
+    steps: int  # the schedule ends here
+    stop: int  # this start of the program ends here: steps, or config.max_steps
+    evaluate_every: int
+    save_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is ready for its first step.
+
+    Attributes:
+      train_step, eval_step: jitted; see make_train_step and make_eval_step.
+      state: placed on all devices.
+      replicated, by_batch: shardings of the state and of a batch.
+    """
+
+    train_index: DetectionIndex
+    val_index: DetectionIndex
+    detector: Detector
+    plan: Plan
+    train_step: Callable
+    eval_step: Callable
+    state: TrainState
+    replicated: jax.sharding.Sharding
+    by_batch: jax.sharding.Sharding
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
+    """Checks the config, reads the data, and builds model, optimiser, state and steps.
+
+    Raises:
+      ValueError, FileNotFoundError: config or data do not fit; the message says what to do.
+    """
+    validate(config)
+    runtime.check_divisible("config.batch_size", config.batch_size, config.accumulation)
+    runtime.check_divisible("config.eval.batch_size", config.eval.batch_size)
+    train_index, val_index = load_datasets(config, workdir)
+    detector = build_detector(config, train_index.class_names)
+    plan = make_plan(config, train_index.num_images)
+    optimizer_settings = make_optimizer_settings(config, plan, train_index.num_images)
+    optimizer = make_optimizer(optimizer_settings, detector.model.frozen_paths())
+    step_settings = evaluate.step_settings(config)
+    replicated, by_batch = runtime.data_mesh()
+    train_step = jax.jit(
+        make_train_step(detector, optimizer, make_schedule(optimizer_settings), step_settings),
+        donate_argnums=0,
+        in_shardings=(replicated, by_batch),
+        out_shardings=(replicated, replicated),
+    )
+    variables = initial_variables(config, detector)
+    log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
+    return Run(
+        train_index=train_index,
+        val_index=val_index,
+        detector=detector,
+        plan=plan,
+        train_step=train_step,
+        eval_step=jax.jit(evaluate.make_eval_step(detector, step_settings)),
+        state=place(create_train_state(variables, optimizer), replicated),
+        replicated=replicated,
+        by_batch=by_batch,
+    )
+
+
+def make_plan(config: ConfigDict, num_images: int) -> Plan:
+    """Turns the epochs of a config into steps for a training set of that many images."""
+    per_epoch = num_images / config.batch_size
+    steps = max(1, round(config.epochs * per_epoch))
+    return Plan(
+        steps=steps,
+        stop=min(steps, config.max_steps or steps),
+        evaluate_every=max(1, round(config.eval.every_epochs * per_epoch)),
+        save_every=config.checkpoint.every_steps,
+    )
+
+
+def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: int) -> OptimizerSettings:
+    """Turns config.optimizer into plain values in steps, with the learning rate scaled."""
+    c = config.optimizer
+    per_epoch = num_images / config.batch_size
+    rate = scaled_learning_rate(
+        c.learning_rate, config.batch_size, c.reference_batch_size, c.name
+    )
+    log.info(
+        "learning rate %.3g: %.3g at batch %d, scaled %s to batch %d; %d steps of %g epochs",
+        rate,
+        c.learning_rate,
+        c.reference_batch_size,
+        "linearly" if c.name == "sgd" else "by the square root",
+        config.batch_size,
+        plan.steps,
+        config.epochs,
+    )
+    return OptimizerSettings(
+        name=c.name,
+        learning_rate=rate,
+        momentum=c.momentum,
+        weight_decay=c.weight_decay,
+        clip_norm=c.clip_norm,
+        schedule=c.schedule,
+        steps=plan.steps,
+        warmup_steps=round(c.warmup_epochs * per_epoch),
+        decay_steps=tuple(round(epoch * per_epoch) for epoch in c.decay_epochs),
+        decay_factor=c.decay_factor,
+        final_factor=c.final_factor,
+    )
+
+
+def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
+    """Returns random variables from the seed, the backbone from a file where one is given."""
+    variables = init_variables(detector.model, detector.resize.image_size, config.seed)
+    model = config.model
+    if model.backbone_weights:
+        loaded = load_vgg16_safetensors(model.backbone_weights, norm=model.backbone_norm)
+        variables = with_backbone(variables, loaded)
+        log.info("backbone weights: %s, all tensors loaded", model.backbone_weights)
+    elif model.backbone == "vgg16" and not model.backbone_norm:
+        log.warning(
+            "WARNING: VGG16 without BatchNorm starts from random weights and will learn slowly or "
+            "not at all. Give ImageNet weights, --config.model.backbone_weights=vgg16.safetensors "
+            "(README: Pretrained backbone), or set --config.model.backbone_norm=True"
+        )
+    return variables

@@ -1,0 +1,110 @@
+"""The process around a verb: log lines, devices, compilation cache, and one-line error endings."""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import absl.logging
+import jax
+import numpy as np
+import tqdm
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+log = logging.getLogger("m2det_jax")
+
+
+def start(platform: str = "", deterministic: bool = False) -> None:
+    """Sets up logging and the compilation cache, and reports the devices.
+
+    Args:
+      platform: "" takes what jax finds; else the run is refused on another platform.
+      deterministic: asks for deterministic GPU kernels; must come before jax meets a device.
+
+    Raises:
+      ValueError: jax does not find the platform that is asked for.
+    """
+    _configure_logging()
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+    # A second start need not compile again; JAX_COMPILATION_CACHE_DIR chooses another place.
+    if not jax.config.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
+    devices = _devices(platform)
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    log.info("devices: %d x %s (%s), jax %s", len(devices), devices[0].platform, kinds,
+             jax.__version__)  # fmt: skip
+
+
+def _devices(platform: str) -> list[jax.Device]:
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise ValueError(f"jax finds no usable device: {error}") from None
+    # jax calls NVIDIA and AMD devices "gpu".
+    if platform and devices[0].platform != platform:
+        raise ValueError(
+            f"config.platform is {platform!r}, but jax finds only {devices[0].platform!r} devices; "
+            "for NVIDIA GPUs install m2det_jax[cuda12] or [cuda13] and check `nvidia-smi`; "
+            "or run with --config.platform=''"
+        )
+    return devices
+
+
+def _configure_logging() -> None:
+    if not log.handlers:
+        handler = _BesideTheBar()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.get_absl_logger().addFilter(_unevaluated_save)
+
+
+class _BesideTheBar(logging.StreamHandler):
+    """Writes log lines above a progress bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.tqdm.external_write_mode(file=sys.stderr):
+            sys.stderr.write(self.format(record) + "\n")
+
+
+def _unevaluated_save(record: logging.LogRecord) -> bool:
+    # Orbax warns of every save without metrics; saves between evaluations are meant to be so.
+    return "did not provide metrics" not in record.getMessage()
+
+
+def data_mesh() -> tuple[NamedSharding, NamedSharding]:
+    """Returns the shardings (replicated, split by batch) over all devices of all processes."""
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_divisible(what: str, batch_size: int, parts: int = 1) -> None:
+    """Refuses a batch that does not divide over devices and micro-batches.
+
+    Raises:
+      ValueError: naming both numbers.
+    """
+    devices = jax.device_count()
+    if batch_size % (devices * parts):
+        by = f"{devices} devices" + (f" x {parts} micro-batches" if parts > 1 else "")
+        raise ValueError(
+            f"{what}={batch_size} does not divide over {by}; give a multiple of {devices * parts}"
+        )
+
+
+def one_line_errors(verb: Callable, *args, **kwargs):
+    """Calls a verb; what the user can mend ends in one clear message instead of a traceback."""
+    try:
+        return verb(*args, **kwargs)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if os.environ.get("M2DET_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")

@@ -1,0 +1,81 @@
+"""Tensors that PyTorch wrote: their names, their layout, and an account of what does not fit.
+
+PyTorch keeps kernels as OIHW (output, input, height, width), Flax as HWIO; matrices likewise.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+# The last part of a name, ours to PyTorch's.
+TENSOR_NAMES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# PyTorch's count of batches that a BatchNorm has seen: not a weight.
+IGNORED_SUFFIX = "num_batches_tracked"
+# Number of axes -> our axes in PyTorch's order: HWIO to OIHW, and matrices likewise.
+TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+def fill(
+    wanted: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    origin: str,
+) -> dict[str, np.ndarray]:
+    """Return our path -> float32 tensor in our layout.
+
+    Args:
+        wanted: our path -> (names of the same tensor in `tensors`, our shape).
+        tensors: in PyTorch's layout.
+        origin: what errors call `tensors`.
+
+    Raises:
+        ValueError: listing all that is missing, extra, wrongly shaped or given twice unequally.
+    """
+    filled, problems = {}, []
+    for path, (names, shape) in wanted.items():
+        expected = _torch_shape(shape)
+        found = [(name, np.asarray(tensors[name])) for name in names if name in tensors]
+        if not found:
+            problems.append(f"missing: {' or '.join(names)} {expected}, for {path}")
+        elif bad := [item for item in found if not _same_up_to_flattening(item[1].shape, expected)]:
+            problems += [f"wrong shape: {n} is {t.shape}, expected {expected}" for n, t in bad]
+        elif any(not np.array_equal(tensor, found[0][1]) for _, tensor in found[1:]):
+            problems.append(f"not equal, but shared by the model: {', '.join(n for n, _ in found)}")
+        else:
+            filled[path] = _to_flax(found[0][1], shape)
+    known = {name for names, _ in wanted.values() for name in names}
+    extra = (n for n in tensors if n not in known and not n.endswith(IGNORED_SUFFIX))
+    problems += [f"extra: {name} {np.shape(tensors[name])}" for name in extra]
+    raise_if_any(origin, problems)
+    return filled
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in TORCH_AXES[len(shape)])
+
+
+def _to_flax(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    axes = np.argsort(TORCH_AXES[len(shape)])
+    moved = tensor.reshape(_torch_shape(shape)).transpose(axes)
+    return np.ascontiguousarray(moved, np.float32)
+
+
+def _same_up_to_flattening(got: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether shapes agree, or one is the matrix [outputs, all inputs] of the other."""
+    if got == expected:
+        return True
+    matrices = [(shape[0], math.prod(shape[1:])) for shape in (got, expected) if len(shape) > 1]
+    return 2 in (len(got), len(expected)) and len(matrices) == 2 and matrices[0] == matrices[1]
+
+
+def raise_if_any(what: str, problems: list[str]) -> None:
+    """Raise a ValueError that lists all problems, one a line, if there are any."""
+    if problems:
+        raise ValueError(f"{what}: {len(problems)} problems\n" + "\n".join(problems))

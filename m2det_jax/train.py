@@ -1,0 +1,203 @@
+"""Trains a detector: the whole loop, in order."""
+
+import contextlib
+import json
+import logging
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from m2det_jax import checkpoint
+from m2det_jax.config import flatten
+from m2det_jax.data import train_batches
+from m2det_jax.datasets import augment_settings
+from m2det_jax.draw import contact_sheet, draw_boxes
+from m2det_jax.evaluate import evaluate
+from m2det_jax.history import History
+from m2det_jax.prepare import Run, prepare
+from m2det_jax.train_state import TrainState, place
+from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch
+
+log = logging.getLogger("m2det_jax")
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> dict:
+    """Trains until the plan is done, resuming from workdir's latest checkpoint where there is one.
+
+    Returns:
+      The validation metrics of the last evaluation (moving-average weights); {} if there was none.
+
+    Raises:
+      ValueError, FileNotFoundError: config, data or checkpoints do not fit; says what to do.
+      FloatingPointError: the loss is not finite; names the step, the images and the checkpoint.
+    """
+    run = prepare(config, workdir)
+    running = place(IntervalMetrics.empty(), run.replicated)
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(
+            checkpoint.open_manager(workdir, keep_latest=config.checkpoint.keep_latest)
+        )
+        state, running, progress = start_or_resume(run, running, manager, config)
+        step = int(state.step)
+        write_config(workdir, config)
+        history = stack.enter_context(contextlib.closing(History(workdir, step)))
+        batches = stack.enter_context(contextlib.closing(open_batches(config, run, step)))
+        watch = Watch(
+            history,
+            running,
+            start_step=step,
+            steps=run.plan.steps,
+            batch_size=config.batch_size,
+            every_steps=config.log.every_steps,
+        )
+        stack.enter_context(contextlib.closing(watch))
+        try:
+            return loop(config, workdir, run, state, progress, manager, batches, watch)
+        except NonFiniteLoss as error:
+            raise FloatingPointError(explain(error, run, manager)) from None
+
+
+def loop(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    run: Run,
+    state: TrainState,
+    progress: dict,
+    manager: ocp.CheckpointManager,
+    batches: Iterator[dict],
+    watch: Watch,
+) -> dict:
+    """Steps from the state's step to the end of the plan; returns the last validation metrics."""
+    plan, metrics, start = run.plan, {}, int(state.step)
+    if start >= plan.stop:
+        log.info("nothing to do: step %d of %d is done; raise config.epochs to go on",
+                 start, plan.stop)  # fmt: skip
+    for step in range(start + 1, plan.stop + 1):
+        batch = watch.wait_for(batches)
+        image_ids = batch.pop("image_id")
+        if step == 1:
+            save_samples(config, workdir, run, batch, watch.history)
+        state, step_metrics = run.train_step(state, jax.device_put(batch, run.by_batch))
+        watch.after_step(step, step_metrics, image_ids)
+
+        evaluating = step % plan.evaluate_every == 0 or step == plan.steps
+        if not (evaluating or step == plan.stop or step % plan.save_every == 0):
+            continue
+        watch.check()  # a state with a bad loss is neither evaluated nor saved
+        if evaluating:
+            metrics = watch.pause(validate_state, config, run, state, watch.history, progress)
+        # History before checkpoint: a run that dies between the two repeats the evaluation and
+        # cuts the doubled record; the other way round the record would be lost.
+        meta = checkpoint.make_meta(config, run.train_index.class_names, progress)
+        ap = {"AP": progress["AP"]} if evaluating else None
+        watch.pause(checkpoint.save, manager, state, watch.running, meta, ap)
+        if evaluating and 0 < config.eval.patience <= progress["evaluations_since_best"]:
+            log.info("stopping early at step %d: no better AP in %d evaluations",
+                     step, config.eval.patience)  # fmt: skip
+            break
+    return metrics
+
+
+def start_or_resume(run: Run, running, manager: ocp.CheckpointManager, config: ConfigDict):
+    """Returns (state, running metrics, progress) of the latest checkpoint, or of a fresh start."""
+    found = checkpoint.restore_latest(manager, run.state, running, run.replicated)
+    if found is None:
+        return run.state, running, {"AP": -1.0, "best_AP": -1.0, "evaluations_since_best": 0}
+    state, running, meta = found
+    if tuple(meta["class_names"]) != run.train_index.class_names:
+        raise ValueError(
+            f"{manager.directory} was trained on the classes {meta['class_names']}, the data has "
+            f"{list(run.train_index.class_names)}; use another --workdir"
+        )
+    before = flatten(ConfigDict(meta["config"]))
+    for key, value in flatten(config).items():
+        old = before.get(key)
+        if (tuple(old) if isinstance(old, list) else old) != value:
+            log.warning("config.%s was %r when this run began, now %r", key, old, value)
+    log.info("resuming from step %d of %s", int(state.step), manager.directory)
+    return state, running, meta["progress"]
+
+
+def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict]:
+    """Opens the training data at the batch after `start_step`."""
+    return train_batches(
+        run.train_index,
+        settings=augment_settings(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+        num_threads=config.data.num_threads,
+    )
+
+
+def validate_state(
+    config: ConfigDict, run: Run, state: TrainState, history: History, progress: dict
+) -> dict:
+    """Evaluates the moving averages, records the figures and updates `progress`."""
+    metrics, _ = evaluate(
+        run.eval_step,
+        state.eval_variables,
+        run.val_index,
+        run.detector,
+        batch_size=config.eval.batch_size,
+        sharding=run.by_batch,
+        num_threads=config.data.num_threads,
+    )
+    scalars = {f"val_{name}": value for name, value in metrics.items() if name != "per_class"}
+    history.write(int(state.step), scalars)
+    better = metrics["AP"] > progress["best_AP"]
+    progress["AP"] = metrics["AP"]
+    progress["best_AP"] = max(metrics["AP"], progress["best_AP"])
+    progress["evaluations_since_best"] = 0 if better else progress["evaluations_since_best"] + 1
+    log.info("step %d  validation AP %.3f  AP50 %.3f  AP75 %.3f  loss %.4f  (best AP %.3f)",
+             int(state.step), metrics["AP"], metrics["AP50"], metrics["AP75"], metrics["loss"],
+             progress["best_AP"])  # fmt: skip
+    return metrics
+
+
+def save_samples(
+    config: ConfigDict, workdir: pathlib.Path, run: Run, batch: dict, history: History
+) -> None:
+    """Writes the first augmented pictures with their boxes, as the model is about to see them."""
+    pictures = []
+    for i in range(min(config.log.sample_images, len(batch["image"]))):
+        mask = batch["mask"][i]
+        pictures.append(
+            draw_boxes(
+                batch["image"][i],
+                batch["boxes"][i][mask],
+                batch["labels"][i][mask],
+                run.detector.class_names,
+            )
+        )
+    if not pictures:
+        return
+    sheet = contact_sheet(pictures, columns=4)
+    path = workdir / "train_samples.png"
+    sheet.save(path)
+    history.write_image(0, "train_samples", sheet)
+    log.info("augmented training pictures: %s", path)
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes the config beside the run, for people to read; checkpoints carry their own."""
+    text = json.dumps(config.to_dict(), indent=2)
+    (workdir / "config.json").write_text(text + "\n")
+
+
+def explain(error: NonFiniteLoss, run: Run, manager: ocp.CheckpointManager) -> str:
+    """Says where the loss broke and what is left."""
+    names = ", ".join(run.train_index.image_paths[i] for i in error.image_ids)
+    last = manager.latest_step()
+    good = f"the last good checkpoint is step {last}" if last is not None else "none is saved yet"
+    return (
+        f"the loss is {error.loss} at step {error.step}; {good} in {manager.directory}. "
+        f"Images of that batch: {names}. Look at them, or lower config.optimizer.learning_rate, "
+        "lengthen warmup_epochs, or lower clip_norm"
+    )

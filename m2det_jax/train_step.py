@@ -1,0 +1,133 @@
+"""One optimisation step, as a pure function.
+
+B images of the global batch, A anchors, M objects per image (padded), H, W.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from m2det_jax import ops
+from m2det_jax.detect import Detector
+from m2det_jax.train_state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """Plain values that shape a step; see config.anchors, config.loss and config.optimizer."""
+
+    positive_threshold: float
+    negative_threshold: float
+    focal_alpha: float
+    focal_gamma: float
+    smooth_l1_beta: float
+    box_weight: float
+    ema_decay: float
+    accumulation: int
+
+
+def make_targets(detector: Detector, settings: StepSettings, batch: Batch) -> ops.Targets:
+    """Matches each image's objects [B, M] to the anchors; returns targets [B, A]."""
+    anchors = jnp.asarray(detector.anchors)
+
+    def one_image(boxes, labels, mask):
+        return ops.assign_targets(
+            anchors,
+            boxes,
+            labels,
+            mask,
+            positive_threshold=settings.positive_threshold,
+            negative_threshold=settings.negative_threshold,
+            variances=detector.variances,
+        )
+
+    return jax.vmap(one_image)(batch["boxes"], batch["labels"], batch["mask"])
+
+
+def losses_of(
+    outputs: dict[str, jax.Array], targets: ops.Targets, settings: StepSettings, num_positives=None
+) -> Metrics:
+    """Returns loss, loss_class, loss_box and num_positives of raw outputs against targets."""
+    return ops.detection_losses(
+        outputs["class_logits"],
+        outputs["box_deltas"],
+        targets,
+        alpha=settings.focal_alpha,
+        gamma=settings.focal_gamma,
+        beta=settings.smooth_l1_beta,
+        box_weight=settings.box_weight,
+        num_positives=num_positives,
+    )
+
+
+def make_train_step(
+    detector: Detector,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    settings: StepSettings,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns train_step(state, batch) -> (state, metrics); jit, donate and shard it outside.
+
+    batch: image uint8 [B, H, W, 3], boxes float32 [B, M, 4], labels int32 [B, M], mask bool [B, M].
+    metrics: float32 scalars loss, loss_class, loss_box, num_positives, grad_norm, learning_rate.
+
+    With accumulation the batch goes through in as many equal parts, one after the other. Every
+    part is normalised by the positives of the whole batch, so that the gradient is that of the
+    whole batch but for the batch statistics, which are those of each part in turn.
+    """
+    parts = settings.accumulation
+
+    def split(x):  # [B, ...] -> [parts, B / parts, ...]; strided: each device keeps its own images
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        targets = make_targets(detector, settings, batch)
+        num_positives = targets.positive.sum()
+
+        def loss_fn(params, batch_stats, images, targets):
+            outputs, updated = detector.model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                detector.normalize(images),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = losses_of(outputs, targets, settings, num_positives)
+            del losses["num_positives"]  # of this part alone
+            return losses["loss"], (losses, updated["batch_stats"])
+
+        def accumulate(carry, part):
+            gradients, losses, batch_stats = carry
+            grad_fn = jax.grad(loss_fn, has_aux=True)
+            new, (part_losses, batch_stats) = grad_fn(state.params, batch_stats, *part)
+            sums = jax.tree.map(jnp.add, (gradients, losses), (new, part_losses))
+            return (*sums, batch_stats), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        no_loss = {name: jnp.zeros(()) for name in ("loss", "loss_class", "loss_box")}
+        xs = jax.tree.map(split, (batch["image"], targets))
+        (gradients, losses, batch_stats), _ = jax.lax.scan(
+            accumulate, (zeros, no_loss, state.batch_stats), xs, unroll=parts == 1
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A young average must forget the random start: its decay warms up with the steps.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(settings.ema_decay, (1 + step) / (10 + step))
+        ema = optax.incremental_update(
+            (params, batch_stats), (state.ema_params, state.ema_batch_stats), 1 - decay
+        )
+        metrics = losses | {
+            "num_positives": num_positives.astype(jnp.float32),
+            "grad_norm": optax.tree.norm(gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        state = TrainState(state.step + 1, params, batch_stats, *ema, opt_state)
+        return state, metrics
+
+    return train_step

@@ -1,0 +1,200 @@
+"""Batches: a function of seed and step alone, every image in its turn, errors that arrive."""
+
+import dataclasses
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m2det_jax.data import AugmentSettings, ResizeSettings, eval_batches, read_csv, train_batches
+
+SETTINGS = AugmentSettings((48, 64))
+KEYS = {"image", "boxes", "labels", "mask", "image_id"}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """Eleven noisy images of different sizes; image i has i % 4 boxes."""
+    folder = tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(11):
+        width, height = 60 + 7 * i, 90 - 5 * i
+        noise = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+        rows += [f"{i}.png,{j},{2 * j},{30 + j},{20 + 5 * j},b" for j in range(i % 4)]
+        rows += [f"{i}.png,,,,,"] * (i % 4 == 0)
+    (folder / "train.csv").write_text("\n".join(rows))
+    return read_csv(folder / "train.csv", ("a", "b"))
+
+
+def take(count, index, **options):
+    options = {"settings": SETTINGS, "batch_size": 4, "seed": 5} | options
+    with train_batches(index, **options) as batches:
+        return list(itertools.islice(batches, count))
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_shapes_and_padding(index):
+    (batch,) = take(1, index)
+    assert batch.keys() == KEYS
+    described = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
+    assert described == {
+        "image": ((4, 48, 64, 3), "uint8"),
+        "boxes": ((4, 8, 4), "float32"),
+        "labels": ((4, 8), "int32"),
+        "mask": ((4, 8), "bool"),
+        "image_id": ((4,), "int32"),
+    }
+    for batch in take(12, index):
+        assert (batch["mask"].sum(axis=1) <= batch["image_id"] % 4).all()
+        assert (
+            not batch["boxes"][~batch["mask"]].any() and not batch["labels"][~batch["mask"]].any()
+        )
+        x1, y1, x2, y2 = batch["boxes"][batch["mask"]].T
+        assert (x1 >= 0).all() and (x1 < x2).all() and (x2 <= 64).all()
+        assert (y1 >= 0).all() and (y1 < y2).all() and (y2 <= 48).all()
+        assert (batch["labels"][batch["mask"]] == 1).all()
+
+
+def test_epochs_are_permutations(index):
+    ids = np.concatenate([batch["image_id"] for batch in take(11, index)])
+    epochs = [ids[start : start + 11].tolist() for start in (0, 11, 22, 33)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_seed_and_epoch_change_the_augmentation(index):
+    first, other = take(1, index)[0], take(1, index, seed=6)[0]
+    assert equal(first, take(1, index)[0]) and not equal(first, other)
+    one = index.subset([5])
+    batches = take(3, one, batch_size=2)
+    images = [image.tobytes() for batch in batches for image in batch["image"]]
+    assert len(set(images)) == len(images)
+
+
+@pytest.mark.parametrize("start_step", [1, 7])
+def test_resume_at_a_step(index, start_step):
+    whole = take(10, index)[start_step:]
+    resumed = take(len(whole), index, start_step=start_step)
+    assert all(equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"num_threads": 0}, {"num_threads": 5}, {"num_workers": 2}])
+def test_workers_and_threads_change_nothing(index, options):
+    expected = take(7, index, start_step=2)
+    got = take(7, index, start_step=2, **options)
+    assert all(equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_processes_share_each_global_batch(index):
+    expected = take(6, index)
+    shares = [take(6, index, process_index=i, process_count=2) for i in range(2)]
+    for step, batch in enumerate(expected):
+        for key in KEYS:
+            merged = np.stack([share[step][key] for share in shares], axis=1)
+            assert np.array_equal(merged.reshape(batch[key].shape), batch[key])
+
+
+def test_batch_larger_than_the_set(index):
+    (batch,) = take(1, index.subset([3, 6]), batch_size=7)
+    assert set(batch["image_id"].tolist()) == {0, 1} and len(batch["image"]) == 7
+
+
+def test_max_objects(index):
+    assert take(1, index, max_objects=3)[0]["boxes"].shape == (4, 3, 4)
+    with pytest.raises(ValueError, match="an image has 3 objects, got 2"):
+        take(1, index, max_objects=2)
+
+
+@pytest.mark.parametrize("options", [{"num_threads": 0}, {"num_threads": 2}, {"num_workers": 1}])
+def test_unreadable_image_is_named(index, tmp_path, options):
+    content = pathlib.Path(index.image_paths[3]).read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    paths = (*index.image_paths[:3], str(tmp_path / "cut.png"), *index.image_paths[4:])
+    broken = dataclasses.replace(index, image_paths=paths)
+    batches = train_batches(broken, settings=SETTINGS, batch_size=4, seed=0, **options)
+    with batches, pytest.raises(ValueError, match=r"cut\.png"):
+        list(itertools.islice(batches, 4))
+    # Nothing goes on as if the batch had not been there.
+    with pytest.raises(ValueError, match=r"cut\.png"):
+        next(batches)
+
+
+def test_closing_ends_it(index):
+    batches = train_batches(index, settings=SETTINGS, batch_size=4, seed=0)
+    next(batches)
+    batches.close()
+    batches.close()
+    assert list(batches) == []
+
+
+@pytest.mark.parametrize("mode", ["stretch", "letterbox"])
+def test_eval_batches(index, mode):
+    resize = ResizeSettings((48, 64), mode=mode)
+    batches = list(eval_batches(index, resize=resize, batch_size=4))
+    assert [batch["image_id"].tolist() for batch in batches] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, -1]
+    ]  # fmt: skip
+    for batch in batches:
+        assert batch.keys() == KEYS | {"scale", "offset"}
+        assert batch["scale"].dtype == batch["offset"].dtype == np.float32
+        for row, image_id in enumerate(batch["image_id"]):
+            boxes = batch["boxes"][row][batch["mask"][row]]
+            if image_id < 0:
+                assert not len(boxes) and (batch["image"][row] == resize.fill).all()
+                assert batch["scale"][row].tolist() == [1, 1]
+                continue
+            original = (boxes - np.tile(batch["offset"][row], 2)) / np.tile(batch["scale"][row], 2)
+            assert np.allclose(original, index.objects(image_id)[0], atol=1e-3)
+
+
+def test_eval_batches_are_dealt_to_processes(index):
+    resize = ResizeSettings((48, 64))
+    shares = [
+        list(eval_batches(index, resize=resize, batch_size=8, process_index=i, process_count=2))
+        for i in range(2)
+    ]
+    assert [len(share) for share in shares] == [2, 2]
+    ids = sorted(i for share in shares for batch in share for i in batch["image_id"].tolist())
+    assert ids == [-1] * 5 + list(range(11))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 3, "process_count": 2}, "3 images cannot be dealt evenly to 2"),
+        ({"process_index": 1}, "process_index"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"start_step": -1}, "start_step"),
+        ({"num_workers": -1}, "num_workers"),
+    ],
+)
+def test_arguments_are_checked(index, options, message):
+    with pytest.raises(ValueError, match=message):
+        take(1, index, **options)
+
+
+def test_empty_set(index):
+    with pytest.raises(ValueError, match="no images"):
+        take(1, index.subset([]))
+
+
+def test_seed_limits(index):
+    for seed in (0, 2**32 - 1):
+        assert len(take(1, index, seed=seed)) == 1
+
+
+def test_bccd_sample(bccd_dir):
+    whole = read_csv(bccd_dir / "train.csv", bccd_dir / "classes.csv")
+    settings = AugmentSettings((320, 320))
+    (batch,) = take(1, whole, settings=settings, batch_size=8)
+    assert batch["image"].shape == (8, 320, 320, 3) and batch["boxes"].shape == (8, 32, 4)
+    assert batch["mask"].any(axis=1).all()

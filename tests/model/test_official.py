@@ -1,0 +1,51 @@
+"""Parity with the authors' PyTorch code at full size; weights drawn by the reference's rule."""
+
+import json
+import math
+import re
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from m2det_jax.convert import official_to_variables
+from m2det_jax.model import M2Det, official_form
+
+
+def _reference_tensor(key, shape):
+    seed_key = re.sub(r"^leach\.\d+\.", "leach.0.", key)
+    seed_key = re.sub(r"^sfam_module\.(fc[12])\.\d+\.", r"sfam_module.\1.0.", seed_key)
+    rng = np.random.default_rng(zlib.crc32(seed_key.encode()))
+    if key.endswith("num_batches_tracked"):
+        return np.zeros((), np.int64)
+    normal = rng.standard_normal(shape, np.float32)
+    if key.endswith("running_var"):
+        return 1 + 0.1 * np.abs(normal)
+    if key.endswith(("running_mean", "bias")):
+        return 0.1 * normal
+    if len(shape) == 1:
+        return 1 + 0.1 * normal
+    gain = 2 if key.startswith("base.") else 1
+    return normal * np.float32(math.sqrt(gain / np.prod(shape[1:])))
+
+
+@pytest.mark.parametrize("name", ["vgg16_320_sfam_c21", "vgg16_320_nosfam_c21"])
+def test_forward_pass_equals_the_official_one(reference_dir, name):
+    case = json.loads((reference_dir / "official_state_dicts.json").read_text())[name]
+    reference = np.load(reference_dir / "official_forward.npz")
+    form = official_form() | {"sfam": case["sfam"]}
+    model = M2Det(num_class_outputs=case["num_classes"], **form)
+    weights = {key: _reference_tensor(key, shape) for key, shape in case["state_dict"].items()}
+    variables = official_to_variables(weights, model)
+    rng = np.random.default_rng(case["image_seed"])
+    image = rng.standard_normal((1, 3, 320, 320), np.float32).transpose(0, 2, 3, 1)
+    out = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, image)
+    summary = []
+    for ours, theirs in (("box_deltas", "loc"), ("class_logits", "conf")):
+        value = np.asarray(out[ours][0])
+        expected = reference[f"{name}/{theirs}"]
+        error = np.abs(value[reference[f"{name}/index"]] - expected).max()
+        assert error < 2e-5 * value.std()
+        summary += [value.mean(), value.std()]
+    np.testing.assert_allclose(summary, reference[f"{name}/summary"], rtol=1e-4)

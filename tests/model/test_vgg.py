@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m2det_jax.model.backbones import BACKBONES, make_backbone
+from m2det_jax.model.initialize import init_variables, variable_shapes
+from m2det_jax.model.vgg import VGG16
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("size", [(320, 512), (66, 101), (37, 64)])
+def test_every_backbone_keeps_the_promise_on_strides(kind, size):
+    backbone = make_backbone(kind, width=0.25)
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    shapes = variable_shapes(backbone, (64, 64))
+    shallow, deep = jax.eval_shape(lambda v, x: backbone.apply(v, x, train=False), shapes, images)
+    assert shallow.shape[:3] == (2, -(-size[0] // 8), -(-size[1] // 8))
+    assert deep.shape[:3] == (2, -(-size[0] // 16), -(-size[1] // 16))
+
+
+def test_unknown_backbone_lists_the_known():
+    with pytest.raises(ValueError, match=r"'vgg61'.*'vgg16'"):
+        make_backbone("vgg61")
+
+
+def test_full_width_has_the_reduced_vgg16_parameters():
+    shapes = variable_shapes(VGG16(), (64, 64))
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    # VGG16's 13 convolutions have 14,714,688; conv6 9 * 512 * 1024 + 1024, conv7 1024 ** 2 + 1024.
+    assert count == 14_714_688 + 9 * 512 * 1024 + 1024 + 1024**2 + 1024
+    assert shapes["batch_stats"] == {}
+    assert shapes["params"]["conv6"]["conv"]["kernel"].shape == (3, 3, 512, 1024)
+
+
+def test_conv6_taps_are_six_cells_apart():
+    """One deep cell sees pool5 at offsets -6, 0 and 6 (and its 3 x 3 neighbourhood) only."""
+    model = VGG16(width=0.125)
+    variables = init_variables(model, (64, 64), seed=0)
+    variables = jax.tree.map(jnp.abs, variables)  # all paths open: nothing is lost in a ReLU
+    image = jnp.ones((1, 16 * 33, 16, 3))
+
+    def deep(image):
+        return model.apply(variables, image, train=False)[1][0, :, 0].sum(axis=-1)  # [33]
+
+    moved = jax.jit(lambda x: jax.jvp(deep, (x,), (jnp.zeros_like(x).at[0, 264].set(1.0),))[1])
+    reached = set(np.flatnonzero(np.asarray(moved(image))))
+    # Row 264 is in cell 16; through conv5, pool5 and conv1 to conv4 it reaches cells 9 to 23 in
+    # groups around 10, 16 and 22.
+    assert {10, 16, 22} <= reached
+    assert min(reached) >= 16 - 6 - 7 and max(reached) <= 16 + 6 + 7
+
+
+@pytest.mark.parametrize("stages", [0, 2, 5])
+def test_frozen_modules_are_the_first_stages(stages):
+    names = VGG16(frozen_stages=stages).frozen_modules()
+    assert names[:1] == (("conv1_1",) if stages else ())
+    assert {int(name[4]) for name in names} == set(range(1, stages + 1))
+    assert len(names) == [0, 2, 4, 7, 10, 13][stages]
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_frozen_stages_get_no_gradient_and_keep_their_averages(stages):
+    model = VGG16(width=0.125, norm=True, frozen_stages=stages)
+    variables = init_variables(model, (64, 64), seed=0)
+    images = np.random.default_rng(0).standard_normal((2, 32, 48, 3), np.float32)
+
+    def loss_fn(params):
+        maps, updated = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return sum((features**2).mean() for features in maps), updated
+
+    grads, updated = jax.jit(jax.grad(loss_fn, has_aux=True))(variables["params"])
+    old, new = variables["batch_stats"], updated["batch_stats"]
+    assert jax.tree.structure(old) == jax.tree.structure(new)
+    for name, module in grads.items():
+        frozen = name in model.frozen_modules()
+        assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(module)) != frozen, name
+        if name in old:
+            unmoved = np.array_equal(old[name]["norm"]["mean"], new[name]["norm"]["mean"])
+            assert unmoved == frozen, name
