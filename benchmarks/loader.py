@@ -11,18 +11,18 @@ import argparse
 import itertools
 import pathlib
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from PIL import Image
 
+from benchmarks import timing
 from m2det_jax.data import AugmentSettings, read_csv, train_batches
 
 BATCH_SIZE = 8
 
 
-def measure(data: pathlib.Path, *, size: int, rounds: int, batches: int) -> dict[str, float]:
-    """Returns images per second of both, and the median over rounds of their ratio."""
+def measure(data: pathlib.Path, *, size: int, rounds: int, batches: int) -> dict[str, list[float]]:
+    """Returns the seconds that each round of `batches` took: "bare" and "augmented"."""
     index = read_csv(data / "train.csv", data / "classes.csv")
     paths = itertools.cycle(index.image_paths)
     settings = AugmentSettings(image_size=(size, size))
@@ -38,32 +38,30 @@ def measure(data: pathlib.Path, *, size: int, rounds: int, batches: int) -> dict
             pass
 
     with pipeline:
-        bare(), augmented()  # warm: file cache, lazy imports
-        pairs = [(_seconds(bare), _seconds(augmented)) for _ in range(rounds)]
-    images = batches * BATCH_SIZE
-    return {
-        "bare_images_per_second": images / statistics.median(pair[0] for pair in pairs),
-        "pipeline_images_per_second": images / statistics.median(pair[1] for pair in pairs),
-        "ratio": statistics.median(bare / pipeline for bare, pipeline in pairs),
-    }
+        return timing.take_turns({"bare": bare, "augmented": augmented}, rounds)
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def print_rates(samples: dict[str, list[float]], images: int) -> None:
+    """Prints images per second of both, and the median and spread of their ratio."""
+    for name, durations in samples.items():
+        rate = images / statistics.median(durations)
+        timing.print_figure(name, f"{rate:.1f} images/s; a round {timing.spread(durations)}")
+    pairs = zip(samples["bare"], samples["augmented"], strict=True)
+    ratios = sorted(bare / augmented for bare, augmented in pairs)
+    middle, low, high = statistics.median(ratios), ratios[0], ratios[-1]
+    timing.print_figure("augmented / bare", f"{middle:.2f} ({low:.2f} to {high:.2f})")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, default="../shared/datasets/bccd")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batches", type=int, default=4, help="batches a round")
-    args = parser.parse_args()
-    found = measure(args.data, size=args.size, rounds=args.rounds, batches=args.batches)
-    for name, value in found.items():
-        print(f"{name:28s} {value:8.2f}")
+    args = parser.parse_args(argv)
+    timing.print_machine(devices=False)
+    samples = measure(args.data, size=args.size, rounds=args.rounds, batches=args.batches)
+    print_rates(samples, args.batches * BATCH_SIZE)
 
 
 if __name__ == "__main__":

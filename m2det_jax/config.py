@@ -84,7 +84,7 @@ def _augment() -> ConfigDict:
 def _model() -> ConfigDict:
     return ConfigDict(
         dict(
-            backbone="vgg16",
+            backbone="vgg16",  # or "resnet18", "resnet34"
             backbone_width=1.0,  # multiplies the channels of the backbone
             backbone_norm=False,  # BatchNorm in VGG: needed to train it from random weights
             backbone_weights="",  # ImageNet VGG16 as .safetensors (torchvision or timm names)
@@ -100,6 +100,7 @@ def _model() -> ConfigDict:
             sfam_shared=False,  # official code: one pair of layers for all scales
             share_base_reduction=False,  # official code: one reduction for all levels
             largest_scale_norm=False,  # official code: BatchNorm on the largest scale
+            norm_momentum=0.99,  # share of BatchNorm's running averages that a step keeps
             upsample="nearest",  # or "bilinear"
             dtype="float32",  # of computation; "bfloat16" for GPUs; weights stay float32
         )
@@ -178,6 +179,10 @@ _POSITIVE = (
     "checkpoint.every_steps checkpoint.keep_latest optimizer.learning_rate "
     "optimizer.reference_batch_size loss.smooth_l1_beta"
 ).split()
+_NOT_NEGATIVE = (
+    "seed max_steps data.num_workers log.sample_images eval.patience optimizer.momentum "
+    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs"
+).split()
 _UNIT_INTERVAL = (
     "data.val_fraction augment.flip_probability augment.expand_probability "
     "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
@@ -195,6 +200,9 @@ def validate(config: ConfigDict) -> None:
     for key in _POSITIVE:
         if not (value := get(config, key)) > 0:
             problems.append(f"config.{key}={value}: must be above 0")
+    for key in _NOT_NEGATIVE:
+        if not (value := get(config, key)) >= 0:
+            problems.append(f"config.{key}={value}: must be 0 or more")
     for key in _UNIT_INTERVAL:
         if not 0 <= (value := get(config, key)) <= 1:
             problems.append(f"config.{key}={value}: must lie in 0..1")
@@ -206,7 +214,7 @@ def validate(config: ConfigDict) -> None:
         problems.append(
             f"config.data.image_size={config.data.image_size}: give (height, width), 64 or more"
         )
-    if config.batch_size % config.accumulation:
+    if config.accumulation > 0 and config.batch_size % config.accumulation:
         problems.append(
             f"config.batch_size={config.batch_size} is not a multiple of "
             f"config.accumulation={config.accumulation}"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Iterator
 
@@ -43,7 +44,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict:
         state, running, progress = start_or_resume(run, running, manager, config)
         step = int(state.step)
         write_config(workdir, config)
-        history = stack.enter_context(contextlib.closing(History(workdir, step)))
+        history = stack.enter_context(contextlib.closing(History(workdir, step, enabled=jax.process_index() == 0)))
         batches = stack.enter_context(contextlib.closing(open_batches(config, run, step)))
         watch = Watch(
             history,
@@ -151,9 +152,10 @@ def validate_state(
     )
     scalars = {f"val_{name}": value for name, value in metrics.items() if name != "per_class"}
     history.write(int(state.step), scalars)
-    better = metrics["AP"] > progress["best_AP"]
-    progress["AP"] = metrics["AP"]
-    progress["best_AP"] = max(metrics["AP"], progress["best_AP"])
+    # Without any object in the validation set there is no AP; a number keeps "best" defined.
+    progress["AP"] = 0.0 if math.isnan(metrics["AP"]) else metrics["AP"]
+    better = progress["AP"] > progress["best_AP"]
+    progress["best_AP"] = max(progress["AP"], progress["best_AP"])
     progress["evaluations_since_best"] = 0 if better else progress["evaluations_since_best"] + 1
     log.info("step %d  validation AP %.3f  AP50 %.3f  AP75 %.3f  loss %.4f  (best AP %.3f)",
              int(state.step), metrics["AP"], metrics["AP50"], metrics["AP75"], metrics["loss"],

@@ -43,3 +43,29 @@ def reference_dir() -> pathlib.Path:
 def bccd_dir() -> pathlib.Path:
     """Folder with the blood cell data set in our CSV form."""
     return _directory("M2DET_BCCD", "../shared/datasets/bccd")
+
+
+@pytest.fixture(scope="session")
+def drawn_files(tmp_path_factory):
+    """A drawn data set of 24 training and 12 validation images."""
+    import support
+    from m2det_jax.data.synthetic import draw_dataset
+
+    return draw_dataset(
+        tmp_path_factory.mktemp("drawn"),
+        num_train=support.NUM_TRAIN,
+        num_val=support.NUM_VAL,
+        short_side=(64, 96),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(drawn_files, tmp_path_factory):
+    """One prepared tiny run, so that its step is compiled once for all tests."""
+    import support
+    from m2det_jax.prepare import prepare
+
+    config = support.tiny_config(drawn_files)
+    with support.counted_traces() as traces:
+        run = prepare(config, tmp_path_factory.mktemp("tiny_run"))
+    return support.TinyRun(config, run, jax.device_get(run.state), traces)

@@ -24,13 +24,11 @@ _CROSS = [
 ]
 _LETTER_A = [(0, 1), (0.37, 0), (0.63, 0), (1, 1), (0.77, 1), (0.69, 0.78), (0.31, 0.78), (0.23, 1)]
 _LETTER_A_HOLE = [(0.385, 0.57), (0.5, 0.23), (0.615, 0.57)]
-_DIGIT_7 = [(0, 0), (1, 0), (1, 0.22), (0.5, 1), (0.22, 1), (0.68, 0.24), (0, 0.24)]
 
 # class -> (polygons with their ink, painted in order, the first one the outline; range of w / h)
 _SHAPES = {
     "disc": ([(_CIRCLE, _INK)], (0.85, 1.18)),
     "ring": ([(_CIRCLE, _INK), (_HOLE, _ERASE)], (0.85, 1.18)),
-    "rectangle": ([(_BOX, _INK)], (0.6, 1.7)),
     "triangle": ([([(0.5, 0), (1, 1), (0, 1)], _INK)], (0.85, 1.3)),
     "cross": ([(_CROSS, _INK)], (0.85, 1.18)),
     "stripes": (
@@ -38,7 +36,6 @@ _SHAPES = {
         (0.8, 1.5),
     ),
     "letter_A": ([(_LETTER_A, _INK), (_LETTER_A_HOLE, _ERASE)], (0.8, 1.0)),
-    "digit_7": ([(_DIGIT_7, _INK)], (0.6, 0.8)),
 }
 CLASS_NAMES = tuple(_SHAPES)
 

@@ -1,7 +1,7 @@
 """Draws a small detection data set: `python -m m2det_jax.data.synthetic --out DIR --seed 0`.
 
-Eight classes: filled (disc, rectangle, triangle, cross), outlined (ring), textured (stripes) and
-characters (letter_A, digit_7), in any colour on cluttered backgrounds, from 8 px to half the image.
+Six classes: filled (disc, triangle, cross), outlined (ring), textured (stripes) and a character
+(letter_A), in any colour on cluttered backgrounds, from 8 px to half the image.
 Rules that hold for every object (data/scenes.py):
 
 - its box is the tight box of its own pixels, covered or not, and lies inside the image;
@@ -24,7 +24,7 @@ from m2det_jax.data.scenes import draw_scene
 from m2det_jax.data.shapes import CLASS_NAMES, MIN_SIDE
 
 EMPTY_EVERY = 25  # one image in 25 has no object
-MAX_OBJECTS = 7
+MIN_OBJECTS, MAX_OBJECTS = 2, 12  # of the other images, before those that find no place
 
 _SPLITS = ("train", "val")
 
@@ -44,7 +44,8 @@ def _draw_split(root: Path, split: str, seed: int, count: int, short_side: tuple
         short = int(rng.integers(short_side[0], short_side[1] + 1))
         size = (short, int(short * rng.uniform(1.15, 1.5)))
         size = size[::-1] if rng.random() < 0.12 else size
-        wanted = 0 if i % EMPTY_EVERY == EMPTY_EVERY // 2 else int(rng.integers(1, MAX_OBJECTS + 1))
+        empty = i % EMPTY_EVERY == EMPTY_EVERY // 2
+        wanted = 0 if empty else int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
         scene = draw_scene(rng, size, wanted)
         name = f"{split}/{i:06d}.jpg"
         # No chroma subsampling: it would smear an 8 px object's colour beyond its box.
@@ -67,13 +68,13 @@ def draw_dataset(
     seed: int = 0,
     num_train: int = 600,
     num_val: int = 100,
-    short_side: tuple[int, int] = (160, 224),
+    short_side: tuple[int, int] = (144, 192),
 ) -> DatasetFiles:
     """Writes train/*.jpg, val/*.jpg, train.csv, val.csv and classes.csv (CSV form) under `root`.
 
     seed >= 0; short_side: smallest and largest shorter side of an image in pixels, >= 32; the
     longer side is 1.15 to 1.5 times as long, an eighth of the images stand upright. The mean size
-    is 192 x 254. Files of these names are replaced. Raises ValueError for numbers out of range.
+    is 168 x 222. Files of these names are replaced. Raises ValueError for numbers out of range.
     """
     low, high = short_side
     if seed < 0 or num_train < 1 or num_val < 1 or not 4 * MIN_SIDE <= low <= high:

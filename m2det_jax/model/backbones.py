@@ -7,11 +7,18 @@ Its method `frozen_modules()` names the submodules that `frozen_stages` keeps fr
 family has a file of its own.
 """
 
+import functools
+
 from flax import linen as nn
 
+from m2det_jax.model.resnet import ResNet
 from m2det_jax.model.vgg import VGG16
 
-BACKBONES = {"vgg16": VGG16}
+BACKBONES = {
+    "resnet18": functools.partial(ResNet, 18),
+    "resnet34": functools.partial(ResNet, 34),
+    "vgg16": VGG16,
+}
 
 
 def make_backbone(kind: str, **fields) -> nn.Module:

@@ -14,7 +14,7 @@ NORM_MOMENTUM = 0.99
 
 
 class ConvBlock(nn.Module):
-    """A convolution, BatchNorm (or a bias where `norm` is False) and ReLU.
+    """A convolution, BatchNorm (or a bias where `norm` is False) and, unless told not to, ReLU.
 
     Attributes:
         features: number of output channels.
@@ -25,6 +25,7 @@ class ConvBlock(nn.Module):
             at stride 2, as PyTorch's `padding=kernel // 2` does (XLA's "SAME" pads even sizes on
             one side only).
         norm: BatchNorm without a convolution bias (True) or a bias without BatchNorm (False).
+        relu: end with ReLU.
         norm_momentum: share of the old running average that one step keeps.
         dtype: dtype of the computation. Parameters and running averages are float32.
     """
@@ -35,6 +36,7 @@ class ConvBlock(nn.Module):
     dilation: int = 1
     padding: int | None = None
     norm: bool = True
+    relu: bool = True
     norm_momentum: float = NORM_MOMENTUM
     dtype: jnp.dtype = jnp.float32
 
@@ -53,7 +55,7 @@ class ConvBlock(nn.Module):
         )(x)
         if self.norm:
             x = batch_norm(self.norm_momentum, self.dtype, train=train, name="norm")(x)
-        return nn.relu(x)
+        return nn.relu(x) if self.relu else x
 
 
 def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool, name: str) -> nn.BatchNorm:
@@ -90,6 +92,18 @@ def max_pool_3x3_same(x: jax.Array) -> jax.Array:
         size = x.shape[axis]
         padded = _pad_with_lowest(x, axis, before=1, after=1)
         left, middle, right = (jax.lax.slice_in_dim(padded, i, i + size, 1, axis) for i in range(3))
+        x = jnp.maximum(jnp.maximum(left, middle), right)
+    return x
+
+
+def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
+    """Return the maxima of 3x3 neighbourhoods at stride 2, [B, ceil(H / 2), ceil(W / 2), C]."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = _pad_with_lowest(x, axis, before=1, after=1)
+        left, middle, right = (
+            jax.lax.slice_in_dim(padded, i, i + size, 2, axis) for i in range(3)
+        )
         x = jnp.maximum(jnp.maximum(left, middle), right)
     return x
 

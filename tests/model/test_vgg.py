@@ -33,22 +33,23 @@ def test_full_width_has_the_reduced_vgg16_parameters():
     assert shapes["params"]["conv6"]["conv"]["kernel"].shape == (3, 3, 512, 1024)
 
 
-def test_conv6_taps_are_six_cells_apart():
-    """One deep cell sees pool5 at offsets -6, 0 and 6 (and its 3 x 3 neighbourhood) only."""
+def test_deep_map_sees_pool5_at_stride_1_and_taps_six_cells_apart():
+    """A bright pixel and kernels of centre taps alone, but conv6: each step's reach shows."""
     model = VGG16(width=0.125)
-    variables = init_variables(model, (64, 64), seed=0)
-    variables = jax.tree.map(jnp.abs, variables)  # all paths open: nothing is lost in a ReLU
-    image = jnp.ones((1, 16 * 33, 16, 3))
-
-    def deep(image):
-        return model.apply(variables, image, train=False)[1][0, :, 0].sum(axis=-1)  # [33]
-
-    moved = jax.jit(lambda x: jax.jvp(deep, (x,), (jnp.zeros_like(x).at[0, 264].set(1.0),))[1])
-    reached = set(np.flatnonzero(np.asarray(moved(image))))
-    # Row 264 is in cell 16; through conv5, pool5 and conv1 to conv4 it reaches cells 9 to 23 in
-    # groups around 10, 16 and 22.
-    assert {10, 16, 22} <= reached
-    assert min(reached) >= 16 - 6 - 7 and max(reached) <= 16 + 6 + 7
+    params = init_variables(model, (64, 64), seed=0)["params"]
+    for name, module in params.items():
+        kernel = np.ones_like(module["conv"]["kernel"])
+        if name < "conv6":
+            kernel[[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
+        module["conv"]["kernel"] = kernel
+    image = np.zeros((1, 16 * 33, 16 * 33, 3), np.float32)
+    image[0, 16 * 16 + 5, 16 * 15 + 11] = 1  # cell (16, 15)
+    _, deep = jax.jit(lambda x: model.apply({"params": params}, x, train=False))(image)
+    lit = np.asarray(deep[0].max(axis=-1) > 0)
+    reach = np.asarray([-7, -6, -5, -1, 0, 1, 5, 6, 7])
+    expected = np.zeros((33, 33), bool)
+    expected[np.ix_(16 + reach, 15 + reach)] = True
+    np.testing.assert_array_equal(lit, expected)
 
 
 @pytest.mark.parametrize("stages", [0, 2, 5])

@@ -1,0 +1,94 @@
+"""The model of an experiment with random weights and random input, for benchmarks.
+
+B batch, M objects of an image (padded), C classes, H, W.
+"""
+
+import argparse
+import ast
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from m2det_jax.config import load_experiment, validate
+from m2det_jax.detect import Detector, build_detector
+from m2det_jax.model import init_variables
+from m2det_jax.model.flops import count_flops
+
+
+def add_arguments(parser: argparse.ArgumentParser, config: str = "vgg512") -> None:
+    """Adds --config and --set, which `load` takes."""
+    parser.add_argument("--config", default=config, help=f"experiment (default: {config})")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the config, such as model.dtype=bfloat16; may be repeated",
+    )
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
+    """Returns an experiment's config with overrides "section.key=value".
+
+    Raises:
+      KeyError, TypeError, ValueError: no such key, a value of another type or that does not fit.
+    """
+    config = load_experiment(name).lock()
+    for override in overrides:
+        key, _, text = override.partition("=")
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text  # a plain word
+        config.update_from_flattened_dict({key: value})
+    validate(config)
+    return config
+
+
+def detector_with_variables(config: ConfigDict, num_classes: int) -> tuple[Detector, dict]:
+    """Returns the detector of a config and random variables on the device."""
+    detector = build_detector(config, tuple(f"class {i}" for i in range(num_classes)))
+    variables = init_variables(detector.model, detector.resize.image_size, seed=0)
+    return detector, jax.device_put(variables)
+
+
+def forward_pass(detector: Detector) -> Callable[[dict, jax.Array], dict]:
+    """Returns (variables, uint8 images [B, H, W, 3]) -> raw outputs, not jitted."""
+
+    def forward(variables, images):
+        return detector.model.apply(variables, detector.normalize(images), train=False)
+
+    return forward
+
+
+def forward_flops(detector: Detector, variables: dict, batch_size: int) -> int:
+    """Counts the operations of a forward pass; counts only what is computed, nothing twice."""
+    images = jax.ShapeDtypeStruct((batch_size, *detector.resize.image_size, 3), np.uint8)
+    return count_flops(forward_pass(detector), variables, images)
+
+
+def random_images(detector: Detector, batch_size: int) -> np.ndarray:
+    """Returns noise, uint8 [B, H, W, 3]."""
+    shape = (batch_size, *detector.resize.image_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def random_objects(
+    image_size: tuple[int, int], num_classes: int, batch_size: int, count: int
+) -> dict[str, np.ndarray]:
+    """Returns boxes float32 [B, M, 4], labels int32 [B, M] and mask bool [B, M], all M real.
+
+    Sides are spread evenly in the logarithm from a fortieth to a half of the image's; each box
+    lies in the image.
+    """
+    rng = np.random.default_rng(1)
+    extent = np.array(image_size[::-1], np.float64)  # x, y
+    sides = extent * np.exp(rng.uniform(np.log(1 / 40), np.log(1 / 2), (batch_size, count, 2)))
+    low = rng.uniform(0, 1, (batch_size, count, 2)) * (extent - sides)
+    return {
+        "boxes": np.concatenate([low, low + sides], axis=-1).astype(np.float32),
+        "labels": rng.integers(0, num_classes, (batch_size, count)).astype(np.int32),
+        "mask": np.ones((batch_size, count), bool),
+    }

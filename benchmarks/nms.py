@@ -1,0 +1,94 @@
+"""Time of decoding and suppressing the boxes of one image, as a share of the forward pass.
+
+    python -m benchmarks.nms [--config vgg512] [--rounds 10]
+
+From raw outputs to detections as in `m2det_jax.detect`: sigmoid, decode, clip, class-wise NMS of
+the image's 1,000 best (anchor, class) pairs, 300 out; at 512 px there are 32,760 anchors, with 80
+classes. Random boxes with scores as a trained detector gives them; see `trained_like_logits`. The
+forward pass and the matrix product are timed in turns with it.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import experiment, timing
+
+TARGET = 2.0  # per cent of the forward pass
+PRE_NMS_TOP_K = 1000
+MAX_DETECTIONS = 300
+
+
+def trained_like_logits(
+    rng: np.random.Generator, num_anchors: int, num_classes: int, num_high: int
+) -> np.ndarray:
+    """Returns class logits, float32 [A, C]: nearly all near probability 0, a few hundred high.
+
+    Background is normal around -6 (probability 0.0025) with standard deviation 1; `num_high` pairs
+    of anchor and class, drawn at random, are normal around 1 (0.73) with standard deviation 1.5.
+    """
+    logits = rng.standard_normal((num_anchors, num_classes), np.float32) - 6
+    high = rng.choice(logits.size, num_high, replace=False)
+    logits.reshape(-1)[high] = rng.normal(1, 1.5, num_high)
+    return logits
+
+
+def raw_outputs(anchors: int, classes: int, num_high: int) -> dict[str, np.ndarray]:
+    """Returns class_logits [1, A, C] and box_deltas [1, A, 4]: every anchor moved and stretched."""
+    rng = np.random.default_rng(0)
+    logits = trained_like_logits(rng, anchors, classes, num_high)
+    return {
+        "class_logits": logits[None],
+        "box_deltas": rng.standard_normal((1, anchors, 4), np.float32),
+    }
+
+
+def measure(config: ConfigDict, *, classes: int, num_high: int, rounds: int) -> None:
+    """Prints milliseconds of both and the share in per cent."""
+    detector, variables = experiment.detector_with_variables(config, classes)
+    images = jax.device_put(experiment.random_images(detector, 1))
+    outputs = jax.device_put(raw_outputs(len(detector.anchors), classes, num_high))
+    forward = jax.jit(experiment.forward_pass(detector))
+    postprocess = jax.jit(detector.postprocess)
+    works = {
+        "gemm": timing.gemm(timing.default_gemm_size()),
+        "forward": lambda: forward(variables, images),
+        "nms": lambda: postprocess(outputs),
+    }
+    samples = timing.take_turns(works, rounds)
+    share = 100 * statistics.median(samples["nms"]) / statistics.median(samples["forward"])
+    probability = jax.nn.sigmoid(outputs["class_logits"])
+    threshold = detector.score_threshold
+    above, kept = (probability > threshold).sum(), postprocess(outputs).valid.sum()
+    timing.print_figure("anchors x classes", f"{len(detector.anchors)} x {classes}")
+    timing.print_figure(f"scores above {threshold}", f"{above}, kept after suppression: {kept}")
+    timing.print_figure("decode + NMS, batch 1", timing.spread(samples["nms"]))
+    timing.print_figure("forward, batch 1", timing.spread(samples["forward"]))
+    verdict = "met" if share <= TARGET else "MISSED"
+    timing.print_figure("decode + NMS / forward", f"{share:.2f} % (at most {TARGET} %: {verdict})")
+    flops = experiment.forward_flops(detector, variables, 1)
+    timing.print_speed("forward", flops, samples["forward"], samples["gemm"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    experiment.add_arguments(parser)
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--high", type=int, default=500, help="pairs with a high score")
+    parser.add_argument("--rounds", type=int, default=10)
+    args = parser.parse_args(argv)
+    overrides = [
+        f"eval.pre_nms_top_k={PRE_NMS_TOP_K}", f"eval.max_detections={MAX_DETECTIONS}", *args.set
+    ]  # fmt: skip
+    config = experiment.load(args.config, overrides)
+    timing.print_machine()
+    print(f"{args.config}: {config.data.image_size}, {args.classes} classes, {config.model.dtype}")
+    measure(config, classes=args.classes, num_high=args.high, rounds=args.rounds)
+
+
+if __name__ == "__main__":
+    main()

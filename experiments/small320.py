@@ -1,0 +1,50 @@
+"""A light M2Det at 320 px, for few images and small machines, from random weights.
+
+    python -m m2det_jax.main --config experiments/small320.py --workdir runs/mine \
+        --config.data.train_csv=train.csv --config.data.val_csv=val.csv \
+        --config.data.classes_csv=classes.csv
+"""
+
+from m2det_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.epochs = 60.0
+    config.batch_size = 8
+    config.data.image_size = (320, 320)
+    config.augment.update(
+        expand_probability=0.3,
+        expand_max=1.6,
+        crop_probability=0.5,
+        crop_min_scale=0.5,
+    )
+    config.anchors.update(
+        aspect_ratios=(2.0,),
+        positive_threshold=0.4,
+        negative_threshold=0.3,
+    )
+    config.loss.update(focal_alpha=0.5, box_weight=0.4)
+    config.model.update(
+        backbone="resnet18",
+        backbone_width=0.25,
+        num_levels=2,
+        shallow_channels=64,
+        deep_channels=64,
+        reduced_channels=32,
+        tum_width=64,
+        tum_out=64,
+        norm_momentum=0.9,
+    )
+    config.optimizer.update(
+        name="adamw",
+        learning_rate=2e-3,
+        reference_batch_size=8,
+        weight_decay=0.02,
+        schedule="cosine",
+        warmup_epochs=2.0,
+        ema_decay=0.998,
+    )
+    config.eval.every_epochs = 10.0
+    config.log.every_steps = 100
+    return config

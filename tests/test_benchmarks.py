@@ -1,0 +1,168 @@
+"""The benchmarks start, and what they compute besides times is right. Nothing heavy is run."""
+
+import importlib
+import io
+import pathlib
+import subprocess
+import sys
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+COMMANDS = sorted(
+    path.stem
+    for path in (REPOSITORY / "benchmarks").glob("*.py")
+    if path.stem not in ("timing", "experiment")
+)
+
+
+@pytest.fixture(autouse=True)
+def repository_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY)
+
+
+@pytest.fixture
+def timing():
+    return importlib.import_module("benchmarks.timing")
+
+
+@pytest.fixture
+def experiment():
+    return importlib.import_module("benchmarks.experiment")
+
+
+def test_all_commands_are_here():
+    assert {"forward", "train_step", "matching", "nms", "loader", "startup"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_its_options(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{name}").main(["--help"])
+    assert ended.value.code == 0
+    assert "--rounds" in (text := capsys.readouterr().out) or "--steps" in text
+
+
+def test_runs_as_a_module_from_the_root():
+    command = [sys.executable, "-m", "benchmarks.matching", "--help"]
+    assert "--crowd" in subprocess.check_output(command, cwd=REPOSITORY, text=True)
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [(0.00123, "1.23 ms"), (0.0123, "12.3 ms"), (1.234, "1234 ms"), (12.34, "12.3 s")],
+)
+def test_durations_are_readable(timing, duration, text):
+    assert timing.readable(duration) == text
+
+
+def test_spread_gives_median_and_both_ends(timing):
+    assert timing.spread([0.3, 0.1, 0.2]) == "200 ms (100 ms to 300 ms, median of 3 rounds)"
+    assert timing.spread([0.3]).endswith("1 round)")
+
+
+def test_speed_is_of_the_median_round_and_the_peak_of_the_best(timing, capsys):
+    gemm_flops = 2 * timing.default_gemm_size() ** 3
+    fast = gemm_flops / 100e9  # seconds at 100 GFLOP/s
+    timing.print_speed("model", 50e9, [1.0, 2.0, 9.0], [3 * fast, fast])
+    out = capsys.readouterr().out
+    assert "25.0 GFLOP/s" in out and "100.0 GFLOP/s" in out and "25.0 %" in out
+
+
+def test_works_take_turns_after_one_untimed_call(timing):
+    calls = []
+    samples = timing.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert {name: len(durations) for name, durations in samples.items()} == {"a": 3, "b": 3}
+    assert min(samples["a"]) >= 0
+
+
+def test_gemm_multiplies(timing):
+    assert timing.gemm(8)().shape == (8, 8)
+
+
+def test_machine_line_names_jax(timing, capsys):
+    timing.print_machine()
+    assert f"jax {jax.__version__}" in capsys.readouterr().out
+
+
+def test_peak_memory_is_in_bytes(timing):
+    assert 50e6 < timing.peak_memory() < 1e12
+
+
+def test_overrides_are_checked_and_typed(experiment):
+    config = experiment.load("quickstart", ["batch_size=4", "data.train_csv=some file.csv"])
+    assert config.batch_size == 4 and config.data.train_csv == "some file.csv"
+    with pytest.raises(KeyError):
+        experiment.load("quickstart", ["batchsize=4"])
+    with pytest.raises(TypeError):
+        experiment.load("quickstart", ["batch_size=four"])
+    with pytest.raises(ValueError, match="batch_size"):
+        experiment.load("quickstart", ["batch_size=0"])
+
+
+def test_random_objects_lie_in_the_image(experiment):
+    objects = experiment.random_objects((100, 300), 5, batch_size=3, count=50)
+    boxes, labels = objects["boxes"], objects["labels"]
+    assert boxes.shape == (3, 50, 4) and objects["mask"].all()
+    assert (boxes >= 0).all() and (boxes <= [300, 100, 300, 100]).all()
+    assert (boxes[..., 2:] > boxes[..., :2]).all() and boxes[..., 2].max() > 150
+    assert set(np.unique(labels)) == set(range(5))
+
+
+def test_trained_like_scores_are_near_zero_but_for_some_hundreds():
+    nms = importlib.import_module("benchmarks.nms")
+    logits = nms.trained_like_logits(np.random.default_rng(0), 4000, 20, num_high=400)
+    probability = 1 / (1 + np.exp(-logits))
+    assert logits.shape == (4000, 20) and logits.dtype == np.float32
+    assert np.median(probability) < 0.01
+    assert 200 < (probability > 0.5).sum() < 400
+    assert len(set(np.argwhere(probability > 0.5)[:, 1])) == 20
+
+
+def test_crowded_anchors_are_those_of_the_paper():
+    matching = importlib.import_module("benchmarks.matching")
+    assert matching.anchors_for(320).shape == (12_810, 4)
+    assert matching.anchors_for(512).shape == (32_760, 4)
+
+
+def test_startup_stops_its_clock_at_the_first_step_only():
+    startup = importlib.import_module("benchmarks.startup")
+    log = io.StringIO("12:00:00 devices: 1\n12:00:01 step 1/90  loss 2\n12:00:02 step 2/90  loss\n")
+    duration, written = startup._time_of_first_step(log, start=0.0)
+    assert duration > 0 and "devices" in written
+    assert log.readline().startswith("12:00:02")
+    assert startup._time_of_first_step(["step 11/90  loss 2.0\n"], 0.0)[0] is None
+
+
+def test_startup_names_what_the_command_wrote_when_it_fails(tmp_path):
+    startup = importlib.import_module("benchmarks.startup")
+    program = "import sys; sys.exit('error: no such thing')"
+    with pytest.raises(RuntimeError, match="no such thing"):
+        startup.seconds_to_first_step([sys.executable, "-c", program], tmp_path)
+
+
+def test_loss_counts_as_falling_between_quarters(capsys):
+    steps = importlib.import_module("benchmarks.vgg512_steps")
+    once = Counter({"train_step": 1, "_merge": 3})
+    assert steps.first_and_last_quarter([4, 2, 9, 9, 9, 9, 1, 1]) == (3, 1)
+    assert steps.report([4.0, 3.0, 3.5, 2.0], once)
+    assert not steps.report([4.0, 3.0, 3.5, 5.0], once)
+    assert not steps.report([4.0, float("nan"), 3.0, 2.0], once)
+    assert not steps.report([4.0, 3.0, 3.5, 2.0], Counter({"train_step": 2}))
+    assert "NO" in capsys.readouterr().out
+
+
+def test_compilations_are_counted_by_function():
+    steps = importlib.import_module("benchmarks.vgg512_steps")
+    compilations = steps.count_compilations()
+
+    def a_new_function(x):
+        return x * 3 + 1
+
+    jitted = jax.jit(a_new_function)
+    jitted(np.ones(3, np.float32)), jitted(np.ones(3, np.float32)), jitted(np.ones(4, np.float32))
+    assert [n for name, n in compilations.items() if "a_new_function" in name] == [2]

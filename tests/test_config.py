@@ -1,0 +1,139 @@
+"""The configuration: its defaults hold, wrong values are all named, experiments are found."""
+
+import pathlib
+import re
+
+import pytest
+
+from m2det_jax import config as config_lib
+
+
+def default(**overrides):
+    config = config_lib.default_config()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
+    return config
+
+
+def test_the_defaults_are_valid_and_those_of_the_paper():
+    config = config_lib.default_config()
+    config_lib.validate(config)
+    assert config.data.image_size == (512, 512)
+    assert (config.model.backbone, config.model.num_levels, config.model.num_scales) == (
+        "vgg16",
+        8,
+        6,
+    )
+    assert config.optimizer.decay_epochs == (90.0, 120.0)
+
+
+def test_two_configs_share_nothing():
+    config_lib.default_config().data.train_csv = "mine.csv"
+    assert config_lib.default_config().data.train_csv == "data/train.csv"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ({"data__resize": "crop"}, ["config.data.resize='crop'", "'stretch', 'letterbox'"]),
+        ({"platform": "cuda"}, ["config.platform='cuda'", "'cpu', 'gpu', 'tpu'"]),
+        ({"optimizer__name": "adam"}, ["config.optimizer.name='adam'", "'sgd', 'adamw'"]),
+        ({"epochs": 0.0}, ["config.epochs=0.0", "above 0"]),
+        ({"epochs": float("nan")}, ["config.epochs=nan", "above 0"]),
+        ({"batch_size": -4}, ["config.batch_size=-4", "above 0"]),
+        ({"accumulation": 0}, ["config.accumulation=0", "above 0"]),
+        ({"augment__flip_probability": 1.5}, ["config.augment.flip_probability=1.5", "0..1"]),
+        ({"optimizer__ema_decay": -0.1}, ["config.optimizer.ema_decay=-0.1", "0..1"]),
+        ({"model__frozen_stages": 6}, ["config.model.frozen_stages=6", "0 to 5"]),
+        ({"anchors__negative_threshold": 0.6}, ["config.anchors.negative_threshold", "above"]),
+        ({"data__image_size": (512, 32)}, ["config.data.image_size=(512, 32)", "64 or more"]),
+        ({"data__image_size": (512,)}, ["config.data.image_size=(512,)", "(height, width)"]),
+        ({"batch_size": 30, "accumulation": 4}, ["batch_size=30", "accumulation=4"]),
+        ({"seed": -1}, ["config.seed=-1", "0 or more"]),
+        ({"max_steps": -5}, ["config.max_steps=-5", "0 or more"]),
+        ({"optimizer__warmup_epochs": -1.0}, ["config.optimizer.warmup_epochs=-1.0", "0 or more"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_fits(overrides, parts):
+    with pytest.raises(ValueError) as caught:
+        config_lib.validate(default(**overrides))
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+    assert str(caught.value).count("config.") <= 2  # no second finding
+
+
+def test_all_wrong_values_are_named_at_once():
+    wrong = dict(data__resize="crop", epochs=-1.0, eval__iou_threshold=2.0, model__frozen_stages=-1)
+    with pytest.raises(ValueError) as caught:
+        config_lib.validate(default(**wrong))
+    for key in wrong:
+        assert "config." + key.replace("__", ".") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"eval__iou_threshold": 1.0, "eval__score_threshold": 0.0, "optimizer__ema_decay": 0.0},
+        {"data__image_size": (64, 1000), "model__frozen_stages": 5, "seed": 2**31},
+        {"optimizer__clip_norm": 0.0, "optimizer__warmup_epochs": 0.0, "max_steps": 0},
+        {"anchors__positive_threshold": 0.5, "anchors__negative_threshold": 0.5},
+    ],
+)
+def test_the_ends_of_the_ranges_are_legal(overrides):
+    config_lib.validate(default(**overrides))
+
+
+def test_flatten_lists_every_leaf_once():
+    config = config_lib.default_config()
+    flat = config_lib.flatten(config)
+    assert flat["batch_size"] == 32
+    assert flat["data.image_size"] == (512, 512)
+    assert flat["optimizer.learning_rate"] == config.optimizer.learning_rate
+    assert "data" not in flat
+    assert all(config_lib.get(config, key) == value for key, value in flat.items())
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "nearest"),
+    [
+        ("batchsize", "batch_size"),
+        ("optimizer.learning_rte", "optimizer.learning_rate"),
+        ("data.train", "data.train_csv"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("modl.num_level", "model.num_levels"),
+        ("optim.lr.warmup_epoch", "optimizer.warmup_epochs"),
+    ],
+)
+def test_nearest_key(misspelt, nearest):
+    assert config_lib.nearest_key(config_lib.default_config(), misspelt) == nearest
+
+
+@pytest.mark.parametrize("name", ["vgg512", "experiments/vgg512.py", "vgg512.py"])
+def test_a_shipped_experiment_is_found_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = config_lib.experiment_path(name)
+    assert path.is_file() and path.name == "vgg512.py"
+
+
+def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    own = pathlib.Path("experiments/vgg512.py")
+    own.write_text(
+        "from m2det_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.seed = 77\n"
+        "    return config\n"
+    )
+    assert config_lib.experiment_path("experiments/vgg512.py") == own
+    assert config_lib.load_experiment("experiments/vgg512.py").seed == 77
+    assert config_lib.load_experiment("vgg512").seed == 0
+
+
+@pytest.mark.parametrize("name", ["vgg1024", "elsewhere/vgg512.py"])
+def test_an_unknown_experiment_lists_the_shipped_ones(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(name)) as caught:
+        config_lib.experiment_path(name)
+    for shipped in ("quickstart", "vgg320", "vgg512", "vgg800"):
+        assert shipped in str(caught.value)

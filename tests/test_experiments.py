@@ -1,0 +1,95 @@
+"""Every shipped experiment at its full size, in shapes only."""
+
+import jax
+import numpy as np
+import pytest
+import support
+
+from m2det_jax.config import default_config, experiments_dir, flatten, load_experiment, validate
+from m2det_jax.data import AugmentSettings
+from m2det_jax.datasets import augment_settings
+from m2det_jax.detect import build_detector
+from m2det_jax.model import variable_shapes
+from m2det_jax.train_state import create_train_state
+
+CLASSES = tuple(f"class{i}" for i in range(5))
+NAMES = sorted(path.stem for path in experiments_dir().glob("*.py"))
+# Cells of six scales, squared and summed, times the six anchors of a cell.
+ANCHORS = {
+    "vgg320": 6 * (40**2 + 20**2 + 10**2 + 5**2 + 3**2 + 1),
+    "vgg512": 6 * (64**2 + 32**2 + 16**2 + 8**2 + 4**2 + 2**2),
+    "vgg800": 6 * (100**2 + 50**2 + 25**2 + 13**2 + 7**2 + 5**2),
+}
+
+
+def shapes_of_batch(config) -> dict[str, jax.ShapeDtypeStruct]:
+    size, (height, width) = config.batch_size, config.data.image_size
+    return {
+        "image": jax.ShapeDtypeStruct((size, height, width, 3), np.uint8),
+        "boxes": jax.ShapeDtypeStruct((size, 16, 4), np.float32),
+        "labels": jax.ShapeDtypeStruct((size, 16), np.int32),
+        "mask": jax.ShapeDtypeStruct((size, 16), np.bool_),
+    }
+
+
+def test_the_shipped_ones_are_there():
+    assert {"quickstart", "vgg320", "vgg512", "vgg800"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_step_of_an_experiment_fits_together(name):
+    config = load_experiment(name)
+    validate(config)
+    assert isinstance(augment_settings(config), AugmentSettings)
+    detector = build_detector(config, CLASSES)
+    variables = variable_shapes(detector.model, detector.resize.image_size)
+    step, optimizer = support.make_step(config, detector, num_images=1000)
+    state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
+    after, metrics = jax.eval_shape(step, state, shapes_of_batch(config))
+
+    assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
+    assert jax.tree.leaves(jax.tree.map(lambda a, b: a.dtype == b.dtype, after, state)).count(0) == 0
+    assert all(value.shape == () for value in metrics.values())
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after.params))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_is_one_anchor_for_each_row_of_logits(name):
+    config = load_experiment(name)
+    detector = build_detector(config, CLASSES)
+    image = jax.ShapeDtypeStruct((2, *config.data.image_size, 3), np.uint8)
+    variables = variable_shapes(detector.model, detector.resize.image_size)
+
+    def forward(variables, images):
+        outputs = detector.model.apply(variables, detector.normalize(images), train=False)
+        return outputs, detector.postprocess(outputs)
+
+    outputs, found = jax.eval_shape(forward, variables, image)
+    count = len(detector.anchors)
+    assert outputs["class_logits"].shape == (2, count, len(CLASSES))
+    assert outputs["box_deltas"].shape == (2, count, 4)
+    assert found.boxes.shape == (2, config.eval.max_detections, 4)
+    if name in ANCHORS:
+        assert count == ANCHORS[name]
+
+
+def test_the_counts_of_the_paper():
+    assert (ANCHORS["vgg320"], ANCHORS["vgg512"]) == (12_810, 32_760)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_anchors_lie_in_the_image_and_cover_it(name):
+    config = load_experiment(name)
+    anchors = build_detector(config, CLASSES).anchors
+    height, width = config.data.image_size
+    assert anchors.min() >= 0 and (anchors.max(0) <= [width, height, width, height]).all()
+    np.testing.assert_allclose(anchors.min(0)[:2], 0)
+    np.testing.assert_allclose(anchors.max(0)[2:], [width, height])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_only_overrides_keys_that_exist(name):
+    config = load_experiment(name)
+    assert flatten(config).keys() == flatten(default_config()).keys()
+    source = (experiments_dir() / f"{name}.py").read_text()
+    assert source.startswith('"""') and ("make demo" in source or "m2det_jax.main" in source)

@@ -1,0 +1,171 @@
+"""Schedules at steps computed by hand, and what the optimiser does to which parameter."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import support
+
+from m2det_jax.optimizer import (
+    OptimizerSettings,
+    make_optimizer,
+    make_schedule,
+    scaled_learning_rate,
+)
+from m2det_jax.prepare import make_optimizer_settings, make_plan
+
+SETTINGS = OptimizerSettings(
+    name="sgd",
+    learning_rate=0.1,
+    momentum=0.0,
+    weight_decay=0.0,
+    clip_norm=0.0,
+    schedule="constant",
+    steps=110,
+    warmup_steps=0,
+    decay_steps=(),
+    decay_factor=0.1,
+    final_factor=0.01,
+)
+PARAMS = {
+    "backbone": {
+        "conv1_1": {"conv": {"kernel": np.full((3, 2), 2.0, np.float32)}},
+        "conv1_2": {"conv": {"kernel": np.full((3, 2), 2.0, np.float32)}},
+    },
+    "head": {
+        "kernel": np.full((4,), -1.0, np.float32),
+        "bias": np.full((4,), 3.0, np.float32),
+        "norm": {"scale": np.full((4,), 3.0, np.float32), "bias": np.full((4,), 3.0, np.float32)},
+    },
+}
+
+
+def settings(**changes) -> OptimizerSettings:
+    return dataclasses.replace(SETTINGS, **changes)
+
+
+def updates_of(optimizer, gradients, params=PARAMS, steps=1):
+    @jax.jit
+    def update(gradients, state, params):
+        return optimizer.update(gradients, state, params)
+
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = update(gradients, state, params)
+    return jax.device_get(updates)
+
+
+def no_gradients():
+    return jax.tree.map(np.zeros_like, PARAMS)
+
+
+def rates(schedule, steps):
+    return [float(jax.jit(schedule)(jnp.int32(step))) for step in steps]
+
+
+def test_warm_up_rises_linearly_from_the_first_step():
+    schedule = make_schedule(settings(warmup_steps=10))
+    # peak / 11 at step 0, then 10 equal parts up to the peak.
+    expected = [0.1 / 11, 0.1 / 11 + 0.5 * (0.1 - 0.1 / 11), 0.1, 0.1]
+    np.testing.assert_allclose(rates(schedule, [0, 5, 10, 109]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_cosine_ends_at_the_final_factor(warmup):
+    schedule = make_schedule(settings(schedule="cosine", warmup_steps=warmup, steps=100 + warmup))
+    # cos at 0, a quarter, half and all of the way: 1, (1 + sqrt(1/2)) / 2, 1/2, 0.
+    shares = np.array([1, (1 + 0.5**0.5) / 2, 0.5, 0, 0])
+    expected = 0.1 * (0.99 * shares + 0.01)
+    steps = np.array([0, 25, 50, 100, 500]) + warmup
+    np.testing.assert_allclose(rates(schedule, steps), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_step_schedule_falls_at_steps_counted_from_the_start(warmup):
+    schedule = make_schedule(
+        settings(schedule="step", warmup_steps=warmup, decay_steps=(20, 30), decay_factor=0.5)
+    )
+    expected = [0.1, 0.05, 0.05, 0.025, 0.025]
+    np.testing.assert_allclose(rates(schedule, [19, 20, 29, 30, 109]), expected, rtol=1e-6)
+
+
+def test_constant_schedule():
+    assert rates(make_schedule(settings(learning_rate=0.25)), [0, 1, 1000]) == [0.25] * 3
+
+
+def test_sgd_scales_with_the_batch_and_adamw_with_its_root():
+    assert scaled_learning_rate(0.002, 128, 32, "sgd") == pytest.approx(0.008)
+    assert scaled_learning_rate(0.002, 128, 32, "adamw") == pytest.approx(0.004)
+    assert scaled_learning_rate(0.002, 8, 32, "sgd") == pytest.approx(0.0005)
+    assert scaled_learning_rate(0.002, 8, 32, "adamw") == pytest.approx(0.001)
+    assert scaled_learning_rate(0.002, 32, 32, "adamw") == 0.002
+
+
+def test_epochs_of_the_config_become_steps():
+    config = support.tiny_config(
+        overrides={
+            "epochs": 10.0,
+            "batch_size": 8,
+            "eval.every_epochs": 2.0,
+            "optimizer.schedule": "step",
+            "optimizer.learning_rate": 0.1,
+            "optimizer.reference_batch_size": 16,
+            "optimizer.warmup_epochs": 1.0,
+            "optimizer.decay_epochs": (4.0, 8.0),
+        }
+    )
+    plan = make_plan(config, num_images=40)  # 5 steps an epoch
+    assert (plan.steps, plan.stop, plan.evaluate_every) == (50, 50, 10)
+    found = make_optimizer_settings(config, plan, num_images=40)
+    assert (found.warmup_steps, found.decay_steps) == (5, (20, 40))
+    assert found.learning_rate == pytest.approx(0.05)
+    config.max_steps = 7
+    assert make_plan(config, 40).stop == 7
+    config.max_steps = 70
+    assert make_plan(config, 40).stop == 50
+    config.epochs = 0.01
+    assert make_plan(config, 40).steps == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_spares_biases_norms_and_frozen_layers(name):
+    decaying = settings(name=name, learning_rate=0.5, weight_decay=0.1)
+    optimizer = make_optimizer(decaying, frozen=(("backbone", "conv1_1"),))
+    updates = updates_of(optimizer, no_gradients())
+    np.testing.assert_allclose(updates["backbone"]["conv1_2"]["conv"]["kernel"], -0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["head"]["kernel"], 0.05, rtol=1e-6)
+    assert not updates["backbone"]["conv1_1"]["conv"]["kernel"].any()
+    assert not updates["head"]["bias"].any()
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates["head"]["norm"]))
+
+
+@pytest.mark.parametrize(("clip_norm", "expected"), [(10.0, 1.0), (0.0, 2.0), (40.0, 2.0)])
+def test_the_gradient_is_clipped_by_its_global_norm(clip_norm, expected):
+    gradients = no_gradients()
+    gradients["head"]["kernel"] += 6.0  # norm 12
+    gradients["head"]["bias"] += 8.0  # norm 16, together 20
+    updates = updates_of(make_optimizer(settings(clip_norm=clip_norm)), gradients)
+    assert float(optax.tree.norm(updates)) == pytest.approx(expected, rel=1e-5)
+    ratio = updates["head"]["kernel"] / updates["head"]["bias"]
+    np.testing.assert_allclose(ratio, 6 / 8, rtol=1e-5)
+
+
+def test_weight_decay_is_not_clipped_away():
+    optimizer = make_optimizer(settings(clip_norm=1e-3, weight_decay=1.0))
+    updates = updates_of(optimizer, jax.tree.map(lambda x: 1e6 * np.ones_like(x), PARAMS))
+    np.testing.assert_allclose(updates["head"]["kernel"], 0.1, atol=1e-3)
+
+
+def test_momentum_adds_up():
+    gradients = jax.tree.map(np.ones_like, PARAMS)
+    updates = updates_of(make_optimizer(settings(momentum=0.5)), gradients, steps=3)
+    np.testing.assert_allclose(updates["head"]["bias"], -0.1 * (1 + 0.5 + 0.25), rtol=1e-6)
+
+
+def test_adamw_moves_by_the_learning_rate_whatever_the_gradient():
+    gradients = jax.tree.map(lambda x: 1e-3 * np.ones_like(x), PARAMS)
+    updates = updates_of(make_optimizer(settings(name="adamw", learning_rate=0.25)), gradients)
+    np.testing.assert_allclose(updates["head"]["bias"], -0.25, rtol=1e-4)
