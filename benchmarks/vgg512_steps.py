@@ -3,11 +3,13 @@
     python -m benchmarks.vgg512_steps --train_csv TRAIN.csv --classes_csv CLASSES.csv [--steps 20]
 
 Goes through `m2det_jax.train.train`, as the command line does, in a temporary workdir (the
-checkpoint at the end takes a few gigabytes there): the memory is that of the whole command. Batches
-differ, so the loss is compared between the first and the last quarter of the steps.
+checkpoint at the end takes a few gigabytes there): the memory is that of the whole command. Small
+batches differ more than a few steps of training do, so the loss of every step is also set beside
+the loss that the untrained weights have on the same batch; it falls if it is below that at the end.
 """
 
 import argparse
+import contextlib
 import math
 import pathlib
 import statistics
@@ -21,8 +23,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import experiment, timing
 from m2det_jax import runtime
+from m2det_jax.evaluate import step_settings
 from m2det_jax.history import read_history
-from m2det_jax.train import train
+from m2det_jax.prepare import prepare
+from m2det_jax.train import open_batches, train
+from m2det_jax.train_step import losses_of, make_targets
 
 MEMORY_LIMIT = 12 * 2**30
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -40,20 +45,47 @@ def count_compilations() -> Counter:
     return compilations
 
 
-def first_and_last_quarter(losses: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean loss of the first and of the last quarter of the steps."""
-    count = max(1, len(losses) // 4)
-    return statistics.fmean(losses[:count]), statistics.fmean(losses[-count:])
+def untrained_losses(config: ConfigDict, workdir: pathlib.Path) -> list[float]:
+    """Returns the loss of the initial weights on the batch of every step that will be trained."""
+    run = prepare(config, workdir)
+    variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+    detector, settings = run.detector, step_settings(config)
+
+    @jax.jit
+    def untrained_loss(variables, batch):
+        images = detector.normalize(batch["image"])
+        outputs, _ = detector.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return losses_of(outputs, make_targets(detector, settings, batch), settings)["loss"]
+
+    with contextlib.closing(open_batches(config, run, 0)) as batches:
+        return [
+            float(untrained_loss(variables, jax.device_put(next(batches), run.by_batch)))
+            for _ in range(config.max_steps)
+        ]
 
 
-def report(losses: Sequence[float], compilations: Counter) -> bool:
-    """Prints the findings; returns whether all are as they should be."""
-    first, last = first_and_last_quarter(losses)
+def last_quarter(losses: Sequence[float]) -> float:
+    """Returns the mean loss of the last quarter of the steps."""
+    return statistics.fmean(losses[-max(1, len(losses) // 4) :])
+
+
+def report(
+    losses: Sequence[float], untrained: Sequence[float], compilations: Counter, memory: int
+) -> bool:
+    """Prints the findings; returns whether all are as they should be.
+
+    Args:
+      losses, untrained: of every step, in training and by the initial weights on the same batch.
+      memory: peak of the process when training had ended, bytes.
+    """
+    before, after = last_quarter(untrained), last_quarter(losses)
     steps = sum(count for name, count in compilations.items() if "train_step" in name)
-    memory = timing.peak_memory()
     checks = {
         "loss finite": (all(map(math.isfinite, losses)), f"{len(losses)} steps"),
-        "loss falling": (last < first, f"{first:.4f} in the first quarter, {last:.4f} in the last"),
+        "loss falling": (
+            after < before,
+            f"batches of the last quarter: {before:.4f} untrained, {after:.4f} in training",
+        ),
         "compilations of the step": (steps == 1, str(steps)),
         "peak memory of the process": (memory < MEMORY_LIMIT, f"{memory / 2**30:.2f} GiB"),
     }
@@ -65,19 +97,22 @@ def report(losses: Sequence[float], compilations: Counter) -> bool:
 def run(config: ConfigDict) -> bool:
     """Trains config.max_steps steps and prints what happened; returns whether all is well."""
     compilations = count_compilations()
-    start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="m2det_steps_") as folder:
+        start = time.perf_counter()
         train(config, pathlib.Path(folder))
+        whole = time.perf_counter() - start
+        memory = timing.peak_memory()
+        untrained = untrained_losses(config, pathlib.Path(folder))
         history = [record for record in read_history(folder) if "loss" in record]
-    for record in history:
-        print("step {step:3d}  loss {loss:.4f}  class {loss_class:.4f}  box {loss_box:.4f}  "
-              "positives {num_positives:.0f}  grad {grad_norm:.2f}  "
-              "learning rate {learning_rate:.2e}".format(**record))  # fmt: skip
+    for record, before in zip(history, untrained, strict=True):
+        print("step {step:3d}  untrained {before:.4f}  loss {loss:.4f}  class {loss_class:.4f}  "
+              "box {loss_box:.4f}  positives {num_positives:.0f}  grad {grad_norm:.2f}  "
+              "learning rate {learning_rate:.2e}".format(**record, before=before))  # fmt: skip
     durations = [config.batch_size / record["images_per_second"] for record in history[1:]]
     if durations:
         timing.print_figure("step, without the first", timing.spread(durations))
-    timing.print_figure("whole command", timing.readable(time.perf_counter() - start))
-    return report([record["loss"] for record in history], compilations)
+    timing.print_figure("whole command", timing.readable(whole))
+    return report([record["loss"] for record in history], untrained, compilations, memory)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -105,6 +106,8 @@ def restore_latest(
 ) -> tuple[TrainState, Any, dict[str, Any]] | None:
     """Restores the newest checkpoint that is whole; None where there is none at all.
 
+    Newer ones, which cannot be restored, are moved to "damaged" beside the checkpoints.
+
     Args:
       state, running_metrics: trees of arrays with the shapes and dtypes to expect.
       sharding: where the restored arrays go; the number of devices may differ from before.
@@ -130,14 +133,15 @@ def restore_latest(
         train=ocp.args.StandardRestore(abstract(train)),
         meta=ocp.args.JsonRestore(),
     )
-    failures = []
+    failures = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             found = manager.restore(step, args=args)
         except Exception as error:  # whatever a damaged file raises: tell, and try the one before
-            failures.append(f"{step}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
-            log.warning("checkpoint %s cannot be restored, trying the one before", failures[-1])
+            failures[step] = f"{step}: {type(error).__name__}: {_first_line(error)}"
+            log.warning("checkpoint %s; cannot be restored, trying the one before", failures[step])
             continue
+        _set_aside(manager, list(failures))
         running = found.train.pop("running_metrics")
         ema = found.model
         restored = TrainState(
@@ -147,9 +151,29 @@ def restore_latest(
     if failures:
         raise ValueError(
             f"none of the checkpoints in {manager.directory} can be restored into this model; "
-            f"use another --workdir, or the config they were trained with. {'; '.join(failures)}"
+            f"use another --workdir, or the config they were trained with. "
+            f"{'; '.join(failures.values())}"
         )
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
+    """Moves damaged checkpoints away: Orbax silently saves nothing up to the latest it sees."""
+    if not steps:
+        return
+    folder = pathlib.Path(manager.directory)
+    if jax.process_index() == 0:
+        for step in steps:
+            target = folder.parent / "damaged" / f"{step:08d}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (folder / target.name).rename(target)
+            log.warning("damaged checkpoint moved to %s", target)
+    manager.reload()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,19 +203,29 @@ def restore(workdir: str | pathlib.Path, checkpoint: str | int = "latest") -> Re
       checkpoint: "latest", "best" (by validation AP), or a step.
 
     Raises:
-      ValueError: there is no such checkpoint; the message names those that exist.
+      ValueError: there is no such checkpoint, or it is damaged; names those that exist.
     """
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise ValueError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
     with open_manager(workdir, read_only=True) as manager:
         step = _choose(manager, workdir, checkpoint)
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        meta = _restore(manager, step, meta=ocp.args.JsonRestore()).meta
         config = ConfigDict(meta["config"], convert_dict=True)
         class_names = tuple(meta["class_names"])
         detector = build_detector(config, class_names)
         item = ocp.args.StandardRestore(_abstract_variables(detector))
-        variables = manager.restore(step, args=ocp.args.Composite(model=item)).model
+        variables = _restore(manager, step, model=item).model
     return Restored(detector, variables, class_names, config, step)
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, **items):
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # whatever a damaged file raises
+        raise ValueError(
+            f"checkpoint {step} in {manager.directory} is damaged ({type(error).__name__}: "
+            f"{_first_line(error)}); give another one of {sorted(manager.all_steps())}"
+        ) from error
 
 
 def _choose(manager: ocp.CheckpointManager, workdir, checkpoint: str | int) -> int:

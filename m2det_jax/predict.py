@@ -80,7 +80,7 @@ def predict(
     checkpoint: str = "latest",
     output: str = "",
     threshold: float = 0.3,
-    batch_size: int = 1,
+    batch_size: int = 0,
 ) -> list[ImageDetections]:
     """Detects objects in images, draws them and writes all as JSON.
 
@@ -88,12 +88,13 @@ def predict(
       paths: image files and folders.
       output: folder for pictures and predictions.json; "": workdir/predictions.
       threshold: lowest score that is drawn and written, 0..1.
-      batch_size: images per call, over all devices.
+      batch_size: images per call, over all devices; 0: one per device.
 
     Returns:
       One ImageDetections per image, in pixels of the original image.
     """
     restored = restore(workdir, checkpoint)
+    batch_size = batch_size or jax.device_count()
     runtime.check_divisible("--batch_size", batch_size)
     index = index_of(find_images(paths), restored.class_names)
     detector = dataclasses.replace(restored.detector, score_threshold=threshold)
@@ -158,7 +159,6 @@ def main(args) -> None:
     """Runs the verb on parsed arguments."""
     runtime.one_line_errors(runtime.start)
     options = vars(args)
-    options["batch_size"] = options["batch_size"] or jax.device_count()
     runtime.one_line_errors(predict, options.pop("workdir"), options.pop("paths"), **options)
 
 

@@ -145,15 +145,18 @@ def test_startup_names_what_the_command_wrote_when_it_fails(tmp_path):
         startup.seconds_to_first_step([sys.executable, "-c", program], tmp_path)
 
 
-def test_loss_counts_as_falling_between_quarters(capsys):
+def test_loss_counts_as_falling_against_untrained_weights_on_the_same_batches(capsys):
     steps = importlib.import_module("benchmarks.vgg512_steps")
-    once = Counter({"train_step": 1, "_merge": 3})
-    assert steps.first_and_last_quarter([4, 2, 9, 9, 9, 9, 1, 1]) == (3, 1)
-    assert steps.report([4.0, 3.0, 3.5, 2.0], once)
-    assert not steps.report([4.0, 3.0, 3.5, 5.0], once)
-    assert not steps.report([4.0, float("nan"), 3.0, 2.0], once)
-    assert not steps.report([4.0, 3.0, 3.5, 2.0], Counter({"train_step": 2}))
-    assert "NO" in capsys.readouterr().out
+    once, small = Counter({"jit(train_step)": 1, "_merge": 3}), 2**30
+    untrained = [4.0, 3.0, 3.5, 6.0]
+    assert steps.last_quarter([4, 2, 9, 9, 9, 9, 3, 1]) == 2
+    assert steps.report([4.0, 3.0, 3.5, 5.0], untrained, once, small)
+    assert "NO" not in capsys.readouterr().out
+    assert not steps.report([4.0, 3.0, 3.5, 6.5], untrained, once, small)
+    assert not steps.report([4.0, float("nan"), 3.0, 2.0], untrained, once, small)
+    assert not steps.report([4.0, 3.0, 3.5, 5.0], untrained, Counter({"train_step": 2}), small)
+    assert not steps.report([4.0, 3.0, 3.5, 5.0], untrained, once, 13 * 2**30)
+    assert capsys.readouterr().out.count("NO") == 4
 
 
 def test_compilations_are_counted_by_function():

@@ -35,7 +35,7 @@ def course(tiny_run):
 def test_the_loss_falls_on_a_fixed_batch(course):
     losses = [m["loss"] for m in course[0]]
     assert np.isfinite(losses).all()
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_metrics_are_one_flat_dict_of_scalars(course):
@@ -47,7 +47,7 @@ def test_metrics_are_one_flat_dict_of_scalars(course):
         assert all(v.shape == () and v.dtype == np.float32 for v in metrics.values())
         assert metrics["loss"] == pytest.approx(metrics["loss_class"] + metrics["loss_box"])
         assert metrics["num_positives"] >= batch["mask"].sum()
-        assert metrics["learning_rate"] == pytest.approx(0.02)
+        assert metrics["learning_rate"] == pytest.approx(0.005)
         assert metrics["grad_norm"] > 0
 
 
@@ -110,13 +110,20 @@ def test_one_device_gives_the_losses_of_eight(tiny_run, course):
     assert jax.device_count() == 8
     step, _ = support.make_step(tiny_run.config, tiny_run.run.detector)
     alone = jax.jit(step)
-    state = jax.device_put(tiny_run.initial, jax.devices()[0])
-    batch = jax.device_put(support.random_batch(0), jax.devices()[0])
+    metrics, states = course
+    state, batch = jax.device_put((tiny_run.initial, support.random_batch(0)), jax.devices()[0])
     for n in range(4):
-        state, metrics = alone(state, batch)
-        assert metrics["loss"].devices() == {jax.devices()[0]}
-        for name, expected in course[0][n].items():
-            np.testing.assert_allclose(metrics[name], expected, rtol=2e-3, err_msg=f"{name} {n}")
+        state, found = alone(state, batch)
+        assert found["loss"].devices() == {jax.devices()[0]}
+        # The network is chaotic: rounding errors grow a hundredfold a step.
+        tolerance = 1e-5 if n == 0 else 1e-3
+        np.testing.assert_allclose(found["loss"], metrics[n]["loss"], rtol=tolerance)
+        if n == 0:
+            np.testing.assert_allclose(found["grad_norm"], metrics[n]["grad_norm"], rtol=1e-3)
+            # The statistics are those of the batch of eight, not of one device's image.
+            one, eight = leaves(state.batch_stats), leaves(states[1].batch_stats)
+            for key in one:
+                np.testing.assert_allclose(eight[key], one[key], rtol=1e-3, atol=1e-4, err_msg=key)
 
 
 def test_a_batch_without_objects(tiny_run):
