@@ -1,6 +1,6 @@
 """A small detector for the drawn data set: the whole road in a few minutes on two CPU cores.
 
-    make demo
+make demo
 """
 
 from m2det_jax.config import default_config
@@ -13,7 +13,10 @@ def get_config():
     config.data.image_size = (160, 208)
     # Letters are never mirrored, and a short run has no time for rare views.
     config.augment.update(
-        flip_probability=0.0, expand_probability=0.2, expand_max=1.3, crop_probability=0.3,
+        flip_probability=0.0,
+        expand_probability=0.2,
+        expand_max=1.3,
+        crop_probability=0.3,
         crop_min_scale=0.6,
     )
     # The maps are coarse for objects this small: with SSD's thresholds most objects would get one

@@ -10,7 +10,7 @@ from m2det_jax.config import default_config
 
 def get_config():
     config = default_config()
-    config.epochs = 60.0
+    config.epochs = 55.0
     config.batch_size = 8
     config.data.image_size = (320, 320)
     config.augment.update(
@@ -45,6 +45,6 @@ def get_config():
         warmup_epochs=2.0,
         ema_decay=0.998,
     )
-    config.eval.every_epochs = 10.0
+    config.eval.every_epochs = 11.0
     config.log.every_steps = 100
     return config

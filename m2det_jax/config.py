@@ -173,26 +173,52 @@ _CHOICES = {
     "optimizer.schedule": ("step", "cosine", "constant"),
     "platform": ("", "cpu", "gpu", "tpu"),
 }
-_POSITIVE = (
-    "epochs batch_size accumulation data.num_threads model.num_levels model.backbone_width "
-    "eval.every_epochs eval.batch_size eval.max_detections eval.pre_nms_top_k log.every_steps "
-    "checkpoint.every_steps checkpoint.keep_latest optimizer.learning_rate "
-    "optimizer.reference_batch_size loss.smooth_l1_beta"
-).split()
-_NOT_NEGATIVE = (
-    "seed max_steps data.num_workers log.sample_images eval.patience optimizer.momentum "
-    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs"
-).split()
-_UNIT_INTERVAL = (
-    "data.val_fraction augment.flip_probability augment.expand_probability "
-    "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
-    "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
-    "eval.iou_threshold optimizer.ema_decay"
-).split()
+_POSITIVE = [
+    "epochs",
+    "batch_size",
+    "accumulation",
+    "data.num_threads",
+    "model.num_levels",
+    "model.backbone_width",
+    "eval.every_epochs",
+    "eval.batch_size",
+    "eval.max_detections",
+    "eval.pre_nms_top_k",
+    "log.every_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep_latest",
+    "optimizer.learning_rate",
+    "optimizer.reference_batch_size",
+    "loss.smooth_l1_beta",
+]
+_NOT_NEGATIVE = [
+    "seed",
+    "max_steps",
+    "data.num_workers",
+    "log.sample_images",
+    "eval.patience",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "optimizer.warmup_epochs",
+]
+_UNIT_INTERVAL = [
+    "data.val_fraction",
+    "augment.flip_probability",
+    "augment.expand_probability",
+    "augment.crop_probability",
+    "augment.crop_min_scale",
+    "augment.photometric_probability",
+    "anchors.positive_threshold",
+    "anchors.negative_threshold",
+    "eval.score_threshold",
+    "eval.iou_threshold",
+    "optimizer.ema_decay",
+]
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks values that types cannot; raises ValueError naming the key, the value and what fits."""
+    """Checks values that types cannot; raises ValueError naming key, value and what fits."""
     problems = []
     for key, choices in _CHOICES.items():
         if (value := get(config, key)) not in choices:
@@ -210,10 +236,9 @@ def validate(config: ConfigDict) -> None:
         problems.append(f"config.model.frozen_stages={config.model.frozen_stages}: give 0 to 5")
     if config.anchors.negative_threshold > config.anchors.positive_threshold:
         problems.append("config.anchors.negative_threshold is above positive_threshold")
-    if len(config.data.image_size) != 2 or min(config.data.image_size) < 64:
-        problems.append(
-            f"config.data.image_size={config.data.image_size}: give (height, width), 64 or more"
-        )
+    size = config.data.image_size
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 64 for side in size):
+        problems.append(f"config.data.image_size={size}: give (height, width), each 64 or more")
     if config.accumulation > 0 and config.batch_size % config.accumulation:
         problems.append(
             f"config.batch_size={config.batch_size} is not a multiple of "

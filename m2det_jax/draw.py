@@ -57,9 +57,7 @@ def _text_colour(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     return _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
-def _outline(
-    pen: ImageDraw.ImageDraw, corners: Corners, colour, width: int, dashed: bool
-) -> None:
+def _outline(pen: ImageDraw.ImageDraw, corners: Corners, colour, width: int, dashed: bool) -> None:
     """Draws a rectangle line whose outer edge is at `corners`, inclusive pixels."""
     x1, y1, x2, y2 = corners
     width = max(1, min(width, (x2 - x1) // 3, (y2 - y1) // 3))  # a small box keeps its inside

@@ -31,15 +31,20 @@ _WORKDIR = flags.DEFINE_string(
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; what is wrong with them ends in one line that names the nearest key."""
     argv = list(argv)
+    if {"--help", "-help", "-h", "--helpshort"} & set(argv):
+        # absl's own help exits with 1, and lists nothing for a console script.
+        print(__doc__)
+        print(flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("workdir")))
+        sys.exit(0)
     try:
         name = _resolve_config(argv)
         _check_keys(argv, name)
-        rest = app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
             raise ValueError("give --config, such as --config experiments/vgg512.py (--help)")
         if len(rest) > 1:
             raise ValueError(f"unexpected arguments: {' '.join(rest[1:])}")
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         text = error.args[0] if error.args else error
         sys.exit("error: " + " ".join(str(text).split()))
     return rest
@@ -87,7 +92,6 @@ def main(argv: list[str]) -> None:
 
     def run():
         runtime.start(config.platform, config.deterministic)
-        workdir.mkdir(parents=True, exist_ok=True)
         train(config, workdir)
 
     runtime.one_line_errors(run)

@@ -36,6 +36,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict:
       FloatingPointError: the loss is not finite; names the step, the images and the checkpoint.
     """
     run = prepare(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     running = place(IntervalMetrics.empty(), run.replicated)
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(
@@ -44,7 +45,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict:
         state, running, progress = start_or_resume(run, running, manager, config)
         step = int(state.step)
         write_config(workdir, config)
-        history = stack.enter_context(contextlib.closing(History(workdir, step, enabled=jax.process_index() == 0)))
+        history = History(workdir, step, enabled=jax.process_index() == 0)
+        stack.enter_context(contextlib.closing(history))
         batches = stack.enter_context(contextlib.closing(open_batches(config, run, step)))
         watch = Watch(
             history,
@@ -199,7 +201,7 @@ def explain(error: NonFiniteLoss, run: Run, manager: ocp.CheckpointManager) -> s
     last = manager.latest_step()
     good = f"the last good checkpoint is step {last}" if last is not None else "none is saved yet"
     return (
-        f"the loss is {error.loss} at step {error.step}; {good} in {manager.directory}. "
+        f"{error.what} at step {error.step}; {good} in {manager.directory}. "
         f"Images of that batch: {names}. Look at them, or lower config.optimizer.learning_rate, "
         "lengthen warmup_epochs, or lower clip_norm"
     )

@@ -51,7 +51,7 @@ class Watch:
         self.history, self.running = history, running
         self.steps, self.batch_size, self.every_steps = steps, batch_size, every_steps
         self.bar = tqdm.tqdm(None, "train", steps, initial=start_step, disable=None, unit="step")
-        self.pending: tuple[int, np.ndarray, jax.Array] | None = None
+        self.pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
         self._restart_clock()
 
     def _restart_clock(self) -> None:
@@ -75,11 +75,11 @@ class Watch:
         """Takes note of a finished step; logs at the end of an interval.
 
         Raises:
-          NonFiniteLoss: the loss of the step before is NaN or infinite. One step late, so that
-            the device always has work queued; `check` looks at the last step as well.
+          NonFiniteLoss: loss or gradient of the step before is NaN or infinite. One step late, so
+            that the device always has work queued; `check` looks at the last step as well.
         """
         self.check()
-        self.pending = (step, image_ids, metrics["loss"])
+        self.pending = (step, image_ids, metrics)
         self.running = _merge(self.running, metrics)
         self.steps_timed += 1
         self.bar.update()
@@ -87,11 +87,13 @@ class Watch:
             self._log(step)
 
     def check(self) -> None:
-        """Raises NonFiniteLoss if the last step noted had a loss that is not finite."""
+        """Raises NonFiniteLoss if the last step noted had a loss or gradient that is not finite."""
         if self.pending is not None:
-            step, image_ids, loss = self.pending
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(step, float(loss), image_ids)
+            step, image_ids, metrics = self.pending
+            # A finite loss can have a gradient that is not, and weights that are not from it.
+            for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
+                if not math.isfinite(metrics[name]):
+                    raise NonFiniteLoss(step, f"{what} is {float(metrics[name])}", image_ids)
         self.pending = None
 
     def _log(self, step: int) -> None:
@@ -118,11 +120,11 @@ class Watch:
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss of a step was NaN or infinite."""
+    """The loss of a step, or its gradient, was NaN or infinite; `what` says which."""
 
-    def __init__(self, step: int, loss: float, image_ids: np.ndarray):
-        super().__init__(f"loss is {loss} at step {step}")
-        self.step, self.loss, self.image_ids = step, loss, image_ids
+    def __init__(self, step: int, what: str, image_ids: np.ndarray):
+        super().__init__(f"{what} at step {step}")
+        self.step, self.what, self.image_ids = step, what, image_ids
 
 
 def _duration(seconds: float) -> str:

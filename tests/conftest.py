@@ -1,4 +1,4 @@
-"""A strict test environment: typed ops, no silent rank promotion, parsed flags, a compilation cache."""
+"""A strict test environment: typed ops, no silent rank promotion, parsed flags, a cache."""
 
 import os
 import pathlib
@@ -49,6 +49,7 @@ def bccd_dir() -> pathlib.Path:
 def drawn_files(tmp_path_factory):
     """A drawn data set of 24 training and 12 validation images."""
     import support
+
     from m2det_jax.data.synthetic import draw_dataset
 
     return draw_dataset(
@@ -63,9 +64,23 @@ def drawn_files(tmp_path_factory):
 def tiny_run(drawn_files, tmp_path_factory):
     """One prepared tiny run, so that its step is compiled once for all tests."""
     import support
+
     from m2det_jax.prepare import prepare
 
     config = support.tiny_config(drawn_files)
     with support.counted_traces() as traces:
         run = prepare(config, tmp_path_factory.mktemp("tiny_run"))
     return support.TinyRun(config, run, jax.device_get(run.state), traces)
+
+
+@pytest.fixture(scope="session")
+def whole(drawn_files, tmp_path_factory):
+    """A run of 6 steps that nothing stopped: (workdir, metrics, traces of its step)."""
+    import support
+
+    from m2det_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("whole")
+    with support.counted_traces() as traces:
+        metrics = train(support.short_config(drawn_files), workdir)
+    return workdir, metrics, traces

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from m2det_jax import prepare
+from m2det_jax.checkpoint import make_meta, open_manager, save
 from m2det_jax.config import default_config
 from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.evaluate import step_settings
 from m2det_jax.optimizer import make_optimizer, make_schedule
 from m2det_jax.train_state import TrainState, place
 from m2det_jax.train_step import make_train_step
+from m2det_jax.watch import IntervalMetrics
 
 NUM_TRAIN, NUM_VAL = 24, 12
+
+PROGRESS = {"AP": 0.25, "best_AP": 0.5, "evaluations_since_best": 2}
 
 # Non-square; nothing in the compiled step depends on the length of the run.
 TINY = {
@@ -42,6 +46,10 @@ TINY = {
 }
 
 
+# 3 steps an epoch, 6 in all.
+SHORT = {"epochs": 2.0, "eval.every_epochs": 1.0, "log.every_steps": 3, "eval.max_detections": 20}
+
+
 def tiny_config(files: DatasetFiles | None = None, overrides: dict[str, Any] | None = None):
     """Returns a tiny config on the data set `files`, with overrides by dotted key."""
     config = default_config()
@@ -49,6 +57,12 @@ def tiny_config(files: DatasetFiles | None = None, overrides: dict[str, Any] | N
         config.data[f"{name}_csv"] = str(file)
     config.update_from_flattened_dict(TINY | (overrides or {}))
     return config
+
+
+def short_config(files: DatasetFiles, **overrides):
+    """Returns the tiny config of a run of six steps; `data__val_csv` stands for data.val_csv."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return tiny_config(files, SHORT | dotted)
 
 
 def make_step(config, detector, num_images: int = NUM_TRAIN):
@@ -82,7 +96,7 @@ def counted_traces():
 
 @dataclasses.dataclass(frozen=True)
 class TinyRun:
-    """A prepared run on all devices, its fresh state in host memory, and how often it was traced."""
+    """A prepared run on all devices, its first state in host memory, and the traces of its step."""
 
     config: Any
     run: prepare.Run
@@ -98,7 +112,7 @@ class TinyRun:
         return self.run.train_step(state, jax.device_put(batch, self.run.by_batch))
 
 
-def random_batch(seed: int, size: int = 8, num_classes: int = 8) -> dict[str, np.ndarray]:
+def random_batch(seed: int, size: int = 8, num_classes: int = 5) -> dict[str, np.ndarray]:
     """Returns a batch of 64 x 96 pictures with 1 to 3 objects an image, padded to 8.
 
     The pictures are of large blocks: pixel noise would average out, and batch norms of nearly
@@ -127,3 +141,38 @@ def assert_trees_equal(actual, expected) -> None:
         a, e = np.asarray(a), np.asarray(e)
         assert (a.shape, a.dtype) == (e.shape, e.dtype), path
         np.testing.assert_array_equal(a, e, err_msg=jax.tree_util.keystr(path))
+
+
+def state_at(tiny_run: TinyRun, step: int) -> TrainState:
+    """A state unlike that of any other step, its averages unlike its raw weights."""
+
+    def changed(tree, share):
+        return jax.tree.map(lambda x: (x + np.abs(x) * share).astype(x.dtype), tree)
+
+    initial = tiny_run.initial
+    state = dataclasses.replace(
+        initial,
+        step=np.int32(step),
+        params=changed(initial.params, 0.1 * step),
+        batch_stats=changed(initial.batch_stats, 0.1 * step),
+        ema_params=changed(initial.ema_params, 0.01 * step),
+        ema_batch_stats=changed(initial.ema_batch_stats, 0.01 * step),
+        opt_state=jax.tree.map(lambda x: x + np.asarray(step, x.dtype), initial.opt_state),
+    )
+    return place(state, tiny_run.run.replicated)
+
+
+def running_at(tiny_run: TinyRun, step: int) -> IntervalMetrics:
+    """Interval metrics unlike those of any other step."""
+    names = ["loss", "loss_class", "loss_box", "num_positives", "grad_norm", "learning_rate"]
+    values = {name: np.float32(step + i) for i, name in enumerate(names)}
+    merged = IntervalMetrics.empty().merge(IntervalMetrics.single_from_model_output(**values))
+    return place(merged, tiny_run.run.replicated)
+
+
+def save_steps(workdir, tiny_run, aps: dict[int, float | None], keep_latest: int = 2) -> None:
+    meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
+    with open_manager(workdir, keep_latest=keep_latest) as manager:
+        for step, ap in aps.items():
+            metrics = None if ap is None else {"AP": ap}
+            save(manager, state_at(tiny_run, step), running_at(tiny_run, step), meta, metrics)

@@ -8,49 +8,13 @@ import jax
 import numpy as np
 import pytest
 import support
+from support import PROGRESS, running_at, save_steps, state_at
 
 import m2det_jax
 from m2det_jax import checkpoint
 from m2det_jax.checkpoint import make_meta, open_manager, restore, restore_latest, save
 from m2det_jax.train import start_or_resume
-from m2det_jax.train_state import place
 from m2det_jax.watch import IntervalMetrics
-
-PROGRESS = {"AP": 0.25, "best_AP": 0.5, "evaluations_since_best": 2}
-
-
-def state_at(tiny_run, step: int):
-    """A state unlike that of any other step, its averages unlike its raw weights."""
-
-    def changed(tree, share):
-        return jax.tree.map(lambda x: (x + np.abs(x) * share).astype(x.dtype), tree)
-
-    initial = tiny_run.initial
-    state = dataclasses.replace(
-        initial,
-        step=np.int32(step),
-        params=changed(initial.params, 0.1 * step),
-        batch_stats=changed(initial.batch_stats, 0.1 * step),
-        ema_params=changed(initial.ema_params, 0.01 * step),
-        ema_batch_stats=changed(initial.ema_batch_stats, 0.01 * step),
-        opt_state=jax.tree.map(lambda x: x + np.asarray(step, x.dtype), initial.opt_state),
-    )
-    return place(state, tiny_run.run.replicated)
-
-
-def running_at(tiny_run, step: int):
-    names = "loss loss_class loss_box num_positives grad_norm learning_rate".split()
-    values = {name: np.float32(step + i) for i, name in enumerate(names)}
-    merged = IntervalMetrics.empty().merge(IntervalMetrics.single_from_model_output(**values))
-    return place(merged, tiny_run.run.replicated)
-
-
-def save_steps(workdir, tiny_run, aps: dict[int, float | None], keep_latest: int = 2) -> None:
-    meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
-    with open_manager(workdir, keep_latest=keep_latest) as manager:
-        for step, ap in aps.items():
-            metrics = None if ap is None else {"AP": ap}
-            save(manager, state_at(tiny_run, step), running_at(tiny_run, step), meta, metrics)
 
 
 def latest(workdir, tiny_run):
@@ -161,9 +125,7 @@ def test_a_run_goes_on_saving_after_damage(copy, tiny_run):
     truncate_files(copy / "checkpoints" / "00000004")
     meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
     with open_manager(copy) as manager:
-        restore_latest(
-            manager, tiny_run.initial, running_at(tiny_run, 0), tiny_run.run.replicated
-        )
+        restore_latest(manager, tiny_run.initial, running_at(tiny_run, 0), tiny_run.run.replicated)
         save(manager, state_at(tiny_run, 4), running_at(tiny_run, 4), meta, {"AP": 0.95})
     state, _, _ = latest(copy, tiny_run)
     support.assert_trees_equal(state, state_at(tiny_run, 4))
@@ -244,9 +206,9 @@ def other_classes(run, names):
 def test_other_class_names_are_refused(saved, tiny_run):
     names = ("cat", *tiny_run.run.train_index.class_names[1:])
     run = other_classes(tiny_run.run, names)
-    with open_manager(saved, read_only=True) as manager:
-        with pytest.raises(ValueError, match="trained on the classes .*'disc'.*'cat'"):
-            start_or_resume(run, IntervalMetrics.empty(), manager, tiny_run.config)
+    refused = pytest.raises(ValueError, match="trained on the classes .*'disc'.*'cat'")
+    with open_manager(saved, read_only=True) as manager, refused:
+        start_or_resume(run, IntervalMetrics.empty(), manager, tiny_run.config)
 
 
 def test_a_changed_config_is_told(saved, tiny_run, warnings_of_run):

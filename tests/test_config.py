@@ -46,6 +46,7 @@ def test_two_configs_share_nothing():
         ({"model__frozen_stages": 6}, ["config.model.frozen_stages=6", "0 to 5"]),
         ({"anchors__negative_threshold": 0.6}, ["config.anchors.negative_threshold", "above"]),
         ({"data__image_size": (512, 32)}, ["config.data.image_size=(512, 32)", "64 or more"]),
+        ({"data__image_size": ("a", "b")}, ["config.data.image_size=('a', 'b')", "64 or more"]),
         ({"data__image_size": (512,)}, ["config.data.image_size=(512,)", "(height, width)"]),
         ({"batch_size": 30, "accumulation": 4}, ["batch_size=30", "accumulation=4"]),
         ({"seed": -1}, ["config.seed=-1", "0 or more"]),

@@ -55,7 +55,10 @@ def test_state_moves_and_keeps_its_form(course):
     before, after = course[1][0], course[1][1]
     assert jax.tree.structure(before) == jax.tree.structure(after)
     assert after.step == before.step + 1
-    old, new = leaves((before.params, before.batch_stats)), leaves((after.params, after.batch_stats))
+    old, new = (
+        leaves((before.params, before.batch_stats)),
+        leaves((after.params, after.batch_stats)),
+    )
     assert all(new[k].dtype == np.float32 for k in new)
     unmoved = [k for k in old if np.array_equal(old[k], new[k])]
     assert not [k for k in unmoved if "kernel" in k or "[1]" in k[:3]]  # all kernels and statistics
@@ -137,15 +140,13 @@ def test_a_batch_without_objects(tiny_run):
 
 
 def test_the_same_step_gives_the_same_bits(tiny_run):
-    once, again = (
-        tiny_run.step(tiny_run.fresh_state(), support.random_batch(3)) for _ in range(2)
-    )
+    once, again = (tiny_run.step(tiny_run.fresh_state(), support.random_batch(3)) for _ in range(2))
     support.assert_trees_equal(once, again)
 
 
 @pytest.fixture(scope="module")
 def parts():
-    """One step with two frozen stages, in one part and in two: (before, {parts: (after, metrics)})."""
+    """One step with frozen stages in 1 and 2 parts: before, {parts: (after, metrics)}, paths."""
     overrides = {
         "model.frozen_stages": 2,
         "model.num_levels": 1,

@@ -158,12 +158,12 @@ def _add_object(
 def draw_scene(rng: np.random.Generator, size: tuple[int, int], num_objects: int) -> Scene:
     """Draws an image of `size` (each side >= 4 MIN_SIDE) with up to `num_objects` objects.
 
-    Shorter sides of their boxes: log-uniform from MIN_SIDE to half the image's shorter side,
-    largest painted first. An object that finds no place or colour is left out.
+    Shorter sides of their boxes: uniform from MIN_SIDE to half the image's shorter side, largest
+    painted first. An object that finds no place or colour is left out.
     """
     scene = Scene(_background(rng, size), np.full(size, -1, np.int32))
     largest = min(size) // 2
-    sides = np.exp(rng.uniform(np.log(MIN_SIDE), np.log(largest), num_objects)).astype(int)
+    sides = rng.integers(MIN_SIDE, largest + 1, num_objects)
     for side in np.sort(sides)[::-1]:
         label = int(rng.integers(len(CLASS_NAMES)))
         overlap = bool(scene.boxes) and rng.random() < _OVERLAP_SHARE

@@ -101,9 +101,7 @@ def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     for axis in (1, 2):
         size = x.shape[axis]
         padded = _pad_with_lowest(x, axis, before=1, after=1)
-        left, middle, right = (
-            jax.lax.slice_in_dim(padded, i, i + size, 2, axis) for i in range(3)
-        )
+        left, middle, right = (jax.lax.slice_in_dim(padded, i, i + size, 2, axis) for i in range(3))
         x = jnp.maximum(jnp.maximum(left, middle), right)
     return x
 

@@ -55,9 +55,7 @@ def clip(
     return jnp.stack(columns, axis=-1).astype(jnp.float32)
 
 
-def iou(
-    boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]
-) -> Float[Array, "N M"]:
+def iou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
     """Intersection over union of every pair, in [0, 1].
 
     A pair with a box of zero area, or of negative width or height, has 0. Gradients are finite.
@@ -66,9 +64,7 @@ def iou(
     return _safe_divide(intersection, union)
 
 
-def giou(
-    boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]
-) -> Float[Array, "N M"]:
+def giou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
     """Generalized IoU of every pair, in [-1, 1]: IoU - (hull - union) / hull (arXiv 1902.09630).
 
     The hull is the smallest box around both; a hull of zero area takes nothing off.
@@ -80,9 +76,7 @@ def giou(
     return _safe_divide(intersection, union) - _safe_divide(hull - union, hull)
 
 
-def diou(
-    boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]
-) -> Float[Array, "N M"]:
+def diou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
     """Distance IoU of every pair, in [-1, 1] (arXiv 1911.08287, equation 7).
 
     IoU - d^2 / c^2, d the distance of the centres and c the diagonal of the hull.
@@ -91,9 +85,7 @@ def diou(
     return _safe_divide(*_intersection_and_union(a, b)) - _centre_penalty(a, b)
 
 
-def ciou(
-    boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]
-) -> Float[Array, "N M"]:
+def ciou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
     """Complete IoU of every pair: DIoU - alpha v (arXiv 1911.08287, equations 8 to 11).
 
     v = 4 / pi^2 (atan(w_b / h_b) - atan(w_a / h_a))^2 compares the shapes; its weight

@@ -194,12 +194,14 @@ def _winners(pending: Array, affinity: Array, wish: Array, num_anchors: int) -> 
     """Says which pending boxes [M] get the anchor they ask for: the highest, then the first."""
     num_boxes = pending.shape[0]
     box_ids = jnp.arange(num_boxes, dtype=jnp.int32)
-    highest = jnp.full((num_anchors,), -jnp.inf).at[wish].max(
-        jnp.where(pending, affinity, -jnp.inf)
+    highest = (
+        jnp.full((num_anchors,), -jnp.inf).at[wish].max(jnp.where(pending, affinity, -jnp.inf))
     )
     is_highest = pending & (affinity == highest[wish])
-    first = jnp.full((num_anchors,), num_boxes, jnp.int32).at[wish].min(
-        jnp.where(is_highest, box_ids, num_boxes)
+    first = (
+        jnp.full((num_anchors,), num_boxes, jnp.int32)
+        .at[wish]
+        .min(jnp.where(is_highest, box_ids, num_boxes))
     )
     return is_highest & (first[wish] == box_ids)
 

@@ -178,7 +178,9 @@ def _first_kept(keep: Array, count: int) -> tuple[Array, Array]:
     """Returns the positions of the first `count` True values, and which of these are real."""
     rank = jnp.cumsum(keep) - 1
     slot = jnp.where(keep & (rank < count), rank, count)
-    positions = jnp.zeros((count,), jnp.int32).at[slot].set(
-        jnp.arange(keep.shape[0], dtype=jnp.int32), mode="drop"
+    positions = (
+        jnp.zeros((count,), jnp.int32)
+        .at[slot]
+        .set(jnp.arange(keep.shape[0], dtype=jnp.int32), mode="drop")
     )
     return positions, jnp.arange(count) < keep.sum()

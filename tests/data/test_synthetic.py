@@ -25,9 +25,7 @@ SIZES = [(192, 256), (240, 160), (64, 90)]
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [
-        draw_scene(np.random.default_rng((3, i)), SIZES[i % 2], 1 + i % 7) for i in range(120)
-    ]
+    return [draw_scene(np.random.default_rng((3, i)), SIZES[i % 2], 1 + i % 7) for i in range(120)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,7 @@ def test_masks_are_tight_and_in_range(name, side):
         assert alpha.shape == second.shape and alpha.dtype == np.float32
         for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]):
             assert edge.any()
-        assert alpha.max() == 1.0 and 0 <= second.min() and second.max() <= 1.0
+        assert alpha.max() == 1.0 and second.min() >= 0 and second.max() <= 1.0
         assert max(MIN_SIDE, side - 2) <= min(alpha.shape) <= side + 3
         assert alpha.shape[0] <= 96 and alpha.shape[1] <= 128
         assert (second.max() > 0.5) == (name == "stripes")
@@ -79,7 +77,7 @@ def test_boxes_are_those_of_the_painted_pixels(scenes):
         visible = scene.visible()
         for k, (x1, y1, x2, y2) in enumerate(scene.boxes):
             assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
-            assert MIN_SIDE <= min(x2 - x1, y2 - y1) and y2 - y1 <= height // 2
+            assert min(x2 - x1, y2 - y1) >= MIN_SIDE and y2 - y1 <= height // 2
             assert x2 - x1 <= width // 2
             rows, columns = np.nonzero(scene.owner == k)
             tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)

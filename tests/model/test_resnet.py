@@ -23,7 +23,9 @@ def test_has_the_parameters_of_the_paper_without_the_classifier(depth, millions)
 def test_maps_are_at_strides_8_and_16_for_any_size(size):
     model = ResNet(18, width=0.25)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    maps = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
+    maps = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, train=False), images
+    )
     shallow, deep = maps[0]
     assert shallow.shape == (1, -(-size[0] // 8), -(-size[1] // 8), 32)
     assert deep.shape == (1, -(-size[0] // 16), -(-size[1] // 16), 128)

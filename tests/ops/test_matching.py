@@ -139,9 +139,7 @@ def test_padding_changes_nothing(padding):
     boxes = random_boxes(np.random.default_rng(4), 5)
     padded = np.concatenate([boxes, np.full((59, 4), padding, np.float32)])
     padded[40:, 2:] += 10
-    assert_same(
-        match(ANCHORS, padded, np.arange(64) < 5), match(ANCHORS, boxes, np.ones(5, bool))
-    )
+    assert_same(match(ANCHORS, padded, np.arange(64) < 5), match(ANCHORS, boxes, np.ones(5, bool)))
 
 
 @pytest.mark.parametrize("count", [0, 3])

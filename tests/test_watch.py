@@ -1,0 +1,79 @@
+"""What one sees of a run: means over an interval, rates without the pauses, a stop on NaN."""
+
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m2det_jax.history import History, read_history
+from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch
+
+NAMES = ["loss", "loss_class", "loss_box", "num_positives", "grad_norm", "learning_rate"]
+
+
+def metrics(value: float = 1.0, **others) -> dict:
+    return {name: jnp.float32(value) for name in NAMES} | {
+        name: jnp.float32(other) for name, other in others.items()
+    }
+
+
+@pytest.fixture
+def watch(tmp_path):
+    with History(tmp_path) as history:
+        yield Watch(
+            history,
+            IntervalMetrics.empty(),
+            start_step=0,
+            steps=5,
+            batch_size=10,
+            every_steps=2,
+        )
+
+
+def test_a_record_per_interval_and_one_at_the_end(watch, tmp_path):
+    for step, loss in enumerate([1.0, 3.0, 5.0, 6.0, 8.0], 1):
+        watch.after_step(step, metrics(loss), np.arange(2))
+    records = read_history(tmp_path)
+    assert [(r["step"], r["loss"]) for r in records] == [(2, 2.0), (4, 5.5), (5, 8.0)]
+
+
+def test_an_interval_goes_on_after_a_restart(watch, tmp_path):
+    watch.after_step(1, metrics(1.0), np.arange(2))
+    with History(tmp_path, 1) as history:
+        again = Watch(history, watch.running, start_step=1, steps=5, batch_size=10, every_steps=2)
+        again.after_step(2, metrics(3.0), np.arange(2))
+    assert [r["loss"] for r in read_history(tmp_path)] == [2.0]
+
+
+def test_pauses_do_not_count_and_waiting_does(watch, tmp_path):
+    def slow_batches():
+        time.sleep(0.2)
+        yield "batch"
+
+    assert watch.wait_for(slow_batches()) == "batch"
+    assert watch.pause(lambda x, y: time.sleep(0.6) or x + y, 1, y=2) == 3
+    watch.after_step(1, metrics(), np.arange(2))
+    watch.after_step(2, metrics(), np.arange(2))
+    (record,) = read_history(tmp_path)
+    seconds = 2 * 10 / record["images_per_second"]
+    assert seconds >= 0.2
+    assert record["data_wait_share"] == pytest.approx(0.2 / seconds, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_is_told_one_step_later(name, value, watch):
+    watch.after_step(1, metrics(), np.array([7]))
+    watch.after_step(2, metrics(**{name: value}), np.array([8, 9]))
+    with pytest.raises(NonFiniteLoss, match=f"{value} at step 2") as caught:
+        watch.after_step(3, metrics(), np.array([10]))
+    assert (caught.value.step, caught.value.image_ids.tolist()) == (2, [8, 9])
+
+
+def test_the_last_step_is_checked_on_demand(watch):
+    watch.after_step(1, metrics(), np.array([7]))
+    watch.check()
+    watch.after_step(2, metrics(np.nan), np.array([8]))
+    with pytest.raises(NonFiniteLoss, match="the loss is nan at step 2"):
+        watch.check()
