@@ -173,48 +173,22 @@ _CHOICES = {
     "optimizer.schedule": ("step", "cosine", "constant"),
     "platform": ("", "cpu", "gpu", "tpu"),
 }
-_POSITIVE = [
-    "epochs",
-    "batch_size",
-    "accumulation",
-    "data.num_threads",
-    "model.num_levels",
-    "model.backbone_width",
-    "eval.every_epochs",
-    "eval.batch_size",
-    "eval.max_detections",
-    "eval.pre_nms_top_k",
-    "log.every_steps",
-    "checkpoint.every_steps",
-    "checkpoint.keep_latest",
-    "optimizer.learning_rate",
-    "optimizer.reference_batch_size",
-    "loss.smooth_l1_beta",
-]
-_NOT_NEGATIVE = [
-    "seed",
-    "max_steps",
-    "data.num_workers",
-    "log.sample_images",
-    "eval.patience",
-    "optimizer.momentum",
-    "optimizer.weight_decay",
-    "optimizer.clip_norm",
-    "optimizer.warmup_epochs",
-]
-_UNIT_INTERVAL = [
-    "data.val_fraction",
-    "augment.flip_probability",
-    "augment.expand_probability",
-    "augment.crop_probability",
-    "augment.crop_min_scale",
-    "augment.photometric_probability",
-    "anchors.positive_threshold",
-    "anchors.negative_threshold",
-    "eval.score_threshold",
-    "eval.iou_threshold",
-    "optimizer.ema_decay",
-]
+_POSITIVE = (
+    "epochs batch_size accumulation data.num_threads model.num_levels model.backbone_width "
+    "eval.every_epochs eval.batch_size eval.max_detections eval.pre_nms_top_k log.every_steps "
+    "checkpoint.every_steps checkpoint.keep_latest optimizer.learning_rate "
+    "optimizer.reference_batch_size loss.smooth_l1_beta"
+).split()
+_NOT_NEGATIVE = (
+    "seed max_steps data.num_workers log.sample_images eval.patience optimizer.momentum "
+    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs"
+).split()
+_UNIT_INTERVAL = (
+    "data.val_fraction augment.flip_probability augment.expand_probability "
+    "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
+    "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
+    "eval.iou_threshold optimizer.ema_decay"
+).split()
 
 
 def validate(config: ConfigDict) -> None:

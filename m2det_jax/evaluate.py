@@ -1,6 +1,6 @@
 """Evaluates a trained detector: the COCO table, VOC AP50 and AP per class.
 
-python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
+    python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
 """
 
 import json

@@ -1,6 +1,6 @@
 """Draws detections on images and folders of images, and writes them as COCO results.
 
-python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.3]
+    python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.3]
 """
 
 import dataclasses
@@ -24,9 +24,7 @@ from m2det_jax.metrics import ImageDetections, coco_results
 
 log = logging.getLogger("m2det_jax")
 
-IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"]
-)
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
 
 
 def find_images(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:

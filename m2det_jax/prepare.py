@@ -113,7 +113,9 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: int) -> 
     """Turns config.optimizer into plain values in steps, with the learning rate scaled."""
     c = config.optimizer
     per_epoch = num_images / config.batch_size
-    rate = scaled_learning_rate(c.learning_rate, config.batch_size, c.reference_batch_size, c.name)
+    rate = scaled_learning_rate(
+        c.learning_rate, config.batch_size, c.reference_batch_size, c.name
+    )
     log.info(
         "learning rate %.3g: %.3g at batch %d, scaled %s to batch %d; %d steps of %g epochs",
         rate,

@@ -62,7 +62,7 @@ def _configure_logging() -> None:
         log.setLevel(logging.INFO)
         log.propagate = False
     absl.logging.set_verbosity(absl.logging.WARNING)
-    absl.logging.get_absl_logger().addFilter(_unevaluated_save)
+    absl.logging.get_absl_logger().addFilter(_worth_reading)
 
 
 class _BesideTheBar(logging.StreamHandler):
@@ -73,9 +73,12 @@ class _BesideTheBar(logging.StreamHandler):
             sys.stderr.write(self.format(record) + "\n")
 
 
-def _unevaluated_save(record: logging.LogRecord) -> bool:
-    # Orbax warns of every save without metrics; saves between evaluations are meant to be so.
-    return "did not provide metrics" not in record.getMessage()
+# Orbax warns of what is meant here: saves between evaluations, and reading without writing.
+_EXPECTED = ("did not provide metrics", "read_only=True", "Given directory is read only")
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _EXPECTED)
 
 
 def data_mesh() -> tuple[NamedSharding, NamedSharding]:
@@ -102,7 +105,7 @@ def one_line_errors(verb: Callable, *args, **kwargs):
     """Calls a verb; what the user can mend ends in one clear message instead of a traceback."""
     try:
         return verb(*args, **kwargs)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("M2DET_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")

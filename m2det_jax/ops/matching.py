@@ -231,9 +231,15 @@ def _ask_again(
 
 
 def _overlap_and_affinity(boxes: Array, anchors: Array) -> tuple[Array, Array]:
-    """Returns IoU, and the number by which a box ranks anchors: IoU, without it minus distance."""
+    """Returns IoU, and the number by which a box ranks anchors: IoU, without it minus distance.
+
+    A box with NaN overlaps nothing and ranks all anchors last and equal. It must compare equal to
+    itself, or the rounds of forcing would not end; its deltas are NaN and give the loss away.
+    """
     overlap = iou(boxes, anchors)
+    overlap = jnp.where(jnp.isnan(overlap), 0, overlap)
     distance = jnp.zeros_like(overlap)
     for i in range(4):
-        distance += jnp.abs(boxes[:, i][:, None] - anchors[:, i][None, :])
+        distance += (boxes[:, i][:, None] - anchors[:, i][None, :]) ** 2
+    distance = jnp.where(jnp.isnan(distance), jnp.inf, distance)
     return overlap, jnp.where(overlap > 0, overlap, -distance)

@@ -234,3 +234,12 @@ def test_errors_say_what_to_change():
         ops.match(ANCHORS, boxes, mask, positive_threshold=0.3)
     with pytest.raises(ValueError, match="anchors: expected at least one"):
         ops.match(ANCHORS[:0], boxes, mask)
+
+
+def test_a_box_with_nan_ends_and_shows_in_its_deltas():
+    anchors = np.array([[0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16]], np.float32)
+    boxes = np.array([[np.nan, 0, 8, 8], [8, 0, 16, 8]], np.float32)
+    arguments = anchors, boxes, np.array([1, 2]), np.array([True, True])
+    targets = jax.jit(ops.assign_targets)(*arguments)
+    assert targets.labels.tolist().count(2) == 1
+    assert np.isnan(targets.deltas).any()
