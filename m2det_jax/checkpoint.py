@@ -182,7 +182,7 @@ class Restored:
 
     Attributes:
       detector: model, anchors, preprocessing and class names; `detector.detect_fn()` is jitted.
-      variables: params and batch_stats (moving averages), numpy arrays.
+      variables: params and batch_stats (moving averages), jax arrays on the first device.
       class_names: name of each class id.
       config: the config that it was trained with.
       step: optimiser step of the checkpoint.
