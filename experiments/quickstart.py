@@ -8,7 +8,7 @@ from m2det_jax.config import default_config
 
 def get_config():
     config = default_config()
-    config.epochs = 16.0
+    config.epochs = 12.5
     config.batch_size = 8
     config.data.image_size = (160, 208)
     # Letters are never mirrored, and a short run has no time for rare views.
@@ -50,6 +50,6 @@ def get_config():
         warmup_epochs=1.0,
         ema_decay=0.99,
     )
-    config.eval.every_epochs = 4.0
+    config.eval.every_epochs = 3.125
     config.log.every_steps = 100
     return config
