@@ -1,6 +1,6 @@
 """Draws detections on images and folders of images, and writes them as COCO results.
 
-    python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.3]
+    python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def predict(
     *,
     checkpoint: str = "latest",
     output: str = "",
-    threshold: float = 0.3,
+    threshold: float = 0.5,
     batch_size: int = 0,
 ) -> list[ImageDetections]:
     """Detects objects in images, draws them and writes all as JSON.
@@ -150,7 +150,7 @@ def _parser() -> argparse_flags.ArgumentParser:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the training run")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
     parser.add_argument("--output", default="", help="folder; default: WORKDIR/predictions")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score (default 0.3)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (default 0.5)")
     parser.add_argument("--batch_size", type=int, default=0, help="default: one per device")
     return parser
 

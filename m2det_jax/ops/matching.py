@@ -240,6 +240,6 @@ def _overlap_and_affinity(boxes: Array, anchors: Array) -> tuple[Array, Array]:
     overlap = jnp.where(jnp.isnan(overlap), 0, overlap)
     distance = jnp.zeros_like(overlap)
     for i in range(4):
-        distance += (boxes[:, i][:, None] - anchors[:, i][None, :]) ** 2
+        distance += jnp.abs(boxes[:, i][:, None] - anchors[:, i][None, :])
     distance = jnp.where(jnp.isnan(distance), jnp.inf, distance)
     return overlap, jnp.where(overlap > 0, overlap, -distance)
