@@ -83,22 +83,25 @@ def save(
     step = int(state.step)
     if step in manager.all_steps():
         return
-    train = {
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            model=ocp.args.StandardSave(state.eval_variables),
+            train=ocp.args.StandardSave(_train_item(state, running_metrics)),
+            meta=ocp.args.JsonSave(meta),
+        ),
+        metrics=metrics,
+    )
+
+
+def _train_item(state: TrainState, running_metrics: Any) -> dict[str, Any]:
+    return {
         "step": state.step,
         "params": state.params,
         "batch_stats": state.batch_stats,
         "opt_state": state.opt_state,
         "running_metrics": running_metrics,
     }
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardSave(state.eval_variables),
-            train=ocp.args.StandardSave(train),
-            meta=ocp.args.JsonSave(meta),
-        ),
-        metrics=metrics,
-    )
 
 
 def restore_latest(
@@ -121,16 +124,9 @@ def restore_latest(
             lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), tree
         )
 
-    train = {
-        "step": state.step,
-        "params": state.params,
-        "batch_stats": state.batch_stats,
-        "opt_state": state.opt_state,
-        "running_metrics": running_metrics,
-    }
     args = ocp.args.Composite(
         model=ocp.args.StandardRestore(abstract(state.eval_variables)),
-        train=ocp.args.StandardRestore(abstract(train)),
+        train=ocp.args.StandardRestore(abstract(_train_item(state, running_metrics))),
         meta=ocp.args.JsonRestore(),
     )
     failures = {}
