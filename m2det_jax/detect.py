@@ -28,7 +28,8 @@ class Detector:
       resize: size of the network input and how an image is brought to it.
       mean, std: RGB, 0..255; the network sees (image - mean) / std.
       variances: of centre and size in the box encoding.
-      score_threshold, iou_threshold, pre_nms_top_k, max_detections, class_agnostic: see config.eval.
+      score_threshold, iou_threshold, pre_nms_top_k, max_detections, class_agnostic: see
+        config.eval.
     """
 
     model: M2Det
