@@ -150,7 +150,7 @@ def test_modes_are_converted():
 def test_contact_sheet_places_every_image():
     reds = [np.full((40, 60 + 4 * i, 3), (200, 10 * i, 0), np.uint8) for i in range(5)]
     sheet = np.asarray(contact_sheet(reds, columns=2, titles=[f"image {i}" for i in range(5)]))
-    for _, image in enumerate(reds):
+    for image in reds:
         assert (sheet == image[0, 0]).all(-1).sum() == image.shape[0] * image.shape[1]
     where = [np.argwhere((sheet == image[0, 0]).all(-1))[0] for image in reds]
     assert where[0][0] == where[1][0] < where[2][0] == where[3][0] < where[4][0]
