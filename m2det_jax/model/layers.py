@@ -86,22 +86,17 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     return x
 
 
-def max_pool_3x3_same(x: jax.Array) -> jax.Array:
-    """Return the maxima of 3x3 neighbourhoods at stride 1, [B, H, W, C]; padding never wins."""
+def max_pool_3x3(x: jax.Array, stride: int = 1) -> jax.Array:
+    """Return the maxima of 3x3 neighbourhoods, [B, ceil(H / stride), ceil(W / stride), C].
+
+    Padding never wins.
+    """
     for axis in (1, 2):
         size = x.shape[axis]
         padded = _pad_with_lowest(x, axis, before=1, after=1)
-        left, middle, right = (jax.lax.slice_in_dim(padded, i, i + size, 1, axis) for i in range(3))
-        x = jnp.maximum(jnp.maximum(left, middle), right)
-    return x
-
-
-def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
-    """Return the maxima of 3x3 neighbourhoods at stride 2, [B, ceil(H / 2), ceil(W / 2), C]."""
-    for axis in (1, 2):
-        size = x.shape[axis]
-        padded = _pad_with_lowest(x, axis, before=1, after=1)
-        left, middle, right = (jax.lax.slice_in_dim(padded, i, i + size, 2, axis) for i in range(3))
+        left, middle, right = (
+            jax.lax.slice_in_dim(padded, i, i + size, stride, axis) for i in range(3)
+        )
         x = jnp.maximum(jnp.maximum(left, middle), right)
     return x
 

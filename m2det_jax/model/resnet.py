@@ -5,7 +5,7 @@ import functools
 import jax
 from flax import linen as nn
 
-from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, max_pool_3x3_stride_2
+from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, max_pool_3x3
 
 # Blocks in layers 1 to 4.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -56,7 +56,7 @@ class ResNet(nn.Module):
         """Return the maps of layer 2 (stride 8) and layer 4 (stride 16) of images [B, H, W, 3]."""
         options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
         stem = ConvBlock(self._channels(64), 7, 2, name="stem", **options)
-        x = max_pool_3x3_stride_2(stem(images, train=train and self.frozen_stages < 1))
+        x = max_pool_3x3(stem(images, train=train and self.frozen_stages < 1), stride=2)
         x = jax.lax.stop_gradient(x) if self.frozen_stages >= 1 else x
         for layer, (blocks, strides) in enumerate(zip(BLOCKS[self.depth], STRIDES, strict=True), 1):
             frozen = layer < self.frozen_stages

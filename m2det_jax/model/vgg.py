@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, max_pool_2x2, max_pool_3x3_same
+from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, max_pool_2x2, max_pool_3x3
 
 # Channels of the convolutions of stages 1 to 5, named conv{stage}_{number}.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -47,7 +47,7 @@ class VGG16(nn.Module):
             x = self._stage(x, stage, channels, train)
             if stage == 4:
                 shallow = x
-        x = max_pool_3x3_same(x)
+        x = max_pool_3x3(x)
         x = self._block(FC_CHANNELS, "conv6", norm=False, dilation=6)(x, train=train)
         x = self._block(FC_CHANNELS, "conv7", norm=False, kernel_size=1)(x, train=train)
         return shallow, x

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from m2det_jax.model.layers import ConvBlock, max_pool_2x2, max_pool_3x3_same, upsample
+from m2det_jax.model.layers import ConvBlock, max_pool_2x2, max_pool_3x3, upsample
 
 
 def _maps(height, width, *, seed=0):
@@ -27,7 +27,7 @@ def test_max_pool_2x2_is_the_maximum_of_each_cell_and_rounds_up(size):
 @pytest.mark.parametrize("size", [(4, 7), (1, 2)])
 def test_max_pool_3x3_is_the_maximum_of_each_neighbourhood(size):
     x = _maps(*size)
-    pooled = np.asarray(jax.jit(max_pool_3x3_same)(x))
+    pooled = np.asarray(jax.jit(max_pool_3x3)(x))
     assert pooled.shape == x.shape
     for i in range(size[0]):
         for j in range(size[1]):
@@ -44,7 +44,7 @@ def test_max_pool_gradients_are_those_of_a_windowed_maximum():
 
     for ours, theirs, scale in (
         (max_pool_2x2, lambda x: nn.max_pool(x, (2, 2), strides=(2, 2)), weights[:, :3, :4]),
-        (max_pool_3x3_same, flax_3x3, weights),
+        (max_pool_3x3, flax_3x3, weights),
     ):
         got = jax.jit(jax.grad(lambda x, f=ours, w=scale: (f(x) * w).sum()))(x)
         expected = jax.grad(lambda x, f=theirs, w=scale: (f(x) * w).sum())(x)
