@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from m2det_jax.config import load_experiment, validate
+from m2det_jax.config_checks import validate
 from m2det_jax.detect import Detector, build_detector
+from m2det_jax.experiment import load_experiment
 from m2det_jax.model import init_variables
 from m2det_jax.model.flops import count_flops
 

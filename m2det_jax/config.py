@@ -1,14 +1,9 @@
-"""The configuration: every key with its default, meaning and unit, and the checks on their values.
+"""The configuration: every key with its default, meaning and unit.
 
 Experiments (`experiments/*.py`) start from `default_config()` and override a few keys; the command
 line overrides the rest with `--config.section.key=value`. Only plain values: no callables, no
 little languages. Code below the verbs never sees a ConfigDict, only the values it needs.
 """
-
-import difflib
-import importlib.resources
-import importlib.util
-import pathlib
 
 from ml_collections import ConfigDict
 
@@ -163,118 +158,3 @@ def _eval() -> ConfigDict:
             patience=0,  # stop after so many evaluations without a better AP; 0: never
         )
     )
-
-
-_CHOICES = {
-    "data.resize": ("stretch", "letterbox"),
-    "model.upsample": ("nearest", "bilinear"),
-    "model.dtype": ("float32", "bfloat16"),
-    "optimizer.name": ("sgd", "adamw"),
-    "optimizer.schedule": ("step", "cosine", "constant"),
-    "platform": ("", "cpu", "gpu", "tpu"),
-}
-_POSITIVE = (
-    "epochs batch_size accumulation data.num_threads model.num_levels model.backbone_width "
-    "eval.every_epochs eval.batch_size eval.max_detections eval.pre_nms_top_k log.every_steps "
-    "checkpoint.every_steps checkpoint.keep_latest optimizer.learning_rate "
-    "optimizer.reference_batch_size loss.smooth_l1_beta"
-).split()
-_NOT_NEGATIVE = (
-    "seed max_steps data.num_workers log.sample_images eval.patience optimizer.momentum "
-    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs"
-).split()
-_UNIT_INTERVAL = (
-    "data.val_fraction augment.flip_probability augment.expand_probability "
-    "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
-    "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
-    "eval.iou_threshold optimizer.ema_decay"
-).split()
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks values that types cannot; raises ValueError naming key, value and what fits."""
-    problems = []
-    for key, choices in _CHOICES.items():
-        if (value := get(config, key)) not in choices:
-            problems.append(f"config.{key}={value!r}: give one of {', '.join(map(repr, choices))}")
-    for key in _POSITIVE:
-        if not (value := get(config, key)) > 0:
-            problems.append(f"config.{key}={value}: must be above 0")
-    for key in _NOT_NEGATIVE:
-        if not (value := get(config, key)) >= 0:
-            problems.append(f"config.{key}={value}: must be 0 or more")
-    for key in _UNIT_INTERVAL:
-        if not 0 <= (value := get(config, key)) <= 1:
-            problems.append(f"config.{key}={value}: must lie in 0..1")
-    if not 0 <= config.model.frozen_stages <= 5:
-        problems.append(f"config.model.frozen_stages={config.model.frozen_stages}: give 0 to 5")
-    if config.anchors.negative_threshold > config.anchors.positive_threshold:
-        problems.append("config.anchors.negative_threshold is above positive_threshold")
-    size = config.data.image_size
-    if len(size) != 2 or not all(isinstance(side, int) and side >= 64 for side in size):
-        problems.append(f"config.data.image_size={size}: give (height, width), each 64 or more")
-    if config.accumulation > 0 and config.batch_size % config.accumulation:
-        problems.append(
-            f"config.batch_size={config.batch_size} is not a multiple of "
-            f"config.accumulation={config.accumulation}"
-        )
-    if problems:
-        raise ValueError("; ".join(problems))
-
-
-def get(config: ConfigDict, dotted: str):
-    """Returns the value at a dotted key, such as "data.train_csv"."""
-    for part in dotted.split("."):
-        config = config[part]
-    return config
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Returns {dotted key: value} of all leaves, in order."""
-    flat = {}
-    for key in sorted(config):
-        value = config[key]
-        inner = isinstance(value, ConfigDict)
-        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat
-
-
-def nearest_key(config: ConfigDict, dotted: str) -> str:
-    """Returns the existing dotted key most like `dotted`: by its whole, else by its last part."""
-    keys = list(flatten(config))
-    if found := difflib.get_close_matches(dotted, keys, n=1, cutoff=0.6):
-        return found[0]
-    last = {key.rpartition(".")[2]: key for key in keys}
-    found = difflib.get_close_matches(dotted.rpartition(".")[2], list(last), n=1, cutoff=0.0)
-    return last[found[0]]
-
-
-def experiments_dir() -> pathlib.Path:
-    """Returns the folder of the shipped experiments: in the package, or beside it in a checkout."""
-    package = pathlib.Path(str(importlib.resources.files("m2det_jax")))
-    inside = package / "experiments"
-    return inside if inside.is_dir() else package.parent / "experiments"
-
-
-def experiment_path(name: str) -> pathlib.Path:
-    """Returns the file of an experiment given as a path or as the name of a shipped one.
-
-    Raises:
-      ValueError: there is no such file; the message lists the shipped names.
-    """
-    path = pathlib.Path(name)
-    if path.is_file():
-        return path
-    shipped = {p.stem: p for p in sorted(experiments_dir().glob("*.py"))}
-    # `experiments/vgg512.py` means the shipped one also where there is no checkout.
-    if path.stem in shipped and str(path.parent) in (".", "experiments"):
-        return shipped[path.stem]
-    raise ValueError(f"--config {name}: no such file; shipped experiments: {', '.join(shipped)}")
-
-
-def load_experiment(name: str) -> ConfigDict:
-    """Returns the config of an experiment given as a path or as the name of a shipped one."""
-    spec = importlib.util.spec_from_file_location("m2det_jax_experiment", experiment_path(name))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()

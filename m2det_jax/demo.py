@@ -13,8 +13,7 @@ import time
 from absl import app
 from absl.flags import argparse_flags
 
-from m2det_jax import config as config_lib
-from m2det_jax import runtime
+from m2det_jax import experiment, runtime
 from m2det_jax.data import load_image, read_classes, read_csv
 from m2det_jax.data.synthetic import draw_dataset
 from m2det_jax.draw import contact_sheet, draw_boxes
@@ -40,7 +39,7 @@ def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart
     if not (data / "classes.csv").is_file():  # written last
         log.info("drawing the data set in %s", data)
         draw_dataset(data, seed=seed)
-    config = config_lib.load_experiment(config_name)
+    config = experiment.load_experiment(config_name)
     config.seed = seed
     for name in ("train", "val", "classes"):
         config.data[f"{name}_csv"] = str(data / f"{name}.csv")

@@ -14,7 +14,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from m2det_jax import config as config_lib
+from m2det_jax import experiment
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -57,10 +57,10 @@ def _resolve_config(argv: list[str]) -> str | None:
         if flag not in ("--config", "-config"):
             continue
         if equals:
-            argv[i] = f"--config={config_lib.experiment_path(value)}"
+            argv[i] = f"--config={experiment.experiment_path(value)}"
             return argv[i].partition("=")[2]
         if i + 1 < len(argv):
-            argv[i + 1] = str(config_lib.experiment_path(argv[i + 1]))
+            argv[i + 1] = str(experiment.experiment_path(argv[i + 1]))
             return argv[i + 1]
     return None
 
@@ -69,13 +69,13 @@ def _check_keys(argv: list[str], path: str | None) -> None:
     """Raises ValueError for an override of a key that the experiment does not have."""
     if path is None:
         return
-    config = config_lib.load_experiment(path)
-    keys = config_lib.flatten(config)
+    config = experiment.load_experiment(path)
+    keys = experiment.flatten(config)
     for argument in argv:
         flag = argument.partition("=")[0]
         key = flag.lstrip("-").removeprefix("no").removeprefix("config.")
         if flag.lstrip("-").removeprefix("no").startswith("config.") and key not in keys:
-            nearest = config_lib.nearest_key(config, key)
+            nearest = experiment.nearest_key(config, key)
             raise ValueError(f"{flag}: there is no such key; the nearest is --config.{nearest}")
 
 

@@ -11,7 +11,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from m2det_jax import evaluate, runtime
-from m2det_jax.config import validate
+from m2det_jax.config_checks import validate
 from m2det_jax.convert import load_vgg16_safetensors, with_backbone
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets import load_datasets

@@ -12,11 +12,11 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint
-from m2det_jax.config import flatten
 from m2det_jax.data import train_batches
 from m2det_jax.datasets import augment_settings
 from m2det_jax.draw import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate
+from m2det_jax.experiment import flatten
 from m2det_jax.history import History
 from m2det_jax.prepare import Run, prepare
 from m2det_jax.train_state import TrainState, place

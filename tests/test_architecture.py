@@ -13,7 +13,8 @@ from m2det_jax import ops
 PACKAGE = pathlib.Path(ops.__file__).parent.parent
 VERBS = {
     "main", "train", "prepare", "train_step", "train_state", "optimizer", "detect", "evaluate",
-    "predict", "demo", "checkpoint", "config", "datasets", "watch", "runtime",
+    "predict", "demo", "checkpoint", "config", "config_checks", "experiment", "datasets", "watch",
+    "runtime",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

@@ -5,18 +5,20 @@ import re
 
 import pytest
 
-from m2det_jax import config as config_lib
+from m2det_jax import experiment
+from m2det_jax.config import default_config
+from m2det_jax.config_checks import validate
 
 
 def default(**overrides):
-    config = config_lib.default_config()
+    config = default_config()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
     return config
 
 
 def test_the_defaults_are_valid_and_those_of_the_paper():
-    config = config_lib.default_config()
-    config_lib.validate(config)
+    config = default_config()
+    validate(config)
     assert config.data.image_size == (512, 512)
     assert (config.model.backbone, config.model.num_levels, config.model.num_scales) == (
         "vgg16",
@@ -27,8 +29,8 @@ def test_the_defaults_are_valid_and_those_of_the_paper():
 
 
 def test_two_configs_share_nothing():
-    config_lib.default_config().data.train_csv = "mine.csv"
-    assert config_lib.default_config().data.train_csv == "data/train.csv"
+    default_config().data.train_csv = "mine.csv"
+    assert default_config().data.train_csv == "data/train.csv"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_two_configs_share_nothing():
 )
 def test_a_wrong_value_is_named_with_what_fits(overrides, parts):
     with pytest.raises(ValueError) as caught:
-        config_lib.validate(default(**overrides))
+        validate(default(**overrides))
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert str(caught.value).count("config.") <= 2  # no second finding
 
@@ -64,7 +66,7 @@ def test_a_wrong_value_is_named_with_what_fits(overrides, parts):
 def test_all_wrong_values_are_named_at_once():
     wrong = dict(data__resize="crop", epochs=-1.0, eval__iou_threshold=2.0, model__frozen_stages=-1)
     with pytest.raises(ValueError) as caught:
-        config_lib.validate(default(**wrong))
+        validate(default(**wrong))
     for key in wrong:
         assert "config." + key.replace("__", ".") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -80,17 +82,17 @@ def test_all_wrong_values_are_named_at_once():
     ],
 )
 def test_the_ends_of_the_ranges_are_legal(overrides):
-    config_lib.validate(default(**overrides))
+    validate(default(**overrides))
 
 
 def test_flatten_lists_every_leaf_once():
-    config = config_lib.default_config()
-    flat = config_lib.flatten(config)
+    config = default_config()
+    flat = experiment.flatten(config)
     assert flat["batch_size"] == 32
     assert flat["data.image_size"] == (512, 512)
     assert flat["optimizer.learning_rate"] == config.optimizer.learning_rate
     assert "data" not in flat
-    assert all(config_lib.get(config, key) == value for key, value in flat.items())
+    assert all(experiment.get(config, key) == value for key, value in flat.items())
 
 
 @pytest.mark.parametrize(
@@ -105,13 +107,13 @@ def test_flatten_lists_every_leaf_once():
     ],
 )
 def test_nearest_key(misspelt, nearest):
-    assert config_lib.nearest_key(config_lib.default_config(), misspelt) == nearest
+    assert experiment.nearest_key(default_config(), misspelt) == nearest
 
 
 @pytest.mark.parametrize("name", ["vgg512", "experiments/vgg512.py", "vgg512.py"])
 def test_a_shipped_experiment_is_found_from_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = config_lib.experiment_path(name)
+    path = experiment.experiment_path(name)
     assert path.is_file() and path.name == "vgg512.py"
 
 
@@ -126,15 +128,15 @@ def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
         "    config.seed = 77\n"
         "    return config\n"
     )
-    assert config_lib.experiment_path("experiments/vgg512.py") == own
-    assert config_lib.load_experiment("experiments/vgg512.py").seed == 77
-    assert config_lib.load_experiment("vgg512").seed == 0
+    assert experiment.experiment_path("experiments/vgg512.py") == own
+    assert experiment.load_experiment("experiments/vgg512.py").seed == 77
+    assert experiment.load_experiment("vgg512").seed == 0
 
 
 @pytest.mark.parametrize("name", ["vgg1024", "elsewhere/vgg512.py"])
 def test_an_unknown_experiment_lists_the_shipped_ones(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=re.escape(name)) as caught:
-        config_lib.experiment_path(name)
+        experiment.experiment_path(name)
     for shipped in ("quickstart", "vgg320", "vgg512", "vgg800"):
         assert shipped in str(caught.value)

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax.config import default_config, experiments_dir, flatten, load_experiment, validate
+from m2det_jax.config import default_config
+from m2det_jax.config_checks import validate
 from m2det_jax.data import AugmentSettings
 from m2det_jax.datasets import augment_settings
 from m2det_jax.detect import build_detector
+from m2det_jax.experiment import experiments_dir, flatten, load_experiment
 from m2det_jax.model import variable_shapes
 from m2det_jax.train_state import create_train_state
 

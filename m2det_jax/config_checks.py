@@ -1,0 +1,61 @@
+"""Checks on the values of a config that types cannot make."""
+
+from ml_collections import ConfigDict
+
+from m2det_jax.experiment import get
+
+_CHOICES = {
+    "data.resize": ("stretch", "letterbox"),
+    "model.upsample": ("nearest", "bilinear"),
+    "model.dtype": ("float32", "bfloat16"),
+    "optimizer.name": ("sgd", "adamw"),
+    "optimizer.schedule": ("step", "cosine", "constant"),
+    "platform": ("", "cpu", "gpu", "tpu"),
+}
+_POSITIVE = (
+    "epochs batch_size accumulation data.num_threads model.num_levels model.backbone_width "
+    "eval.every_epochs eval.batch_size eval.max_detections eval.pre_nms_top_k log.every_steps "
+    "checkpoint.every_steps checkpoint.keep_latest optimizer.learning_rate "
+    "optimizer.reference_batch_size loss.smooth_l1_beta"
+).split()
+_NOT_NEGATIVE = (
+    "seed max_steps data.num_workers log.sample_images eval.patience optimizer.momentum "
+    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs"
+).split()
+_UNIT_INTERVAL = (
+    "data.val_fraction augment.flip_probability augment.expand_probability "
+    "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
+    "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
+    "eval.iou_threshold optimizer.ema_decay"
+).split()
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks values that types cannot; raises ValueError naming key, value and what fits."""
+    problems = []
+    for key, choices in _CHOICES.items():
+        if (value := get(config, key)) not in choices:
+            problems.append(f"config.{key}={value!r}: give one of {', '.join(map(repr, choices))}")
+    for key in _POSITIVE:
+        if not (value := get(config, key)) > 0:
+            problems.append(f"config.{key}={value}: must be above 0")
+    for key in _NOT_NEGATIVE:
+        if not (value := get(config, key)) >= 0:
+            problems.append(f"config.{key}={value}: must be 0 or more")
+    for key in _UNIT_INTERVAL:
+        if not 0 <= (value := get(config, key)) <= 1:
+            problems.append(f"config.{key}={value}: must lie in 0..1")
+    if not 0 <= config.model.frozen_stages <= 5:
+        problems.append(f"config.model.frozen_stages={config.model.frozen_stages}: give 0 to 5")
+    if config.anchors.negative_threshold > config.anchors.positive_threshold:
+        problems.append("config.anchors.negative_threshold is above positive_threshold")
+    size = config.data.image_size
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 64 for side in size):
+        problems.append(f"config.data.image_size={size}: give (height, width), each 64 or more")
+    if config.accumulation > 0 and config.batch_size % config.accumulation:
+        problems.append(
+            f"config.batch_size={config.batch_size} is not a multiple of "
+            f"config.accumulation={config.accumulation}"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))

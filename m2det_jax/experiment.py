@@ -1,0 +1,66 @@
+"""Finding experiments, and the dotted keys of their configs."""
+
+import difflib
+import importlib.resources
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get(config: ConfigDict, dotted: str):
+    """Returns the value at a dotted key, such as "data.train_csv"."""
+    for part in dotted.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Returns {dotted key: value} of all leaves, in order."""
+    flat = {}
+    for key in sorted(config):
+        value = config[key]
+        inner = isinstance(value, ConfigDict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def nearest_key(config: ConfigDict, dotted: str) -> str:
+    """Returns the existing dotted key most like `dotted`: by its whole, else by its last part."""
+    keys = list(flatten(config))
+    if found := difflib.get_close_matches(dotted, keys, n=1, cutoff=0.6):
+        return found[0]
+    last = {key.rpartition(".")[2]: key for key in keys}
+    found = difflib.get_close_matches(dotted.rpartition(".")[2], list(last), n=1, cutoff=0.0)
+    return last[found[0]]
+
+
+def experiments_dir() -> pathlib.Path:
+    """Returns the folder of the shipped experiments: in the package, or beside it in a checkout."""
+    package = pathlib.Path(str(importlib.resources.files("m2det_jax")))
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+def experiment_path(name: str) -> pathlib.Path:
+    """Returns the file of an experiment given as a path or as the name of a shipped one.
+
+    Raises:
+      ValueError: there is no such file; the message lists the shipped names.
+    """
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in sorted(experiments_dir().glob("*.py"))}
+    # `experiments/vgg512.py` means the shipped one also where there is no checkout.
+    if path.stem in shipped and str(path.parent) in (".", "experiments"):
+        return shipped[path.stem]
+    raise ValueError(f"--config {name}: no such file; shipped experiments: {', '.join(shipped)}")
+
+
+def load_experiment(name: str) -> ConfigDict:
+    """Returns the config of an experiment given as a path or as the name of a shipped one."""
+    spec = importlib.util.spec_from_file_location("m2det_jax_experiment", experiment_path(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
