@@ -1,12 +1,13 @@
 """Metrics against figures worked out by hand."""
 
+import dataclasses
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from m2det_jax.data import DetectionIndex
 from m2det_jax.metrics import (
     COCO_FIGURES,
     ImageDetections,
@@ -24,12 +25,12 @@ FAR = [100.0, 80.0, 140.0, 110.0]
 def make_index(objects: list[list[tuple[list[float], int]]], class_names=("cat", "dog")):
     """An index of 200 x 120 images from (box, label) pairs per image."""
     pairs = [pair for image in objects for pair in image]
-    return SimpleNamespace(
+    return DetectionIndex(
         image_paths=tuple(f"/data/{i}.jpg" for i in range(len(objects))),
         sizes=np.tile(np.int32([200, 120]), (len(objects), 1)),
         boxes=np.array([box for box, _ in pairs], np.float32).reshape(-1, 4),
         labels=np.array([label for _, label in pairs], np.int32),
-        offsets=np.cumsum([0, *(len(image) for image in objects)]),
+        offsets=np.cumsum([0, *(len(image) for image in objects)], dtype=np.int64),
         class_names=class_names,
     )
 
@@ -244,3 +245,67 @@ def test_evaluation_is_quiet_and_table_names_everything(capsys):
 def test_bad_detections_are_refused(found, message):
     with pytest.raises(ValueError, match=message):
         coco_metrics(make_index([[(BOX, 0)]]), found)
+
+
+def flagged(index, *, difficult=(), regions=()):
+    """The index with difficult objects (positions) and regions (image, box, label) of image 0."""
+    count = len(regions)
+    return dataclasses.replace(
+        index,
+        difficult=np.isin(np.arange(len(index.labels)), difficult),
+        regions=np.array([box for box, _ in regions], np.float32).reshape(-1, 4),
+        region_labels=np.array([label for _, label in regions], np.int32),
+        region_offsets=np.int64([0] + [count] * index.num_images),
+    )
+
+
+def test_difficult_objects_are_neither_asked_for_nor_counted():
+    index = make_index([[(BOX, 0), (FAR, 0)]])
+    found = [detect(0, (FAR, 0.9, 0), (BOX, 0.8, 0))]
+    missed = [detect(0, (BOX, 0.8, 0))]
+    for detections, expected in ((found, 1.0), (missed, 0.5)):
+        assert coco_metrics(index, detections)["VOC_AP50"] == pytest.approx(expected)
+    for detections in (found, missed):
+        metrics = coco_metrics(flagged(index, difficult=[1]), detections)
+        assert [metrics["VOC_AP50"], metrics["AP"]] == pytest.approx([1.0, 1.0])
+    # VOC ignores every detection of a difficult object, not only the first.
+    twice = [detect(0, (FAR, 0.9, 0), (FAR, 0.85, 0), (BOX, 0.8, 0))]
+    assert voc_average_precision(flagged(index, difficult=[1]), twice) == 1.0
+    only_difficult = coco_metrics(flagged(index, difficult=[0, 1]), found)
+    assert math.isnan(only_difficult["AP"]) and math.isnan(only_difficult["VOC_AP50"])
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_detections_in_a_region_of_their_class_do_not_count(label):
+    index = make_index([[(BOX, 0)], [(BOX, 1)]])
+    inside = [FAR[0] + 2, FAR[1] + 2, FAR[0] + 12, FAR[1] + 12]
+    found = [
+        detect(0, (inside, 0.99, 0), (FAR, 0.95, 0), (BOX, 0.9, 0)),
+        detect(1, (BOX, 0.9, 1)),
+    ]
+    assert coco_metrics(index, found)["per_class"]["cat"]["AP50"] < 0.5
+    metrics = coco_metrics(flagged(index, regions=[(FAR, label)]), found)
+    assert [metrics["AP50"], metrics["VOC_AP50"]] == pytest.approx([1.0, 1.0])
+    other = coco_metrics(flagged(index, regions=[(FAR, 1)]), found)
+    assert other["per_class"]["cat"]["AP50"] < 0.5 and other["VOC_AP50"] < 1
+
+
+def test_an_object_found_inside_a_region_still_counts():
+    index = flagged(make_index([[(BOX, 0)]]), regions=[([0, 0, 150, 110], 0)])
+    assert coco_metrics(index, [detect(0, (BOX, 0.9, 0))])["VOC_AP50"] == 1
+    assert coco_metrics(index, [detect(0)])["VOC_AP50"] == 0
+
+
+def test_sizes_go_by_the_areas_of_the_index():
+    index = dataclasses.replace(make_index([[(BOX, 0)]]), areas=np.float32([900]))
+    metrics = coco_metrics(index, [detect(0, (BOX, 0.9, 0))])
+    assert metrics["AP_small"] == pytest.approx(1.0) and math.isnan(metrics["AP_medium"])
+
+
+def test_results_carry_the_ids_of_the_data_set():
+    index = dataclasses.replace(
+        make_index([[], [(BOX, 1)]]), class_ids=(1, 90), image_ids=(139, 285)
+    )
+    records = coco_results(index, [detect(1, (BOX, 0.5, 1))])
+    assert (records[0]["image_id"], records[0]["category_id"]) == (285, 90)
+    assert coco_metrics(index, [detect(1, (BOX, 0.5, 1))])["AP"] == pytest.approx(1.0)

@@ -12,15 +12,26 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DetectionIndex:
-    """A data set without its pixels; every source (CSV, ...) produces one.
+    """A data set without its pixels; every format (CSV, COCO, VOC, ...) produces one.
 
     Attributes:
         image_paths: N absolute paths.
         sizes: int32 [N, 2], (width, height) of the images as seen, that is after EXIF orientation.
-        boxes: float32 [K, 4], sorted by image.
+        boxes: float32 [K, 4], sorted by image: the objects, which are trained on and evaluated.
         labels: int32 [K], indices into class_names.
         offsets: int64 [N + 1]; the boxes of image i are offsets[i]:offsets[i + 1].
         class_names: one name a class, in the order of the labels.
+        difficult: bool [K]; objects that are trained on, but that evaluation neither asks for nor
+            counts against a detection (VOC's flag). Given as None: all False.
+        areas: float32 [K], pixels; by them COCO's evaluation tells small from large. Given as
+            None: the areas of the boxes.
+        regions: float32 [R, 4], sorted by image: crowds, groups and "don't care" areas. They are
+            no objects: training does not see them, and evaluation ignores the detections in them
+            that match no object, as COCO does with iscrowd. Given as None: there are none.
+        region_labels: int32 [R], the class whose detections are ignored; -1: of every class.
+        region_offsets: int64 [N + 1]; the regions of image i.
+        class_ids: C category numbers of the data set's own; (): 0..C-1.
+        image_ids: N image identifiers of the data set's own; (): the positions 0..N-1.
     """
 
     image_paths: tuple[str, ...]
@@ -29,15 +40,56 @@ class DetectionIndex:
     labels: np.ndarray
     offsets: np.ndarray
     class_names: tuple[str, ...]
+    difficult: np.ndarray | None = None
+    areas: np.ndarray | None = None
+    regions: np.ndarray | None = None
+    region_labels: np.ndarray | None = None
+    region_offsets: np.ndarray | None = None
+    class_ids: tuple[int, ...] = ()
+    image_ids: tuple[int | str, ...] = ()
 
     def __post_init__(self) -> None:
-        num_images, num_boxes = len(self.image_paths), len(self.labels)
-        expected = {
-            "sizes": ((num_images, 2), np.int32),
-            "boxes": ((num_boxes, 4), np.float32),
-            "labels": ((num_boxes,), np.int32),
-            "offsets": ((num_images + 1,), np.int64),
+        self._check_arrays(
+            sizes=((self.num_images, 2), np.int32),
+            boxes=((len(self.labels), 4), np.float32),
+            labels=((len(self.labels),), np.int32),
+            offsets=((self.num_images + 1,), np.int64),
+        )
+        self._fill_defaults()
+        num_regions = len(self.region_labels)
+        self._check_arrays(
+            difficult=((len(self.labels),), np.bool_),
+            areas=((len(self.labels),), np.float32),
+            regions=((num_regions, 4), np.float32),
+            region_labels=((num_regions,), np.int32),
+            region_offsets=((self.num_images + 1,), np.int64),
+        )
+        _check_offsets("offsets", self.offsets, len(self.labels))
+        _check_offsets("region_offsets", self.region_offsets, num_regions)
+        _check_labels("labels", self.labels, 0, len(self.class_names))
+        _check_labels("region_labels", self.region_labels, -1, len(self.class_names))
+        for name, count in (("class_ids", len(self.class_names)), ("image_ids", self.num_images)):
+            if len(getattr(self, name)) not in (0, count):
+                raise ValueError(
+                    f"DetectionIndex.{name}: expected none or {count}, "
+                    f"got {len(getattr(self, name))}"
+                )
+
+    def _fill_defaults(self) -> None:
+        num_boxes = len(self.labels)
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        defaults = {
+            "difficult": np.zeros(num_boxes, np.bool_),
+            "areas": sides[:, 0] * sides[:, 1],
+            "regions": np.zeros((0, 4), np.float32),
+            "region_labels": np.zeros(0, np.int32),
+            "region_offsets": np.zeros(self.num_images + 1, np.int64),
         }
+        for name, array in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, array)
+
+    def _check_arrays(self, **expected: tuple[tuple[int, ...], type]) -> None:
         for name, (shape, dtype) in expected.items():
             array = getattr(self, name)
             if array.shape != shape or array.dtype != dtype:
@@ -45,16 +97,6 @@ class DetectionIndex:
                     f"DetectionIndex.{name}: expected {np.dtype(dtype)} {shape}, "
                     f"got {array.dtype} {array.shape}"
                 )
-        if self.offsets[0] != 0 or self.offsets[-1] != num_boxes or np.any(self.counts < 0):
-            raise ValueError(
-                f"DetectionIndex.offsets: expected to rise from 0 to {num_boxes}, "
-                f"got {self.offsets[0]} to {self.offsets[-1]}"
-            )
-        if num_boxes and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
-            raise ValueError(
-                f"DetectionIndex.labels: expected 0..{len(self.class_names) - 1}, "
-                f"got {self.labels.min()}..{self.labels.max()}"
-            )
 
     @property
     def num_images(self) -> int:
@@ -75,6 +117,19 @@ class DetectionIndex:
         rows = slice(self.offsets[image_id], self.offsets[image_id + 1])
         return self.boxes[rows], self.labels[rows]
 
+    def regions_of(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns regions [n, 4] and their labels [n] of one image."""
+        rows = slice(self.region_offsets[image_id], self.region_offsets[image_id + 1])
+        return self.regions[rows], self.region_labels[rows]
+
+    def original_class_id(self, label: int) -> int:
+        """Returns the category number of the data set's own of a label."""
+        return int(self.class_ids[label]) if self.class_ids else int(label)
+
+    def original_image_id(self, image_id: int) -> int | str:
+        """Returns the identifier of the data set's own of an image."""
+        return self.image_ids[image_id] if self.image_ids else int(image_id)
+
     def subset(self, image_ids: Sequence[int] | np.ndarray) -> "DetectionIndex":
         """Returns an index of the named images only, in the order given.
 
@@ -85,18 +140,46 @@ class DetectionIndex:
         wrong = ids[(ids < 0) | (ids >= self.num_images)]
         if wrong.size:
             raise IndexError(f"image id {wrong[0]} is not in 0..{self.num_images - 1}")
-        counts = self.counts[ids]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        # Row numbers of all chosen boxes: a running count, shifted to where each image begins.
-        shift = np.repeat(self.offsets[ids] - offsets[:-1], counts)
-        rows = np.arange(offsets[-1]) + shift
-        return DetectionIndex(
+        rows, offsets = _rows_of(self.offsets, ids)
+        region_rows, region_offsets = _rows_of(self.region_offsets, ids)
+        return dataclasses.replace(
+            self,
             image_paths=tuple(self.image_paths[i] for i in ids),
             sizes=self.sizes[ids],
             boxes=self.boxes[rows],
             labels=self.labels[rows],
             offsets=offsets,
-            class_names=self.class_names,
+            difficult=self.difficult[rows],
+            areas=self.areas[rows],
+            regions=self.regions[region_rows],
+            region_labels=self.region_labels[region_rows],
+            region_offsets=region_offsets,
+            image_ids=tuple(self.image_ids[i] for i in ids) if self.image_ids else (),
+        )
+
+
+def _rows_of(offsets: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows that belong to some images, in their order, and their new offsets."""
+    counts = np.diff(offsets)[ids]
+    new_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    # Row numbers of all chosen boxes: a running count, shifted to where each image begins.
+    shift = np.repeat(offsets[ids] - new_offsets[:-1], counts)
+    return np.arange(new_offsets[-1]) + shift, new_offsets
+
+
+def _check_offsets(name: str, offsets: np.ndarray, count: int) -> None:
+    if offsets[0] != 0 or offsets[-1] != count or np.any(np.diff(offsets) < 0):
+        raise ValueError(
+            f"DetectionIndex.{name}: expected to rise from 0 to {count}, "
+            f"got {offsets[0]} to {offsets[-1]}"
+        )
+
+
+def _check_labels(name: str, labels: np.ndarray, low: int, num_classes: int) -> None:
+    if len(labels) and not low <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"DetectionIndex.{name}: expected {low}..{num_classes - 1}, "
+            f"got {labels.min()}..{labels.max()}"
         )
 
 

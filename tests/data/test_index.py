@@ -86,3 +86,58 @@ def test_split_has_two_parts():
 def test_inconsistent_arrays_are_refused(change):
     with pytest.raises(ValueError, match=f"DetectionIndex.{next(iter(change))}"):
         dataclasses.replace(make_index([2, 1]), **change)
+
+
+def with_regions(counts, region_counts):
+    index = make_index(counts)
+    total = sum(region_counts)
+    return dataclasses.replace(
+        index,
+        difficult=np.arange(len(index.labels)) % 2 == 0,
+        areas=np.arange(len(index.labels), dtype=np.float32),
+        regions=-np.arange(4 * total, dtype=np.float32).reshape(-1, 4),
+        region_labels=(np.arange(total) % 4 - 1).astype(np.int32),
+        region_offsets=np.concatenate([[0], np.cumsum(region_counts)]).astype(np.int64),
+        class_ids=(3, 5, 90),
+        image_ids=tuple(f"image{i}" for i in range(len(counts))),
+    )
+
+
+def test_flags_and_regions_follow_their_images():
+    index = with_regions([2, 0, 3, 1], [1, 2, 0, 3])
+    part = index.subset([3, 1, 2])
+    assert part.image_ids == ("image3", "image1", "image2") and part.class_ids == (3, 5, 90)
+    assert part.difficult.tolist() == index.difficult[[5, 2, 3, 4]].tolist()
+    assert part.areas.tolist() == [5, 2, 3, 4]
+    for position, image_id in enumerate([3, 1, 2]):
+        for got, expected in zip(
+            part.regions_of(position), index.regions_of(image_id), strict=True
+        ):
+            assert np.array_equal(got, expected)
+    assert part.original_class_id(1) == 5 and part.original_image_id(0) == "image3"
+
+
+def test_what_is_not_given_is_plain():
+    index = make_index([2, 1])
+    assert not index.difficult.any() and index.areas.tolist() == [4, 4, 4]
+    assert index.regions.shape == (0, 4) and index.regions_of(1)[1].shape == (0,)
+    assert index.original_class_id(2) == 2 and index.original_image_id(1) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"difficult": np.zeros(2, bool)},
+        {"areas": np.zeros(3)},
+        {"regions": np.zeros((1, 4), np.float32)},
+        {"region_labels": np.array([-2], np.int32), "regions": np.zeros((1, 4), np.float32)},
+        {"region_labels": np.array([3], np.int32), "regions": np.zeros((1, 4), np.float32)},
+        {"class_ids": (1, 2)},
+        {"image_ids": ("a",)},
+    ],
+)
+def test_inconsistent_flags_are_refused(change):
+    if "region_labels" in change:
+        change["region_offsets"] = np.array([0, 0, 1], np.int64)
+    with pytest.raises(ValueError, match=f"DetectionIndex.{next(iter(change))}"):
+        dataclasses.replace(make_index([2, 1]), **change)

@@ -1,0 +1,47 @@
+"""What is detected in the images of an index, and whether it can be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from m2det_jax.data import DetectionIndex
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """What was detected in one image of an index, in any order.
+
+    image_id: position in the index; boxes [n, 4]; scores [n], finite; labels [n], class ids.
+    """
+
+    image_id: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def check_detections(index: DetectionIndex, detections: Sequence[ImageDetections]) -> None:
+    """Raises ValueError for detections that do not fit the index or are malformed."""
+    seen: set[int] = set()
+    for found in detections:
+        where = f"detections of image {found.image_id}"
+        if not 0 <= found.image_id < len(index.image_paths):
+            raise ValueError(f"{where}: the index has images 0 to {len(index.image_paths) - 1}")
+        if found.image_id in seen:
+            raise ValueError(f"{where} are given twice; merge them into one ImageDetections")
+        seen.add(found.image_id)
+        boxes, scores, labels = map(np.shape, (found.boxes, found.scores, found.labels))
+        if len(scores) != 1 or boxes != (*scores, 4) or labels != scores:
+            raise ValueError(
+                f"{where}: boxes [n, 4], scores [n], labels [n] expected,"
+                f" got {boxes}, {scores}, {labels}"
+            )
+        if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+            raise ValueError(f"{where}: boxes and scores must be finite")
+        outside = set(np.unique(found.labels).tolist()) - set(range(len(index.class_names)))
+        if outside:
+            raise ValueError(
+                f"{where}: labels {sorted(outside)} are not among the"
+                f" {len(index.class_names)} classes, 0 to {len(index.class_names) - 1}"
+            )
