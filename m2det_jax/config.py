@@ -97,6 +97,7 @@ def _model() -> ConfigDict:
             largest_scale_norm=False,  # official code: BatchNorm on the largest scale
             norm_momentum=0.99,  # share of BatchNorm's running averages that a step keeps
             upsample="nearest",  # or "bilinear"
+            head="conv",  # one 3x3 convolution a scale; "retinanet": five, shared by all scales
             dtype="float32",  # of computation; "bfloat16" for GPUs; weights stay float32
         )
     )
@@ -105,9 +106,14 @@ def _model() -> ConfigDict:
 def _anchors() -> ConfigDict:
     return ConfigDict(
         dict(
-            sizes=(),  # pixels, num_scales + 1 rising values; (): the official sizes for the input
-            aspect_ratios=(2.0, 3.0),  # beside the two squares of each cell; with their inverses
-            clip=True,  # to the image
+            kind="ssd",  # 2 squares and the ratios of one size a cell, or "retinanet": each square
+            #   and ratio in all octave_scales
+            sizes=(),  # pixels, rising; "ssd": num_scales + 1 values, (): the official ones for the
+            #   input; "retinanet": num_scales values, (): the short side, halved scale by scale
+            steps=(),  # "ssd": pixels between cells, a value a scale; (): the input over the map
+            aspect_ratios=(2.0, 3.0),  # beside the squares of each cell; with their inverses
+            octave_scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),  # "retinanet": factors on the size
+            clip=True,  # "ssd": to the image
             variances=(0.1, 0.2),  # of centre and size in the box encoding
             positive_threshold=0.5,  # IoU from which an anchor is positive
             negative_threshold=0.4,  # IoU under which it is background; between: ignored
@@ -136,9 +142,11 @@ def _optimizer() -> ConfigDict:
             weight_decay=5e-4,  # on kernels only, not on biases and norms
             clip_norm=10.0,  # global gradient norm; 0: no clipping
             schedule="step",  # or "cosine", "constant"
-            warmup_epochs=5.0,  # linear from 0
-            decay_epochs=(90.0, 120.0),  # schedule "step": times decay_factor at each
-            decay_factor=0.1,
+            backbone_factor=1.0,  # times the learning rate, for the backbone's parameters
+            warmup_epochs=5.0,  # linear, to the learning rate
+            warmup_start=0.0,  # where it begins, not scaled; 0: one step's share of the rise
+            decay_epochs=(90.0, 120.0),  # schedule "step"; epochs count from the run's start
+            decay_factors=(0.1, 0.1),  # schedule "step": what each of them multiplies it by
             final_factor=0.01,  # schedule "cosine": share of the learning rate at the end
             ema_decay=0.9998,  # moving average of weights and statistics, reached by a warm-up
         )

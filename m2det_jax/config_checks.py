@@ -5,8 +5,10 @@ from ml_collections import ConfigDict
 from m2det_jax.experiment import get
 
 _CHOICES = {
+    "anchors.kind": ("ssd", "retinanet"),
     "data.resize": ("stretch", "letterbox"),
     "model.upsample": ("nearest", "bilinear"),
+    "model.head": ("conv", "retinanet"),
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("step", "cosine", "constant"),
@@ -20,7 +22,8 @@ _POSITIVE = (
 ).split()
 _NOT_NEGATIVE = (
     "seed max_steps data.num_workers log.sample_images eval.patience optimizer.momentum "
-    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs"
+    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs "
+    "optimizer.warmup_start optimizer.backbone_factor"
 ).split()
 _UNIT_INTERVAL = (
     "data.val_fraction augment.flip_probability augment.expand_probability "
@@ -49,6 +52,14 @@ def validate(config: ConfigDict) -> None:
         problems.append(f"config.model.frozen_stages={config.model.frozen_stages}: give 0 to 5")
     if config.anchors.negative_threshold > config.anchors.positive_threshold:
         problems.append("config.anchors.negative_threshold is above positive_threshold")
+    if config.anchors.kind == "retinanet" and config.anchors.steps:
+        problems.append("config.anchors.steps is for kind 'ssd'; retinanet's cells share the input")
+    epochs, factors = config.optimizer.decay_epochs, config.optimizer.decay_factors
+    if len(epochs) != len(factors):
+        problems.append(
+            f"config.optimizer.decay_factors={factors}: give one for each of the "
+            f"{len(epochs)} decay_epochs"
+        )
     size = config.data.image_size
     if len(size) != 2 or not all(isinstance(side, int) and side >= 64 for side in size):
         problems.append(f"config.data.image_size={size}: give (height, width), each 64 or more")

@@ -12,9 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from m2det_jax import ops
+from m2det_jax.anchor_layout import anchors_per_cell, make_anchors
 from m2det_jax.data import ResizeSettings
 from m2det_jax.datasets import fill_colour
-from m2det_jax.model import M2Det, feature_map_sizes
+from m2det_jax.model import M2Det
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,25 +84,19 @@ def build_detector(config: ConfigDict, class_names: tuple[str, ...]) -> Detector
     """Builds the detector that a config describes.
 
     Raises:
-      ValueError: the input size does not carry that many scales, or anchor sizes do not fit them.
+      ValueError: the input size does not carry that many scales, or the anchors do not fit them.
     """
     image_size = tuple(config.data.image_size)
-    aspect_ratios = tuple(config.anchors.aspect_ratios)
     model_config = config.model.to_dict()
     del model_config["backbone_weights"]
     model = M2Det(
         **model_config | {"dtype": jnp.dtype(config.model.dtype)},
         num_class_outputs=len(class_names),
-        anchors_per_cell=2 + 2 * len(aspect_ratios),
-    )
-    maps = feature_map_sizes(image_size, config.model.num_scales)
-    sizes = tuple(config.anchors.sizes) or ops.ssd_sizes(image_size, config.model.num_scales)
-    anchors = ops.ssd_anchors(
-        maps, image_size, sizes=sizes, aspect_ratios=aspect_ratios, clip=config.anchors.clip
+        anchors_per_cell=anchors_per_cell(config),
     )
     return Detector(
         model=model,
-        anchors=anchors,
+        anchors=make_anchors(config),
         class_names=tuple(class_names),
         resize=ResizeSettings(image_size, config.data.resize, fill_colour(config)),
         mean=tuple(config.data.mean),

@@ -14,7 +14,9 @@ class OptimizerSettings:
     Attributes:
       learning_rate: already scaled for the batch, see `scaled_learning_rate`.
       steps, warmup_steps: length of the run and of the linear warm-up.
-      decay_steps: steps at which the schedule "step" multiplies by decay_factor.
+      warmup_start: where the warm-up begins; 0: at 1 / (warmup_steps + 1) of the learning rate.
+      decay_steps, decay_factors: steps at which the schedule "step" multiplies, and by what.
+      backbone_factor: learning rate of the parameters below "backbone" over that of the others.
       clip_norm: largest global gradient norm; 0 does not clip.
     """
 
@@ -23,11 +25,13 @@ class OptimizerSettings:
     momentum: float
     weight_decay: float
     clip_norm: float
+    backbone_factor: float
     schedule: str
     steps: int
     warmup_steps: int
+    warmup_start: float
     decay_steps: tuple[int, ...]
-    decay_factor: float
+    decay_factors: tuple[float, ...]
     final_factor: float
 
 
@@ -51,15 +55,24 @@ def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
             peak, max(1, settings.steps - warmup), alpha=settings.final_factor
         )
     elif settings.schedule == "step":
-        boundaries = {step - warmup: settings.decay_factor for step in settings.decay_steps}
-        body = optax.piecewise_constant_schedule(peak, boundaries)
+        body = optax.piecewise_constant_schedule(peak, _boundaries(settings))
     else:
         body = optax.constant_schedule(peak)
     if warmup == 0:
         return body
     # The first step already moves: peak / (warmup + 1), not 0.
-    ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    start = settings.warmup_start or peak / (warmup + 1)
+    ramp = optax.linear_schedule(start, peak, warmup)
     return optax.join_schedules([ramp, body], [warmup])
+
+
+def _boundaries(settings: OptimizerSettings) -> dict[int, float]:
+    """Step after the warm-up -> factor; a short run may round several epochs to one step."""
+    boundaries: dict[int, float] = {}
+    for step, factor in zip(settings.decay_steps, settings.decay_factors, strict=True):
+        step -= settings.warmup_steps
+        boundaries[step] = boundaries.get(step, 1.0) * factor
+    return boundaries
 
 
 def make_optimizer(
@@ -68,7 +81,8 @@ def make_optimizer(
     """Returns clipping, weight decay and SGD with momentum or AdamW, with the schedule.
 
     Weight decay falls on kernels only (not on biases and norms), and never on parameters below
-    one of the `frozen` paths, such as ("backbone", "conv1_1").
+    one of the `frozen` paths, such as ("backbone", "conv1_1"). What the backbone's parameters move
+    by, weight decay included, is multiplied by `backbone_factor`.
     """
 
     def decayed(params):
@@ -87,4 +101,19 @@ def make_optimizer(
             optax.add_decayed_weights(settings.weight_decay, mask=decayed),
             optax.sgd(schedule, momentum=settings.momentum),
         ]
-    return optax.chain(*parts)
+    return _slower_backbone(optax.chain(*parts), settings.backbone_factor)
+
+
+def _slower_backbone(
+    inner: optax.GradientTransformation, factor: float
+) -> optax.GradientTransformation:
+    """Wraps an optimiser without changing its state: checkpoints fit with any factor."""
+    if factor == 1:
+        return inner
+
+    def update(gradients, state, params=None):
+        updates, state = inner.update(gradients, state, params)
+        slower = jax.tree.map(lambda x: factor * x, updates["backbone"])
+        return updates | {"backbone": slower}, state
+
+    return optax.GradientTransformation(inner.init, update)

@@ -113,9 +113,7 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: int) -> 
     """Turns config.optimizer into plain values in steps, with the learning rate scaled."""
     c = config.optimizer
     per_epoch = num_images / config.batch_size
-    rate = scaled_learning_rate(
-        c.learning_rate, config.batch_size, c.reference_batch_size, c.name
-    )
+    rate = scaled_learning_rate(c.learning_rate, config.batch_size, c.reference_batch_size, c.name)
     log.info(
         "learning rate %.3g: %.3g at batch %d, scaled %s to batch %d; %d steps of %g epochs",
         rate,
@@ -132,11 +130,13 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: int) -> 
         momentum=c.momentum,
         weight_decay=c.weight_decay,
         clip_norm=c.clip_norm,
+        backbone_factor=c.backbone_factor,
         schedule=c.schedule,
         steps=plan.steps,
         warmup_steps=round(c.warmup_epochs * per_epoch),
+        warmup_start=c.warmup_start,
         decay_steps=tuple(round(epoch * per_epoch) for epoch in c.decay_epochs),
-        decay_factor=c.decay_factor,
+        decay_factors=tuple(c.decay_factors),
         final_factor=c.final_factor,
     )
 

@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(ops.__file__).parent.parent
 VERBS = {
     "main", "train", "prepare", "train_step", "train_state", "optimizer", "detect", "evaluate",
     "predict", "demo", "checkpoint", "config", "config_checks", "experiment", "datasets", "watch",
-    "runtime",
+    "runtime", "anchor_layout",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

@@ -53,6 +53,10 @@ def test_two_configs_share_nothing():
         ({"batch_size": 30, "accumulation": 4}, ["batch_size=30", "accumulation=4"]),
         ({"seed": -1}, ["config.seed=-1", "0 or more"]),
         ({"max_steps": -5}, ["config.max_steps=-5", "0 or more"]),
+        ({"anchors__kind": "yolo"}, ["config.anchors.kind='yolo'", "'ssd', 'retinanet'"]),
+        ({"anchors__kind": "retinanet", "anchors__steps": (8.0,)}, ["config.anchors.steps", "ssd"]),
+        ({"optimizer__decay_factors": (0.1,)}, ["decay_factors=(0.1,)", "2 decay_epochs"]),
+        ({"optimizer__backbone_factor": -1.0}, ["optimizer.backbone_factor=-1.0", "0 or more"]),
         ({"optimizer__warmup_epochs": -1.0}, ["config.optimizer.warmup_epochs=-1.0", "0 or more"]),
     ],
 )

@@ -1,5 +1,7 @@
 """Every shipped experiment at its full size, in shapes only."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -21,7 +23,17 @@ ANCHORS = {
     "vgg320": 6 * (40**2 + 20**2 + 10**2 + 5**2 + 3**2 + 1),
     "vgg512": 6 * (64**2 + 32**2 + 16**2 + 8**2 + 4**2 + 2**2),
     "vgg800": 6 * (100**2 + 50**2 + 25**2 + 13**2 + 7**2 + 5**2),
+    "official_vgg704": 6 * (88**2 + 44**2 + 22**2 + 11**2 + 6**2 + 4**2),
+    "keras_vgg320": 9 * (40**2 + 20**2 + 10**2 + 5**2 + 3**2 + 1),
 }
+
+
+@functools.cache
+def built(name: str):
+    """Returns an experiment's (config, detector, shapes of its variables); not to be changed."""
+    config = load_experiment(name)
+    detector = build_detector(config, CLASSES)
+    return config, detector, variable_shapes(detector.model, detector.resize.image_size)
 
 
 def shapes_of_batch(config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -35,16 +47,16 @@ def shapes_of_batch(config) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def test_the_shipped_ones_are_there():
-    assert {"quickstart", "vgg320", "vgg512", "vgg800"} <= set(NAMES)
+    official = {f"official_vgg{size}" for size in (320, 512, 704, 800)}
+    assert {"quickstart", "small320", "vgg320", "vgg512", "vgg800", "keras_vgg320"} <= set(NAMES)
+    assert official <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_step_of_an_experiment_fits_together(name):
-    config = load_experiment(name)
+    config, detector, variables = built(name)
     validate(config)
     assert isinstance(augment_settings(config), AugmentSettings)
-    detector = build_detector(config, CLASSES)
-    variables = variable_shapes(detector.model, detector.resize.image_size)
     step, optimizer = support.make_step(config, detector, num_images=1000)
     state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
     after, metrics = jax.eval_shape(step, state, shapes_of_batch(config))
@@ -59,10 +71,8 @@ def test_the_step_of_an_experiment_fits_together(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_there_is_one_anchor_for_each_row_of_logits(name):
-    config = load_experiment(name)
-    detector = build_detector(config, CLASSES)
+    config, detector, variables = built(name)
     image = jax.ShapeDtypeStruct((2, *config.data.image_size, 3), np.uint8)
-    variables = variable_shapes(detector.model, detector.resize.image_size)
 
     def forward(variables, images):
         outputs = detector.model.apply(variables, detector.normalize(images), train=False)
@@ -83,8 +93,8 @@ def test_the_counts_of_the_paper():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_anchors_cover_the_image(name):
-    config = load_experiment(name)
-    anchors = build_detector(config, CLASSES).anchors
+    config, detector, _ = built(name)
+    anchors = detector.anchors
     height, width = config.data.image_size
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     assert (centres > 0).all() and (centres < [width, height]).all()
@@ -93,7 +103,7 @@ def test_anchors_cover_the_image(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_only_overrides_keys_that_exist(name):
-    config = load_experiment(name)
+    config = built(name)[0]
     assert flatten(config).keys() == flatten(default_config()).keys()
     source = (experiments_dir() / f"{name}.py").read_text()
     assert source.startswith('"""') and ("make demo" in source or "m2det_jax.main" in source)

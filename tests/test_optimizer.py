@@ -23,11 +23,13 @@ SETTINGS = OptimizerSettings(
     momentum=0.0,
     weight_decay=0.0,
     clip_norm=0.0,
+    backbone_factor=1.0,
     schedule="constant",
     steps=110,
     warmup_steps=0,
+    warmup_start=0.0,
     decay_steps=(),
-    decay_factor=0.1,
+    decay_factors=(),
     final_factor=0.01,
 )
 PARAMS = {
@@ -85,11 +87,21 @@ def test_cosine_ends_at_the_final_factor(warmup):
 
 @pytest.mark.parametrize("warmup", [0, 10])
 def test_step_schedule_falls_at_steps_counted_from_the_start(warmup):
-    schedule = make_schedule(
-        settings(schedule="step", warmup_steps=warmup, decay_steps=(20, 30), decay_factor=0.5)
-    )
-    expected = [0.1, 0.05, 0.05, 0.025, 0.025]
+    decays = dict(decay_steps=(20, 30), decay_factors=(0.5, 0.2))
+    schedule = make_schedule(settings(schedule="step", warmup_steps=warmup, **decays))
+    expected = [0.1, 0.05, 0.05, 0.01, 0.01]
     np.testing.assert_allclose(rates(schedule, [19, 20, 29, 30, 109]), expected, rtol=1e-6)
+
+
+def test_decays_that_round_to_the_same_step_both_count():
+    decays = dict(decay_steps=(20, 20, 30), decay_factors=(0.5, 0.2, 0.1))
+    schedule = make_schedule(settings(schedule="step", **decays))
+    np.testing.assert_allclose(rates(schedule, [19, 20, 30]), [0.1, 0.01, 0.001], rtol=1e-6)
+
+
+def test_warm_up_starts_where_it_is_told_to():
+    schedule = make_schedule(settings(warmup_steps=10, warmup_start=0.02))
+    np.testing.assert_allclose(rates(schedule, [0, 5, 10]), [0.02, 0.06, 0.1], rtol=1e-6)
 
 
 def test_constant_schedule():
@@ -115,12 +127,15 @@ def test_epochs_of_the_config_become_steps():
             "optimizer.reference_batch_size": 16,
             "optimizer.warmup_epochs": 1.0,
             "optimizer.decay_epochs": (4.0, 8.0),
+            "optimizer.decay_factors": (0.5, 0.1),
+            "optimizer.backbone_factor": 0.2,
         }
     )
     plan = make_plan(config, num_images=40)  # 5 steps an epoch
     assert (plan.steps, plan.stop, plan.evaluate_every) == (50, 50, 10)
     found = make_optimizer_settings(config, plan, num_images=40)
     assert (found.warmup_steps, found.decay_steps) == (5, (20, 40))
+    assert (found.decay_factors, found.backbone_factor) == ((0.5, 0.1), 0.2)
     assert found.learning_rate == pytest.approx(0.05)
     config.max_steps = 7
     assert make_plan(config, 40).stop == 7
@@ -169,3 +184,22 @@ def test_adamw_moves_by_the_learning_rate_whatever_the_gradient():
     gradients = jax.tree.map(lambda x: 1e-3 * np.ones_like(x), PARAMS)
     updates = updates_of(make_optimizer(settings(name="adamw", learning_rate=0.25)), gradients)
     np.testing.assert_allclose(updates["head"]["bias"], -0.25, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_backbone_moves_by_its_factor_of_the_others_step(name):
+    gradients = jax.tree.map(np.ones_like, PARAMS)
+    decaying = settings(name=name, learning_rate=0.5, weight_decay=0.1, momentum=0.9)
+    whole, slower = (
+        updates_of(make_optimizer(settings), gradients, steps=3)
+        for settings in (decaying, dataclasses.replace(decaying, backbone_factor=0.1))
+    )
+    expected = jax.tree.map(lambda x: 0.1 * x, whole["backbone"])
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6),
+                 slower["backbone"], expected)  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, slower["head"], whole["head"])
+
+
+def test_the_backbone_factor_leaves_the_shape_of_the_state_alone():
+    states = [make_optimizer(settings(backbone_factor=f)).init(PARAMS) for f in (1.0, 0.1)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])

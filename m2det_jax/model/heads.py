@@ -1,47 +1,82 @@
-"""Prediction heads: one 3x3 convolution per scale, flattened in the order of the anchors.
+"""Prediction heads, whose outputs are flattened in the order of the anchors.
+
+Two forms: "conv", one 3x3 convolution a scale (M2Det), and "retinanet", four 3x3 convolutions with
+ReLU and one that predicts, the same for all scales (arXiv 1708.02002, section 4).
 
 B batch, A anchors (scale, row, column, cell anchor), K anchors per cell, C class outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+FORMS = ("conv", "retinanet")
+TOWER_DEPTH = 4
+TOWER_CHANNELS = 256
+
 
 class BoxHead(nn.Module):
-    """Predict the four box deltas of every anchor."""
+    """Predict the four box deltas of every anchor; `form` is one of FORMS."""
 
     anchors_per_cell: int
     dtype: jnp.dtype = jnp.float32
+    form: str = "conv"
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array]) -> jax.Array:
         """Return float32 [B, A, 4] from the maps of the scales, the largest first."""
-        return _predict(maps, self.anchors_per_cell, 4, self.dtype)
+        return _predict(maps, self.anchors_per_cell, 4, self.dtype, self.form)
 
 
 class ClassHead(nn.Module):
-    """Predict the class logits of every anchor."""
+    """Predict the class logits of every anchor; `form` is one of FORMS."""
 
     anchors_per_cell: int
     num_class_outputs: int
     dtype: jnp.dtype = jnp.float32
+    form: str = "conv"
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array]) -> jax.Array:
         """Return float32 [B, A, C] from the maps of the scales, the largest first."""
-        return _predict(maps, self.anchors_per_cell, self.num_class_outputs, self.dtype)
+        return _predict(maps, self.anchors_per_cell, self.num_class_outputs, self.dtype, self.form)
+
+
+def is_class_output(path: Sequence[str]) -> bool:
+    """Say whether the parameter at a path below "params" depends on the classes."""
+    return path[0] == "class_head" and not path[1].startswith("tower_")
 
 
 def _predict(
-    maps: Sequence[jax.Array], anchors_per_cell: int, outputs: int, dtype: jnp.dtype
+    maps: Sequence[jax.Array], anchors_per_cell: int, outputs: int, dtype: jnp.dtype, form: str
 ) -> jax.Array:
-    flat = []
-    for scale, features in enumerate(maps, start=1):
-        channels = anchors_per_cell * outputs
-        conv = nn.Conv(channels, (3, 3), padding=1, dtype=dtype, name=f"scale_{scale}")
+    layers = _shared_layers if form == "retinanet" else _layer_per_scale
+    predictors = layers(len(maps), anchors_per_cell * outputs, dtype)
+    flat = [
         # [B, h, w, K * outputs] -> [B, h * w * K, outputs]
-        flat.append(conv(features).reshape(features.shape[0], -1, outputs))
+        predict(features).reshape(features.shape[0], -1, outputs)
+        for predict, features in zip(predictors, maps, strict=True)
+    ]
     return jnp.concatenate(flat, axis=1).astype(jnp.float32)
+
+
+def _layer_per_scale(scales: int, channels: int, dtype: jnp.dtype) -> list[Callable]:
+    return [_conv(channels, dtype, f"scale_{scale}") for scale in range(1, scales + 1)]
+
+
+def _shared_layers(scales: int, channels: int, dtype: jnp.dtype) -> list[Callable]:
+    tower = [_conv(TOWER_CHANNELS, dtype, f"tower_{i}") for i in range(1, TOWER_DEPTH + 1)]
+    output = _conv(channels, dtype, "output")
+
+    def predict(features):
+        for layer in tower:
+            features = nn.relu(layer(features))
+        return output(features)
+
+    return [predict] * scales
+
+
+def _conv(channels: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+    return nn.Conv(channels, (3, 3), padding=1, dtype=dtype, name=name)

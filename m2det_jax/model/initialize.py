@@ -10,6 +10,8 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from m2det_jax.model.heads import is_class_output
+
 HEADS = ("box_head", "class_head")
 HEAD_STD = 0.01
 PRIOR = 0.01
@@ -43,7 +45,7 @@ def fill_variables(shapes: dict, seed: int) -> dict:
     """Return numpy arrays for the shapes of a module's variables.
 
     Kernels are normal with variance 2 / fan-in (He), those of the heads with standard deviation
-    0.01; biases are 0, but for the class head's, which make every anchor start with probability
+    0.01; biases are 0, but for the class outputs', which make every anchor start with probability
     0.01 for every class (focal loss, arXiv 1708.02002, section 3.3). BatchNorm starts as the
     identity. Each tensor has a generator of its own, keyed by the seed and the tensor's path, so
     it does not depend on which other tensors exist.
@@ -66,7 +68,7 @@ def _initial_value(path: tuple[str, ...], shape: tuple[int, ...], seed: int) -> 
         generator = np.random.default_rng((seed, zlib.crc32("/".join(path).encode())))
         std = HEAD_STD if path[0] in HEADS else math.sqrt(2 / math.prod(shape[:-1]))
         return generator.standard_normal(shape, np.float32) * np.float32(std)
-    if name == "bias" and path[0] == "class_head":
+    if name == "bias" and is_class_output(path):
         return np.full(shape, -math.log((1 - PRIOR) / PRIOR), np.float32)
     return FILL[name](shape, np.float32)
 

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.model.feature_maps import feature_map_sizes
-from m2det_jax.model.heads import BoxHead, ClassHead
+from m2det_jax.model.heads import FORMS, BoxHead, ClassHead
 from m2det_jax.model.layers import NORM_MOMENTUM, UPSAMPLING
 from m2det_jax.model.mlfpn import MLFPN
 
@@ -31,6 +31,7 @@ class M2Det(nn.Module):
         share_base_reduction: one reduction of the base feature for all levels.
         largest_scale_norm: BatchNorm on the largest map before the heads.
         upsample: "nearest" or "bilinear", in the TUMs.
+        head: "conv", one convolution a scale, or "retinanet", five shared by all scales.
         norm_momentum: share of a running average that one training step keeps.
         dtype: dtype of the computation; parameters, running averages and outputs are float32.
     """
@@ -53,6 +54,7 @@ class M2Det(nn.Module):
     share_base_reduction: bool = False
     largest_scale_norm: bool = False
     upsample: str = "nearest"
+    head: str = "conv"
     norm_momentum: float = NORM_MOMENTUM
     dtype: jnp.dtype = jnp.float32
 
@@ -74,9 +76,9 @@ class M2Det(nn.Module):
         shallow, deep = backbone(images.astype(self.dtype), train=train)
         maps = self._mlfpn()(shallow, deep, train=train)
         class_head = ClassHead(
-            self.anchors_per_cell, self.num_class_outputs, self.dtype, name="class_head"
+            self.anchors_per_cell, self.num_class_outputs, self.dtype, self.head, name="class_head"
         )
-        box_head = BoxHead(self.anchors_per_cell, self.dtype, name="box_head")
+        box_head = BoxHead(self.anchors_per_cell, self.dtype, self.head, name="box_head")
         return {"class_logits": class_head(maps), "box_deltas": box_head(maps)}
 
     def frozen_paths(self) -> tuple[tuple[str, ...], ...]:
@@ -132,6 +134,8 @@ class M2Det(nn.Module):
             raise ValueError(f"frozen_stages must be 0 to 5, got {self.frozen_stages}")
         if self.upsample not in UPSAMPLING:
             raise ValueError(f"upsample must be one of {sorted(UPSAMPLING)}, got {self.upsample!r}")
+        if self.head not in FORMS:
+            raise ValueError(f"head must be one of {FORMS}, got {self.head!r}")
         feature_map_sizes(images.shape[1:3], self.num_scales)
 
 

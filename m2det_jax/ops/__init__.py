@@ -1,6 +1,6 @@
 """Pure functions on arrays: boxes, anchors, matching, losses, suppression."""
 
-from m2det_jax.ops.anchors import retinanet_anchors, ssd_anchors, ssd_sizes
+from m2det_jax.ops.anchors import retinanet_anchors, retinanet_sizes, ssd_anchors, ssd_sizes
 from m2det_jax.ops.boxes import (
     area,
     ciou,
@@ -36,6 +36,7 @@ __all__ = [
     "multiclass_nms",
     "nms",
     "retinanet_anchors",
+    "retinanet_sizes",
     "sigmoid_focal_loss",
     "smooth_l1",
     "ssd_anchors",

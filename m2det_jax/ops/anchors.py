@@ -100,6 +100,21 @@ def ssd_anchors(
     return _to_xyxy(anchors)
 
 
+def retinanet_sizes(image_size: Size, num_scales: int) -> tuple[float, ...]:
+    """Returns default sizes for `retinanet_anchors` in pixels, finest scale first.
+
+    The coarsest is the short side of the image, and each finer one half of the next: at 320 px
+    with six scales 10, 20, 40, 80, 160 and 320.
+
+    Raises:
+        ValueError: If num_scales < 1 or a side of the image is not positive.
+    """
+    side = min(_checked_size("image_size", image_size))
+    if num_scales < 1:
+        raise ValueError(f"num_scales: expected at least 1, got {num_scales}")
+    return tuple(side / 2**k for k in reversed(range(num_scales)))
+
+
 def retinanet_anchors(
     feature_maps: Sequence[Size] | np.ndarray,
     image_size: Size,

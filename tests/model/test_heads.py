@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from m2det_jax.model.heads import BoxHead, ClassHead
+from m2det_jax.model.heads import BoxHead, ClassHead, is_class_output
+from m2det_jax.model.initialize import fill_variables
 
 
 def test_outputs_are_in_the_order_scale_row_column_cell_anchor():
@@ -27,9 +29,80 @@ def test_outputs_are_in_the_order_scale_row_column_cell_anchor():
     np.testing.assert_array_equal(logits, np.asarray([expected], np.float32))
 
 
-def test_box_head_gives_four_float32_values_whatever_the_compute_dtype():
-    head = BoxHead(anchors_per_cell=6, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("form", ["conv", "retinanet"])
+def test_box_head_gives_four_float32_values_whatever_the_compute_dtype(form):
+    head = BoxHead(anchors_per_cell=6, dtype=jnp.bfloat16, form=form)
     maps = [jnp.ones((2, 4, 5, 8), jnp.bfloat16), jnp.ones((2, 2, 3, 8), jnp.bfloat16)]
     deltas, variables = jax.eval_shape(lambda: head.init_with_output(jax.random.key(0), maps))
     assert deltas.shape == (2, 6 * (20 + 6), 4) and deltas.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+def retinanet_head(num_class_outputs: int = 3):
+    head = ClassHead(anchors_per_cell=2, num_class_outputs=num_class_outputs, form="retinanet")
+    rng = np.random.default_rng(0)
+    # 3 x 4 cells and 2 x 2 cells of 5 channels.
+    maps = [rng.standard_normal((1, *size, 5), np.float32) for size in ((3, 4), (2, 2))]
+    shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), maps))
+    return head, maps, fill_variables({"params": {"class_head": shapes["params"]}}, seed=1)
+
+
+def test_retinanet_heads_are_five_layers_shared_by_all_scales():
+    head, maps, variables = retinanet_head()
+    params = variables["params"]["class_head"]
+    kernels = {name: layer["kernel"].shape for name, layer in params.items()}
+    first, wide = (3, 3, 5, 256), (3, 3, 256, 256)
+    tower = {"tower_1": first, "tower_2": wide, "tower_3": wide, "tower_4": wide}
+    assert kernels == tower | {"output": (3, 3, 256, 6)}
+    params = jax.tree.map(lambda x: 30 * x, params)  # the output must not drown in its bias
+    apply = jax.jit(lambda maps: head.apply({"params": params}, maps))
+    logits = apply(maps)
+    assert logits.shape == (1, 2 * (12 + 4), 3)
+    # The same map at both scales gives the same logits; the scale changes nothing.
+    twice = apply([maps[0], maps[0]])
+    np.testing.assert_allclose(twice[:, :24], twice[:, 24:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(twice[:, :24], logits[:, :24], rtol=1e-4, atol=1e-5)
+
+
+def test_retinanet_heads_are_relu_layers_in_a_row():
+    head, maps, variables = retinanet_head()
+    params = jax.tree.map(lambda x: 10 * x, variables["params"]["class_head"])
+
+    def conv(x, layer):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x, layer["kernel"], (1, 1), "SAME", dimension_numbers=dimensions
+        )
+        return y + layer["bias"].reshape(1, 1, 1, -1)
+
+    @jax.jit
+    def both(x):
+        expected = x
+        for i in (1, 2, 3, 4):
+            expected = jnp.maximum(conv(expected, params[f"tower_{i}"]), 0)
+        return head.apply({"params": params}, [x]), conv(expected, params["output"])
+
+    logits, expected = both(maps[0])
+    np.testing.assert_allclose(logits, expected.reshape(1, 24, 3), rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_outputs_depend_on_the_classes():
+    few, many = (retinanet_head(n)[2]["params"] for n in (3, 7))
+    few_shapes, many_shapes = (jax.tree.map(np.shape, tree) for tree in (few, many))
+    differing = {
+        tuple(entry.key for entry in path)
+        for path, same in jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda a, b: a.shape == b.shape, few, many)
+        )
+        if not same
+    }
+    assert few_shapes != many_shapes
+    assert differing == {("class_head", "output", name) for name in ("kernel", "bias")}
+    assert all(is_class_output(path) for path in differing)
+    assert not is_class_output(("class_head", "tower_1", "kernel"))
+    assert is_class_output(("class_head", "scale_3", "bias"))
+    assert not is_class_output(("box_head", "output", "bias"))
+    # The prior probability of 0.01 is the outputs' alone.
+    bias = {name: layer["bias"] for name, layer in few["class_head"].items()}
+    np.testing.assert_allclose(1 / (1 + np.exp(-bias.pop("output"))), 0.01, rtol=1e-5)
+    assert not any(value.any() for value in bias.values())

@@ -123,3 +123,10 @@ def test_errors_of_sizes_that_do_not_exist():
         ops.ssd_sizes((32, 32), 0)
     with pytest.raises(ValueError, match="sizes"):
         ops.retinanet_anchors([(2, 2)], (32, 32), sizes=(1, 2))
+
+
+def test_default_retinanet_sizes_are_halves_of_the_short_side():
+    assert ops.retinanet_sizes((320, 500), 6) == (10, 20, 40, 80, 160, 320)
+    assert ops.retinanet_sizes((512, 512), 3) == (128, 256, 512)
+    with pytest.raises(ValueError, match="num_scales: expected at least 1, got 0"):
+        ops.retinanet_sizes((320, 320), 0)

@@ -1,0 +1,44 @@
+"""M2Det-320 with VGG16 as the authors released it: their code's network, recipe and test settings.
+
+    python -m m2det_jax.main --config experiments/official_vgg320.py \
+        --config.model.backbone_weights=vgg16.safetensors
+
+The recipe is that of the released code, not the paper's: vgg320 has that one, with focal loss.
+docs/fidelity.md tells them apart point by point. The rate is meant for a batch of 16 images.
+Hardware: meant for GPUs. Not run to the end here.
+"""
+
+from m2det_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.epochs = 160.0
+    config.batch_size = 16
+    config.data.image_size = (320, 320)
+    config.data.update(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0))
+    config.augment.expand_probability = 0.6
+    config.model.update(
+        tum_out=256,
+        sfam=False,  # in every released configuration
+        sfam_shared=True,
+        share_base_reduction=True,
+        largest_scale_norm=True,
+    )
+    config.anchors.update(
+        steps=(8.0, 16.0, 32.0, 64.0, 107.0, 320.0),
+        positive_threshold=0.5,
+        negative_threshold=0.5,
+    )
+    config.loss.smooth_l1_beta = 1.0
+    config.optimizer.update(
+        learning_rate=4e-3,
+        reference_batch_size=16,
+        clip_norm=0.0,
+        warmup_start=1e-6,
+        decay_epochs=(90.0, 110.0, 130.0, 150.0),
+        decay_factors=(0.5, 0.2, 0.1, 0.1),
+        ema_decay=0.0,  # the weights themselves
+    )
+    config.eval.update(score_threshold=0.1, iou_threshold=0.3)
+    return config

@@ -1,0 +1,16 @@
+"""M2Det-512 with VGG16 as the authors released it: official_vgg320 at 512 px.
+
+    python -m m2det_jax.main --config experiments/official_vgg512.py \
+        --config.model.backbone_weights=vgg16.safetensors
+
+The rate is meant for a batch of 16 images. Hardware: meant for GPUs. Not run to the end here.
+"""
+
+from m2det_jax.experiment import load_experiment
+
+
+def get_config():
+    config = load_experiment("official_vgg320")
+    config.data.image_size = (512, 512)
+    config.anchors.steps = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+    return config

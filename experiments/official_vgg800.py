@@ -1,0 +1,17 @@
+"""M2Det-800 with VGG16 as the authors released it: official_vgg320 at 800 px.
+
+    python -m m2det_jax.main --config experiments/official_vgg800.py \
+        --config.model.backbone_weights=vgg16.safetensors
+
+The rate is meant for a batch of 9 images. Hardware: meant for GPUs. Not run to the end here.
+"""
+
+from m2det_jax.experiment import load_experiment
+
+
+def get_config():
+    config = load_experiment("official_vgg320")
+    config.batch_size = config.optimizer.reference_batch_size = 9
+    config.data.image_size = (800, 800)
+    config.anchors.steps = (8.0, 16.0, 32.0, 62.0, 115.0, 160.0)
+    return config

@@ -1,0 +1,45 @@
+"""The anchors that a config describes."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from m2det_jax import ops
+from m2det_jax.model import feature_map_sizes
+
+
+def anchors_per_cell(config: ConfigDict) -> int:
+    """Returns how many anchors config.anchors gives each cell of each map."""
+    ratios = len(config.anchors.aspect_ratios)
+    if config.anchors.kind == "retinanet":
+        return (1 + 2 * ratios) * len(config.anchors.octave_scales)
+    return 2 + 2 * ratios
+
+
+def make_anchors(config: ConfigDict) -> np.ndarray:
+    """Returns the anchors of a config, float32 [A, 4] xyxy in pixels of the network input.
+
+    One set serves training and detection alike.
+
+    Raises:
+      ValueError: the input size does not carry that many scales, or sizes or steps do not fit them.
+    """
+    image_size, c = tuple(config.data.image_size), config.anchors
+    num_scales = config.model.num_scales
+    maps = feature_map_sizes(image_size, num_scales)
+    if c.kind == "retinanet":
+        inverses = [1 / ratio for ratio in reversed(c.aspect_ratios)]
+        return ops.retinanet_anchors(
+            maps,
+            image_size,
+            sizes=tuple(c.sizes) or ops.retinanet_sizes(image_size, num_scales),
+            ratios=(*inverses, 1.0, *c.aspect_ratios),
+            octave_scales=tuple(c.octave_scales),
+        )
+    return ops.ssd_anchors(
+        maps,
+        image_size,
+        sizes=tuple(c.sizes) or ops.ssd_sizes(image_size, num_scales),
+        aspect_ratios=tuple(c.aspect_ratios),
+        steps=tuple(c.steps) or None,
+        clip=c.clip,
+    )
