@@ -79,9 +79,11 @@ def _augment() -> ConfigDict:
 def _model() -> ConfigDict:
     return ConfigDict(
         dict(
-            backbone="vgg16",  # or "resnet18", "resnet34"
+            backbone="vgg16",  # or "vgg19", "resnet18", "resnet34", "resnet50", "resnet101",
+            #   "resnet152"
             backbone_width=1.0,  # multiplies the channels of the backbone
             backbone_norm=False,  # BatchNorm in VGG: needed to train it from random weights
+            backbone_official_stride=False,  # ResNets: layer 3 at stride 8, as in the official code
             backbone_weights="",  # ImageNet VGG16 as .safetensors (torchvision or timm names)
             frozen_stages=0,  # first stages of the backbone that do not learn, 0..5
             num_levels=8,  # TUMs

@@ -4,8 +4,13 @@ from ml_collections import ConfigDict
 
 from m2det_jax.experiment import get
 
+# The keys of model.backbones.BACKBONES, not imported: configs are checked before jax is loaded.
+BACKBONES = (
+    "resnet101", "resnet152", "resnet18", "resnet34", "resnet50", "vgg16", "vgg19",
+)  # fmt: skip
 _CHOICES = {
     "anchors.kind": ("ssd", "retinanet"),
+    "model.backbone": BACKBONES,
     "data.resize": ("stretch", "letterbox"),
     "model.upsample": ("nearest", "bilinear"),
     "model.head": ("conv", "retinanet"),
@@ -50,6 +55,11 @@ def validate(config: ConfigDict) -> None:
             problems.append(f"config.{key}={value}: must lie in 0..1")
     if not 0 <= config.model.frozen_stages <= 5:
         problems.append(f"config.model.frozen_stages={config.model.frozen_stages}: give 0 to 5")
+    if config.model.backbone_official_stride and not config.model.backbone.startswith("resnet"):
+        problems.append(
+            f"config.model.backbone_official_stride=True: only ResNets have it, and "
+            f"config.model.backbone={config.model.backbone!r}"
+        )
     if config.anchors.negative_threshold > config.anchors.positive_threshold:
         problems.append("config.anchors.negative_threshold is above positive_threshold")
     if config.anchors.kind == "retinanet" and config.anchors.steps:

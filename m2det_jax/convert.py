@@ -168,7 +168,7 @@ def with_backbone(variables: Mapping, backbone: Mapping) -> dict:
 def _vgg16_indices(*, norm: bool) -> dict[str, int]:
     """Our convolution's name -> its place in torchvision's `features` (official: `base`)."""
     indices, index = {}, 0
-    for stage, channels in enumerate(STAGES, start=1):
+    for stage, channels in enumerate(STAGES[16], start=1):
         for number in range(1, len(channels) + 1):
             indices[f"conv{stage}_{number}"] = index
             index += 3 if norm else 2  # convolution, (BatchNorm,) ReLU
@@ -179,7 +179,7 @@ def _vgg16_indices(*, norm: bool) -> dict[str, int]:
 def _vgg16_wanted(norm: bool) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Our path -> (names in the file, our shape before fc6 and fc7 are thinned out)."""
     wanted, inputs = {}, 3
-    channels = [features for stage in STAGES for features in stage]
+    channels = [features for stage in STAGES[16] for features in stage]
     for (name, index), features in zip(_vgg16_indices(norm=norm).items(), channels, strict=True):
         source = f"features.{index}"
         wanted[f"params/{name}/conv/kernel"] = ((f"{source}.weight",), (3, 3, inputs, features))

@@ -37,6 +37,11 @@ def test_two_configs_share_nothing():
     ("overrides", "parts"),
     [
         ({"data__resize": "crop"}, ["config.data.resize='crop'", "'stretch', 'letterbox'"]),
+        ({"model__backbone": "vgg61"}, ["config.model.backbone='vgg61'", "'resnet50'", "'vgg16'"]),
+        (
+            {"model__backbone_official_stride": True},
+            ["config.model.backbone_official_stride=True", "backbone='vgg16'"],
+        ),
         ({"platform": "cuda"}, ["config.platform='cuda'", "'cpu', 'gpu', 'tpu'"]),
         ({"optimizer__name": "adam"}, ["config.optimizer.name='adam'", "'sgd', 'adamw'"]),
         ({"epochs": 0.0}, ["config.epochs=0.0", "above 0"]),

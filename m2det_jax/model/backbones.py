@@ -11,22 +11,34 @@ import functools
 
 from flax import linen as nn
 
-from m2det_jax.model.resnet import ResNet
-from m2det_jax.model.vgg import VGG16
+from m2det_jax.model.resnet import BLOCKS, ResNet
+from m2det_jax.model.vgg import VGG16, VGG19
 
 BACKBONES = {
-    "resnet18": functools.partial(ResNet, 18),
-    "resnet34": functools.partial(ResNet, 34),
+    **{f"resnet{depth}": functools.partial(ResNet, depth) for depth in BLOCKS},
     "vgg16": VGG16,
+    "vgg19": VGG19,
 }
 
 
-def make_backbone(kind: str, **fields) -> nn.Module:
+def make_backbone(kind: str, *, official_stride: bool = False, **fields) -> nn.Module:
     """Return the backbone called `kind` in the table; `fields` go to its constructor.
 
+    Args:
+        kind: a key of BACKBONES.
+        official_stride: a ResNet with the strides of the official code, see ResNet.
+
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name, the message lists the known ones; and for
+            `official_stride` with another family.
     """
     if kind not in BACKBONES:
         raise ValueError(f"unknown backbone {kind!r}; expected one of {sorted(BACKBONES)}")
+    if official_stride:
+        if not kind.startswith("resnet"):
+            raise ValueError(
+                f"the official stride change is one of the ResNets, the backbone is {kind!r}; set "
+                "backbone_official_stride=False"
+            )
+        fields["official_stride"] = True
     return BACKBONES[kind](**fields)

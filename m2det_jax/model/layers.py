@@ -69,6 +69,11 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool, name: str) -> 
     )
 
 
+def scaled_channels(channels: int, width: float) -> int:
+    """Return `width` times a number of channels, as the nearest multiple of 8 and at least 8."""
+    return max(8, 8 * round(channels * width / 8))
+
+
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Return the maxima of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
 

@@ -20,6 +20,7 @@ class M2Det(nn.Module):
         backbone: a name in `backbones.BACKBONES`.
         backbone_width: factor on the backbone's numbers of channels.
         backbone_norm: BatchNorm in a backbone that comes without (VGG).
+        backbone_official_stride: a ResNet's strides as in the official code (ResNets only).
         frozen_stages: the backbone's first stages, 0 to 5, that do not learn.
         num_levels: number of TUMs.
         num_scales: maps of each TUM.
@@ -41,6 +42,7 @@ class M2Det(nn.Module):
     backbone: str = "vgg16"
     backbone_width: float = 1.0
     backbone_norm: bool = False
+    backbone_official_stride: bool = False
     frozen_stages: int = 0
     num_levels: int = 8
     num_scales: int = 6
@@ -94,6 +96,7 @@ class M2Det(nn.Module):
             self.backbone,
             width=self.backbone_width,
             norm=self.backbone_norm,
+            official_stride=self.backbone_official_stride,
             frozen_stages=self.frozen_stages,
             norm_momentum=self.norm_momentum,
             dtype=self.dtype,

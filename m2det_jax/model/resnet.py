@@ -5,13 +5,22 @@ import functools
 import jax
 from flax import linen as nn
 
-from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, max_pool_3x3
+from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, max_pool_3x3, scaled_channels
 
-# Blocks in layers 1 to 4.
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-# Layer 4 keeps the resolution of layer 3, so that its map, the deep one, is at stride 16. (The
-# official code instead keeps layer 3 at stride 8 and halves in layer 4, four times the work there.)
+# Blocks in layers 1 to 4; from depth 50 on the blocks are bottlenecks.
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+BOTTLENECK_DEPTH = 50
+# Layer 4 keeps the resolution of layer 3, so that its map, the deep one, is at stride 16.
 STRIDES = (1, 2, 2, 1)
+# The official code instead keeps layer 3 at stride 8 and halves in layer 4, which makes layer 3,
+# the longest, four times the work.
+OFFICIAL_STRIDES = (1, 2, 1, 2)
 
 
 class BasicBlock(nn.Module):
@@ -27,20 +36,46 @@ class BasicBlock(nn.Module):
         block = functools.partial(ConvBlock, norm_momentum=self.norm_momentum, dtype=self.dtype)
         y = block(self.features, strides=self.strides, name="conv1")(x, train=train)
         y = block(self.features, relu=False, name="conv2")(y, train=train)
-        if x.shape != y.shape:
-            shortcut = block(self.features, 1, self.strides, relu=False, name="shortcut")
-            x = shortcut(x, train=train)
-        return nn.relu(x + y)
+        return _add_shortcut(x, y, block, self.strides, train)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, the last to four times `features`, and a shortcut.
+
+    The stride is in the 3x3 convolution, where torchvision and the official code have it (the
+    paper: in the first).
+    """
+
+    features: int
+    strides: int = 1
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jax.typing.DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        block = functools.partial(ConvBlock, norm_momentum=self.norm_momentum, dtype=self.dtype)
+        y = block(self.features, 1, name="conv1")(x, train=train)
+        y = block(self.features, strides=self.strides, name="conv2")(y, train=train)
+        y = block(4 * self.features, 1, relu=False, name="conv3")(y, train=train)
+        return _add_shortcut(x, y, block, self.strides, train)
+
+
+def _add_shortcut(x: jax.Array, y: jax.Array, block, strides: int, train: bool) -> jax.Array:
+    features = y.shape[-1]
+    if strides != 1 or x.shape[-1] != features:
+        x = block(features, 1, strides, relu=False, name="shortcut")(x, train=train)
+    return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
-    """ResNet-18 or -34 up to layer 4. Input: RGB, normalised with ImageNet's mean and deviation.
+    """A ResNet up to layer 4. Input: RGB, normalised with ImageNet's mean and deviation.
 
     Attributes:
-        depth: 18 or 34.
+        depth: a key of BLOCKS.
         width: factor on every number of channels (rounded to multiples of 8).
         norm: ignored; a ResNet always has BatchNorm.
         frozen_stages: the first stages that do not learn: 1 the stem, 2 to 5 layers 1 to 4.
+        official_stride: OFFICIAL_STRIDES in place of STRIDES; the parameters are the same.
         norm_momentum, dtype: see ConvBlock.
     """
 
@@ -48,6 +83,7 @@ class ResNet(nn.Module):
     width: float = 1.0
     norm: bool = True
     frozen_stages: int = 0
+    official_stride: bool = False
     norm_momentum: float = NORM_MOMENTUM
     dtype: jax.typing.DTypeLike = "float32"
 
@@ -55,14 +91,18 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Return the maps of layer 2 (stride 8) and layer 4 (stride 16) of images [B, H, W, 3]."""
         options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
-        stem = ConvBlock(self._channels(64), 7, 2, name="stem", **options)
+        stem = ConvBlock(scaled_channels(64, self.width), 7, 2, name="stem", **options)
         x = max_pool_3x3(stem(images, train=train and self.frozen_stages < 1), stride=2)
         x = jax.lax.stop_gradient(x) if self.frozen_stages >= 1 else x
-        for layer, (blocks, strides) in enumerate(zip(BLOCKS[self.depth], STRIDES, strict=True), 1):
+        make_block = BasicBlock if self.depth < BOTTLENECK_DEPTH else Bottleneck
+        all_strides = OFFICIAL_STRIDES if self.official_stride else STRIDES
+        for layer, (blocks, strides) in enumerate(
+            zip(BLOCKS[self.depth], all_strides, strict=True), 1
+        ):
             frozen = layer < self.frozen_stages
             for number in range(blocks):
-                block = BasicBlock(
-                    self._channels(32 * 2**layer),
+                block = make_block(
+                    scaled_channels(32 * 2**layer, self.width),
                     strides if number == 0 else 1,
                     name=f"layer{layer}_{number + 1}",
                     **options,
@@ -82,6 +122,3 @@ class ResNet(nn.Module):
             if layer < self.frozen_stages
         ]
         return ("stem", *layers) if self.frozen_stages else ()
-
-    def _channels(self, features: int) -> int:
-        return max(8, 8 * round(features * self.width / 8))

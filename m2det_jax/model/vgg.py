@@ -1,28 +1,40 @@
-"""VGG16 as in SSD: fc6 and fc7 are convolutions and pool5 keeps the resolution.
+"""VGG16 and VGG19 as in SSD: fc6 and fc7 are convolutions and pool5 keeps the resolution.
 
 arXiv 1512.02325, section 3.1.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, max_pool_2x2, max_pool_3x3
+from m2det_jax.model.layers import (
+    NORM_MOMENTUM,
+    ConvBlock,
+    max_pool_2x2,
+    max_pool_3x3,
+    scaled_channels,
+)
 
-# Channels of the convolutions of stages 1 to 5, named conv{stage}_{number}.
-STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# By depth: channels of the convolutions of stages 1 to 5, named conv{stage}_{number}.
+STAGES = {
+    16: ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
+    19: ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4),
+}
 FC_CHANNELS = 1024
 
 
-class VGG16(nn.Module):
-    """VGG16 up to conv7. Input: RGB, normalised with the ImageNet mean and standard deviation.
+class VGG(nn.Module):
+    """VGG16 or VGG19 up to conv7. Input: RGB, normalised with ImageNet's mean and deviation.
 
     Every pooling rounds up, so the maps are ceil(H / 8) and ceil(H / 16) high for any H. The
     official code rounds up in pool3 alone: for every size that is a multiple of 4 the result is the
     same wherever that code can run (it stops where the deep map is not half the shallow one).
 
     Attributes:
-        width: factor on every number of channels (rounded to multiples of 8); 1.0 is VGG16.
+        depth: 16 or 19.
+        width: factor on every number of channels (rounded to multiples of 8).
         norm: BatchNorm after the convolutions of stages 1 to 5, as in torchvision's vgg16_bn. conv6
             and conv7 keep a bias: they stand for fully connected layers, which have no BatchNorm
             there either.
@@ -31,6 +43,7 @@ class VGG16(nn.Module):
         norm_momentum, dtype: see ConvBlock.
     """
 
+    depth: int
     width: float = 1.0
     norm: bool = False
     frozen_stages: int = 0
@@ -39,9 +52,9 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Return the maps of conv4_3 (stride 8) and conv7 (stride 16) of images [B, H, W, 3]."""
+        """Return the maps of stage 4 (stride 8) and conv7 (stride 16) of images [B, H, W, 3]."""
         x = images
-        for stage, channels in enumerate(STAGES, start=1):
+        for stage, channels in enumerate(STAGES[self.depth], start=1):
             if stage > 1:
                 x = max_pool_2x2(x)
             x = self._stage(x, stage, channels, train)
@@ -56,7 +69,7 @@ class VGG16(nn.Module):
         """Return the names of the submodules that do not learn."""
         return tuple(
             f"conv{stage}_{number}"
-            for stage, channels in enumerate(STAGES[: self.frozen_stages], start=1)
+            for stage, channels in enumerate(STAGES[self.depth][: self.frozen_stages], start=1)
             for number in range(1, len(channels) + 1)
         )
 
@@ -68,7 +81,14 @@ class VGG16(nn.Module):
         return jax.lax.stop_gradient(x) if frozen else x
 
     def _block(self, features: int, name: str, **options) -> ConvBlock:
-        scaled = max(8, 8 * round(features * self.width / 8))
         return ConvBlock(
-            scaled, norm_momentum=self.norm_momentum, dtype=self.dtype, name=name, **options
+            scaled_channels(features, self.width),
+            norm_momentum=self.norm_momentum,
+            dtype=self.dtype,
+            name=name,
+            **options,
         )
+
+
+VGG16 = functools.partial(VGG, 16)
+VGG19 = functools.partial(VGG, 19)

@@ -1,34 +1,17 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m2det_jax.model.backbones import BACKBONES, make_backbone
 from m2det_jax.model.initialize import init_variables, variable_shapes
-from m2det_jax.model.vgg import VGG16
+from m2det_jax.model.vgg import VGG16, VGG19
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
-@pytest.mark.parametrize("size", [(320, 512), (66, 101), (37, 64)])
-def test_every_backbone_keeps_the_promise_on_strides(kind, size):
-    backbone = make_backbone(kind, width=0.25)
-    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    shapes = variable_shapes(backbone, (64, 64))
-    shallow, deep = jax.eval_shape(lambda v, x: backbone.apply(v, x, train=False), shapes, images)
-    assert shallow.shape[:3] == (2, -(-size[0] // 8), -(-size[1] // 8))
-    assert deep.shape[:3] == (2, -(-size[0] // 16), -(-size[1] // 16))
-
-
-def test_unknown_backbone_lists_the_known():
-    with pytest.raises(ValueError, match=r"'vgg61'.*'vgg16'"):
-        make_backbone("vgg61")
-
-
-def test_full_width_has_the_reduced_vgg16_parameters():
-    shapes = variable_shapes(VGG16(), (64, 64))
+# torchvision's vgg16 less its classifier, 138,357,544 - 123,642,856, and vgg19 less the same.
+@pytest.mark.parametrize(("vgg", "convolutions"), [(VGG16, 14_714_688), (VGG19, 20_024_384)])
+def test_full_width_has_the_reduced_vgg_parameters(vgg, convolutions):
+    shapes = variable_shapes(vgg(), (64, 64))
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
-    # VGG16's 13 convolutions have 14,714,688; conv6 9 * 512 * 1024 + 1024, conv7 1024 ** 2 + 1024.
-    assert count == 14_714_688 + 9 * 512 * 1024 + 1024 + 1024**2 + 1024
+    assert count == convolutions + 9 * 512 * 1024 + 1024 + 1024**2 + 1024  # conv6 and conv7
     assert shapes["batch_stats"] == {}
     assert shapes["params"]["conv6"]["conv"]["kernel"].shape == (3, 3, 512, 1024)
 
@@ -58,6 +41,7 @@ def test_frozen_modules_are_the_first_stages(stages):
     assert names[:1] == (("conv1_1",) if stages else ())
     assert {int(name[4]) for name in names} == set(range(1, stages + 1))
     assert len(names) == [0, 2, 4, 7, 10, 13][stages]
+    assert len(VGG19(frozen_stages=stages).frozen_modules()) == [0, 2, 4, 8, 12, 16][stages]
 
 
 @pytest.mark.parametrize("stages", [2, 4])
