@@ -51,7 +51,8 @@ def load(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
 def detector_with_variables(config: ConfigDict, num_classes: int) -> tuple[Detector, dict]:
     """Returns the detector of a config and random variables on the device."""
     detector = build_detector(config, tuple(f"class {i}" for i in range(num_classes)))
-    variables = init_variables(detector.model, detector.resize.image_size, seed=0)
+    size = detector.resize.image_size
+    variables = init_variables(detector.model, size, seed=0, prior=detector.class_prior)
     return detector, jax.device_put(variables)
 
 

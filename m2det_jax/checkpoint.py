@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 import m2det_jax
+from m2det_jax.config import default_config
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.model import variable_shapes
 from m2det_jax.train_state import TrainState
@@ -206,12 +207,19 @@ def restore(workdir: str | pathlib.Path, checkpoint: str | int = "latest") -> Re
     with open_manager(workdir, read_only=True) as manager:
         step = _choose(manager, workdir, checkpoint)
         meta = _restore(manager, step, meta=ocp.args.JsonRestore()).meta
-        config = ConfigDict(meta["config"], convert_dict=True)
+        config = stored_config(meta)
         class_names = tuple(meta["class_names"])
         detector = build_detector(config, class_names)
         item = ocp.args.StandardRestore(_abstract_variables(detector))
         variables = _restore(manager, step, model=item).model
     return Restored(detector, variables, class_names, config, step)
+
+
+def stored_config(meta: dict[str, Any]) -> ConfigDict:
+    """Returns the config of a checkpoint; keys that are younger than it have their defaults."""
+    config = default_config()
+    config.update(meta["config"])
+    return config
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, **items):

@@ -126,8 +126,11 @@ def _anchors() -> ConfigDict:
 def _loss() -> ConfigDict:
     return ConfigDict(
         dict(
-            focal_alpha=0.25,
+            kind="focal",  # or "softmax": cross-entropy with a background class and hard negatives
+            focal_alpha=0.25,  # weight of positive logits; of negative ones: one minus that
+            focal_alpha_per_class=(),  # one alpha a class, in the order of ids; (): focal_alpha
             focal_gamma=2.0,
+            negative_ratio=3.0,  # "softmax": hardest negatives per positive anchor of an image
             smooth_l1_beta=0.11,  # where the box loss turns from square to linear
             box_weight=1.0,
         )
@@ -160,11 +163,20 @@ def _eval() -> ConfigDict:
         dict(
             every_epochs=5.0,  # validation, with a checkpoint; always at the end as well
             batch_size=8,  # images per detection call, over all devices
-            score_threshold=0.01,
-            iou_threshold=0.5,  # NMS
-            pre_nms_top_k=1000,  # (anchor, class) pairs of an image that enter NMS
+            score_threshold=0.01,  # scores above it enter NMS
+            nms="hard",  # or "soft_linear", "soft_gaussian": overlapping boxes lose score instead
+            iou_threshold=0.5,  # "hard": IoU above which a box goes
+            pre_nms_top_k=1000,  # "hard": (anchor, class) pairs of an image that enter
+            soft_iou_threshold=0.3,  # "soft_linear": IoU above which a score is times 1 - IoU
+            soft_sigma=0.5,  # "soft_gaussian": a score is times exp(-IoU^2 / sigma)
+            soft_score_floor=0.001,  # soft: boxes whose score falls below it go
+            soft_candidates=200,  # soft: boxes of a class that enter, the highest
+            max_per_class=0,  # detections of a class per image; 0: no limit
             max_detections=100,  # per image
             class_agnostic=False,  # True: boxes of different classes suppress each other
+            test_sizes=(),  # evaluate, predict: sides or (height, width) of several inputs, pixels,
+            #   detections merged by the NMS; (): data.image_size. Not in validation of a training
+            test_flip=False,  # evaluate, predict: merge with those of the mirrored images
             patience=0,  # stop after so many evaluations without a better AP; 0: never
         )
     )

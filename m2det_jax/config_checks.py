@@ -1,5 +1,7 @@
 """Checks on the values of a config that types cannot make."""
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from m2det_jax.experiment import get
@@ -17,24 +19,28 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("step", "cosine", "constant"),
+    "loss.kind": ("focal", "softmax"),
+    "eval.nms": ("hard", "soft_linear", "soft_gaussian"),
     "platform": ("", "cpu", "gpu", "tpu"),
 }
 _POSITIVE = (
     "epochs batch_size accumulation data.num_threads model.num_levels model.backbone_width "
     "eval.every_epochs eval.batch_size eval.max_detections eval.pre_nms_top_k log.every_steps "
     "checkpoint.every_steps checkpoint.keep_latest optimizer.learning_rate "
-    "optimizer.reference_batch_size loss.smooth_l1_beta"
+    "optimizer.reference_batch_size loss.smooth_l1_beta loss.negative_ratio eval.soft_sigma "
+    "eval.soft_candidates"
 ).split()
 _NOT_NEGATIVE = (
-    "seed max_steps data.num_workers log.sample_images eval.patience optimizer.momentum "
-    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs "
-    "optimizer.warmup_start optimizer.backbone_factor"
+    "seed max_steps data.num_workers log.sample_images eval.patience eval.max_per_class "
+    "loss.focal_gamma loss.box_weight optimizer.momentum optimizer.weight_decay "
+    "optimizer.clip_norm optimizer.warmup_epochs optimizer.warmup_start optimizer.backbone_factor"
 ).split()
 _UNIT_INTERVAL = (
     "data.val_fraction augment.flip_probability augment.expand_probability "
     "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
     "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
-    "eval.iou_threshold optimizer.ema_decay"
+    "eval.iou_threshold eval.soft_iou_threshold eval.soft_score_floor loss.focal_alpha "
+    "optimizer.ema_decay"
 ).split()
 
 
@@ -78,5 +84,38 @@ def validate(config: ConfigDict) -> None:
             f"config.batch_size={config.batch_size} is not a multiple of "
             f"config.accumulation={config.accumulation}"
         )
+    problems += _check_lists(config)
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _check_lists(config: ConfigDict) -> list[str]:
+    problems = []
+    alphas = tuple(config.loss.focal_alpha_per_class)
+    if not all(_is_number(alpha) and 0 <= alpha <= 1 for alpha in alphas):
+        problems.append(f"config.loss.focal_alpha_per_class={alphas}: give numbers in 0..1")
+    for size in config.eval.test_sizes:
+        sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side >= 64 for side in sides):
+            problems.append(
+                f"config.eval.test_sizes has {size!r}: give sides or (height, width), 64 or more"
+            )
+    return problems
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def validate_classes(config: ConfigDict, class_names: Sequence[str]) -> None:
+    """Checks values that depend on the classes; raises ValueError naming them.
+
+    Args:
+      class_names: in the order of class ids.
+    """
+    alphas = tuple(config.loss.focal_alpha_per_class)
+    if alphas and len(alphas) != len(class_names):
+        raise ValueError(
+            f"config.loss.focal_alpha_per_class has {len(alphas)} values for {len(class_names)} "
+            f"classes; give one for each of {', '.join(class_names)}, in this order, or ()"
+        )

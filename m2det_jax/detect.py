@@ -15,7 +15,7 @@ from m2det_jax import ops
 from m2det_jax.anchor_layout import anchors_per_cell, make_anchors
 from m2det_jax.data import ResizeSettings
 from m2det_jax.datasets import fill_colour
-from m2det_jax.model import M2Det
+from m2det_jax.model import PRIOR, M2Det
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class Detector:
       resize: size of the network input and how an image is brought to it.
       mean, std: RGB, 0..255; the network sees (image - mean) / std.
       variances: of centre and size in the box encoding.
+      background: the class logits are those of a softmax, whose index 0 is the background; else
+        each class has a sigmoid.
       score_threshold, iou_threshold, pre_nms_top_k, max_detections, class_agnostic: see
         config.eval.
     """
@@ -40,6 +42,7 @@ class Detector:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     variances: tuple[float, float]
+    background: bool
     score_threshold: float
     iou_threshold: float
     pre_nms_top_k: int
@@ -52,6 +55,17 @@ class Detector:
         std = jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, 3)
         return (images.astype(jnp.float32) - mean) / std
 
+    @property
+    def class_prior(self) -> float | None:
+        """What the class head's initial biases are to give: see `model.fill_variables`."""
+        return None if self.background else PRIOR
+
+    def class_scores(self, logits: jax.Array) -> jax.Array:
+        """Returns the probability of every class, 0..1 [..., C], of the model's class logits."""
+        if self.background:
+            return jax.nn.softmax(logits, axis=-1)[..., 1:]
+        return jax.nn.sigmoid(logits)
+
     def postprocess(self, outputs: dict[str, jax.Array]) -> ops.Detections:
         """Returns detections [B, K] (boxes xyxy in network pixels) of the model's raw outputs."""
         anchors = jnp.asarray(self.anchors)
@@ -60,7 +74,7 @@ class Detector:
             boxes = ops.decode(deltas, anchors, self.variances)
             return ops.multiclass_nms(
                 ops.clip(boxes, self.resize.image_size),
-                jax.nn.sigmoid(logits),
+                self.class_scores(logits),
                 iou_threshold=self.iou_threshold,
                 score_threshold=self.score_threshold,
                 pre_nms_top_k=self.pre_nms_top_k,
@@ -89,9 +103,10 @@ def build_detector(config: ConfigDict, class_names: tuple[str, ...]) -> Detector
     image_size = tuple(config.data.image_size)
     model_config = config.model.to_dict()
     del model_config["backbone_weights"]
+    background = config.loss.kind == "softmax"
     model = M2Det(
         **model_config | {"dtype": jnp.dtype(config.model.dtype)},
-        num_class_outputs=len(class_names),
+        num_class_outputs=len(class_names) + background,
         anchors_per_cell=anchors_per_cell(config),
     )
     return Detector(
@@ -102,6 +117,7 @@ def build_detector(config: ConfigDict, class_names: tuple[str, ...]) -> Detector
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         variances=tuple(config.anchors.variances),
+        background=background,
         score_threshold=config.eval.score_threshold,
         iou_threshold=config.eval.iou_threshold,
         pre_nms_top_k=config.eval.pre_nms_top_k,

@@ -108,8 +108,10 @@ def step_settings(config) -> StepSettings:
     return StepSettings(
         positive_threshold=config.anchors.positive_threshold,
         negative_threshold=config.anchors.negative_threshold,
-        focal_alpha=config.loss.focal_alpha,
+        loss_kind=config.loss.kind,
+        focal_alpha=tuple(config.loss.focal_alpha_per_class) or config.loss.focal_alpha,
         focal_gamma=config.loss.focal_gamma,
+        negative_ratio=config.loss.negative_ratio,
         smooth_l1_beta=config.loss.smooth_l1_beta,
         box_weight=config.loss.box_weight,
         ema_decay=config.optimizer.ema_decay,

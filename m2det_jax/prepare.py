@@ -11,7 +11,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from m2det_jax import evaluate, runtime
-from m2det_jax.config_checks import validate
+from m2det_jax.config_checks import validate, validate_classes
 from m2det_jax.convert import load_vgg16_safetensors, with_backbone
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets import load_datasets
@@ -70,6 +70,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     runtime.check_divisible("config.batch_size", config.batch_size, config.accumulation)
     runtime.check_divisible("config.eval.batch_size", config.eval.batch_size)
     train_index, val_index = load_datasets(config, workdir)
+    validate_classes(config, train_index.class_names)
     detector = build_detector(config, train_index.class_names)
     plan = make_plan(config, train_index.num_images)
     optimizer_settings = make_optimizer_settings(config, plan, train_index.num_images)
@@ -143,7 +144,9 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: int) -> 
 
 def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
     """Returns random variables from the seed, the backbone from a file where one is given."""
-    variables = init_variables(detector.model, detector.resize.image_size, config.seed)
+    variables = init_variables(
+        detector.model, detector.resize.image_size, config.seed, prior=detector.class_prior
+    )
     model = config.model
     if model.backbone_weights:
         loaded = load_vgg16_safetensors(model.backbone_weights, norm=model.backbone_norm)

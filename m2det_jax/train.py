@@ -115,10 +115,9 @@ def start_or_resume(run: Run, running, manager: ocp.CheckpointManager, config: C
             f"{manager.directory} was trained on the classes {meta['class_names']}, the data has "
             f"{list(run.train_index.class_names)}; use another --workdir"
         )
-    before = flatten(ConfigDict(meta["config"]))
+    before = flatten(checkpoint.stored_config(meta))
     for key, value in flatten(config).items():
-        old = before.get(key)
-        if (tuple(old) if isinstance(old, list) else old) != value:
+        if (old := before.get(key)) != value:
             log.warning("config.%s was %r when this run began, now %r", key, old, value)
     log.info("resuming from step %d of %s", int(state.step), manager.directory)
     return state, running, meta["progress"]

@@ -24,8 +24,10 @@ class StepSettings:
 
     positive_threshold: float
     negative_threshold: float
-    focal_alpha: float
+    loss_kind: str
+    focal_alpha: float | tuple[float, ...]
     focal_gamma: float
+    negative_ratio: float
     smooth_l1_beta: float
     box_weight: float
     ema_decay: float
@@ -54,15 +56,19 @@ def losses_of(
     outputs: dict[str, jax.Array], targets: ops.Targets, settings: StepSettings, num_positives=None
 ) -> Metrics:
     """Returns loss, loss_class, loss_box and num_positives of raw outputs against targets."""
+    common = dict(
+        beta=settings.smooth_l1_beta, box_weight=settings.box_weight, num_positives=num_positives
+    )
+    outputs = outputs["class_logits"], outputs["box_deltas"]
+    if settings.loss_kind == "softmax":
+        return ops.multibox_losses(
+            *outputs, targets, negative_ratio=settings.negative_ratio, **common
+        )
+    alpha = settings.focal_alpha
+    if isinstance(alpha, tuple):
+        alpha = jnp.asarray(alpha, jnp.float32)
     return ops.detection_losses(
-        outputs["class_logits"],
-        outputs["box_deltas"],
-        targets,
-        alpha=settings.focal_alpha,
-        gamma=settings.focal_gamma,
-        beta=settings.smooth_l1_beta,
-        box_weight=settings.box_weight,
-        num_positives=num_positives,
+        *outputs, targets, alpha=alpha, gamma=settings.focal_gamma, **common
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from m2det_jax import experiment
 from m2det_jax.config import default_config
-from m2det_jax.config_checks import validate
+from m2det_jax.config_checks import validate, validate_classes
 
 
 def default(**overrides):
@@ -57,6 +57,14 @@ def test_two_configs_share_nothing():
         ({"data__image_size": (512,)}, ["config.data.image_size=(512,)", "(height, width)"]),
         ({"batch_size": 30, "accumulation": 4}, ["batch_size=30", "accumulation=4"]),
         ({"seed": -1}, ["config.seed=-1", "0 or more"]),
+        ({"loss__kind": "hinge"}, ["config.loss.kind='hinge'", "'focal', 'softmax'"]),
+        ({"loss__negative_ratio": 0.0}, ["config.loss.negative_ratio=0.0", "above 0"]),
+        ({"loss__focal_alpha_per_class": (0.5, 2.0)}, ["focal_alpha_per_class=(0.5, 2.0)", "0..1"]),
+        ({"loss__focal_alpha_per_class": ("a",)}, ["focal_alpha_per_class=('a',)", "numbers"]),
+        ({"eval__nms": "soft"}, ["config.eval.nms='soft'", "'soft_linear', 'soft_gaussian'"]),
+        ({"eval__max_per_class": -1}, ["config.eval.max_per_class=-1", "0 or more"]),
+        ({"eval__test_sizes": (512, 32)}, ["config.eval.test_sizes has 32", "64 or more"]),
+        ({"eval__test_sizes": ((512,), 320)}, ["eval.test_sizes has (512,)", "(height, width)"]),
         ({"max_steps": -5}, ["config.max_steps=-5", "0 or more"]),
         ({"anchors__kind": "yolo"}, ["config.anchors.kind='yolo'", "'ssd', 'retinanet'"]),
         ({"anchors__kind": "retinanet", "anchors__steps": (8.0,)}, ["config.anchors.steps", "ssd"]),
@@ -70,6 +78,14 @@ def test_a_wrong_value_is_named_with_what_fits(overrides, parts):
         validate(default(**overrides))
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert str(caught.value).count("config.") <= 2  # no second finding
+
+
+def test_a_wrong_number_of_alphas_names_the_classes():
+    config = default(loss__focal_alpha_per_class=(0.25, 0.5))
+    validate_classes(config, ("cat", "dog"))
+    validate_classes(default(), ("cat", "dog", "cow"))
+    with pytest.raises(ValueError, match=r"2 values for 3 classes.*cat, dog, cow, in this order"):
+        validate_classes(config, ("cat", "dog", "cow"))
 
 
 def test_all_wrong_values_are_named_at_once():
@@ -88,6 +104,7 @@ def test_all_wrong_values_are_named_at_once():
         {"data__image_size": (64, 1000), "model__frozen_stages": 5, "seed": 2**31},
         {"optimizer__clip_norm": 0.0, "optimizer__warmup_epochs": 0.0, "max_steps": 0},
         {"anchors__positive_threshold": 0.5, "anchors__negative_threshold": 0.5},
+        {"loss__focal_alpha_per_class": (0, 1.0, 0.25), "eval__test_sizes": (64, (320, 480))},
     ],
 )
 def test_the_ends_of_the_ranges_are_legal(overrides):

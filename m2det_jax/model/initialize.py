@@ -27,49 +27,57 @@ def variable_shapes(model: nn.Module, image_size: tuple[int, int]) -> dict:
     return {"batch_stats": {}} | dict(jax.eval_shape(initialize))
 
 
-def init_variables(model: nn.Module, image_size: tuple[int, int], seed: int) -> dict:
+def init_variables(
+    model: nn.Module, image_size: tuple[int, int], seed: int, *, prior: float | None = PRIOR
+) -> dict:
     """Return the model's initial variables by the rules of `fill_variables`.
 
     Args:
         model: M2Det or its backbone, called as model(images, train=...).
         image_size: (height, width); the result does not depend on it.
         seed: non-negative integer.
+        prior: see `fill_variables`.
 
     Returns:
         {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
     """
-    return fill_variables(variable_shapes(model, image_size), seed)
+    return fill_variables(variable_shapes(model, image_size), seed, prior=prior)
 
 
-def fill_variables(shapes: dict, seed: int) -> dict:
+def fill_variables(shapes: dict, seed: int, *, prior: float | None = PRIOR) -> dict:
     """Return numpy arrays for the shapes of a module's variables.
 
     Kernels are normal with variance 2 / fan-in (He), those of the heads with standard deviation
     0.01; biases are 0, but for the class outputs', which make every anchor start with probability
-    0.01 for every class (focal loss, arXiv 1708.02002, section 3.3). BatchNorm starts as the
+    `prior` for every class (focal loss, arXiv 1708.02002, section 3.3). BatchNorm starts as the
     identity. Each tensor has a generator of its own, keyed by the seed and the tensor's path, so
     it does not depend on which other tensors exist.
 
     Args:
         shapes: {"params", "batch_stats"}, nested dicts with a `shape` at each leaf.
         seed: non-negative integer.
+        prior: 0..1, for a sigmoid on the class logits; None, for a softmax: biases of 0.
 
     Returns:
         `shapes` with float32 arrays in place of its leaves.
     """
     flat = flatten_dict(shapes)
-    filled = {path: _initial_value(path[1:], leaf.shape, seed) for path, leaf in flat.items()}
+    filled = {
+        path: _initial_value(path[1:], leaf.shape, seed, prior) for path, leaf in flat.items()
+    }
     return {collection: {} for collection in shapes} | unflatten_dict(filled)
 
 
-def _initial_value(path: tuple[str, ...], shape: tuple[int, ...], seed: int) -> np.ndarray:
+def _initial_value(
+    path: tuple[str, ...], shape: tuple[int, ...], seed: int, prior: float | None
+) -> np.ndarray:
     name = path[-1]
     if name == "kernel":
         generator = np.random.default_rng((seed, zlib.crc32("/".join(path).encode())))
         std = HEAD_STD if path[0] in HEADS else math.sqrt(2 / math.prod(shape[:-1]))
         return generator.standard_normal(shape, np.float32) * np.float32(std)
-    if name == "bias" and is_class_output(path):
-        return np.full(shape, -math.log((1 - PRIOR) / PRIOR), np.float32)
+    if name == "bias" and is_class_output(path) and prior is not None:
+        return np.full(shape, -math.log((1 - prior) / prior), np.float32)
     return FILL[name](shape, np.float32)
 
 

@@ -15,6 +15,7 @@ from m2det_jax.ops.boxes import (
 )
 from m2det_jax.ops.losses import detection_losses, sigmoid_focal_loss, smooth_l1
 from m2det_jax.ops.matching import Matches, Targets, assign_targets, match
+from m2det_jax.ops.multibox import mine_hard_negatives, multibox_losses
 from m2det_jax.ops.nms import Detections, multiclass_nms, nms
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "giou",
     "iou",
     "match",
+    "mine_hard_negatives",
+    "multibox_losses",
     "multiclass_nms",
     "nms",
     "retinanet_anchors",

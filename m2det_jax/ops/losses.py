@@ -14,14 +14,15 @@ def sigmoid_focal_loss(
     logits: Num[ArrayLike, "*shape"],
     onehot_targets: Num[ArrayLike, "*shape"] | Bool[ArrayLike, "*shape"],
     *,
-    alpha: Real = 0.25,
+    alpha: Real | Num[ArrayLike, "*#shape"] = 0.25,
     gamma: Real = 2.0,
 ) -> Float[Array, "*shape"]:
     """Focal loss of every logit (arXiv 1708.02002, equation 5).
 
     -alpha_t (1 - p_t)^gamma log(p_t), where p_t is sigmoid(logit) and alpha_t is alpha at a
     target of 1, and both are one minus that at a target of 0. Targets are 0 or 1 (or bool);
-    gamma >= 0. Loss and gradient are finite for every finite logit.
+    gamma >= 0; alpha is one number, or an array that is broadcast against the logits. Loss and
+    gradient are finite for every finite logit.
     """
     logits = jnp.asarray(logits, jnp.float32)
     is_target = jnp.asarray(onehot_targets) > 0.5
@@ -56,12 +57,20 @@ def smooth_l1(
     return near * near * (0.5 / beta) + (distance - near)
 
 
+def sum_box_losses(
+    box_deltas: Num[ArrayLike, "*batch 4"], targets: Targets, *, beta: Real = 1.0
+) -> Float[Array, ""]:
+    """Sums smooth L1 over the four deltas of all positive anchors."""
+    distance = smooth_l1(box_deltas, targets.deltas, beta=beta).sum(axis=-1)
+    return jnp.where(targets.positive, distance, 0).sum()
+
+
 def detection_losses(
     class_logits: Num[ArrayLike, "B A C"],
     box_deltas: Num[ArrayLike, "B A 4"],
     targets: Targets,
     *,
-    alpha: Real = 0.25,
+    alpha: Real | Num[ArrayLike, "C"] = 0.25,
     gamma: Real = 2.0,
     beta: Real = 1.0,
     box_weight: Real = 1.0,
@@ -73,7 +82,7 @@ def detection_losses(
         class_logits: [B, A, C], one sigmoid a class, no background class.
         box_deltas: [B, A, 4], as `encode` writes them.
         targets: Of the whole batch: fields [B, A] and [B, A, 4].
-        alpha: Weight of the positive logits in the focal loss.
+        alpha: Weight of the positive logits in the focal loss; one number, or one a class.
         gamma: Exponent of the focal loss.
         beta: Where smooth L1 turns from a parabola to a line, in units of the deltas.
         box_weight: Factor on loss_box in `loss` alone.
@@ -92,12 +101,13 @@ def detection_losses(
     classes = jnp.arange(class_logits.shape[-1], dtype=jnp.int32)
     labels = jnp.where(targets.positive, targets.labels, -1)
     onehot = labels[:, :, None] == classes[None, None, :]  # [B, A, C]
+    if jnp.ndim(alpha):
+        alpha = jnp.asarray(alpha, jnp.float32)[None, None, :]
     focal = sigmoid_focal_loss(class_logits, onehot, alpha=alpha, gamma=gamma).sum(axis=-1)
     used = targets.positive | targets.negative
     loss_class = jnp.where(used, focal, 0).sum() / divisor
 
-    distance = smooth_l1(box_deltas, targets.deltas, beta=beta).sum(axis=-1)
-    loss_box = jnp.where(targets.positive, distance, 0).sum() / divisor
+    loss_box = sum_box_losses(box_deltas, targets, beta=beta) / divisor
     return {
         "loss": (loss_class + box_weight * loss_box).astype(jnp.float32),
         "loss_class": loss_class.astype(jnp.float32),

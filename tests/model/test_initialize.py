@@ -32,6 +32,16 @@ def test_each_tensor_follows_the_rule_for_its_name(make_tiny):
             np.testing.assert_allclose(value, fixed[name], rtol=1e-6)
 
 
+def test_without_a_prior_only_the_bias_of_the_class_head_differs(make_tiny):
+    model, variables = make_tiny()
+    found = flatten_dict(init_variables(model, (64, 64), seed=0, prior=None))
+    for path, value in flatten_dict(variables).items():
+        if path[1] == "class_head" and path[-1] == "bias":
+            assert (value != 0).all() and (found[path] == 0).all()
+        else:
+            np.testing.assert_array_equal(found[path], value)
+
+
 def test_draws_depend_on_seed_and_path_alone(make_tiny):
     model, variables = make_tiny()
     again = init_variables(model, (96, 160), seed=0)

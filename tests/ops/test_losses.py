@@ -118,6 +118,19 @@ def test_detection_losses_equal_a_plain_loop():
     np.testing.assert_allclose(got["loss"], (classes + 2 * box) / count, rtol=1e-5)
 
 
+def test_alpha_of_each_class():
+    logits, deltas, targets = random_case(6)
+    alphas = np.array([0.1, 0.9, 0.25, 0.5, 0.0], np.float32)
+    run = jax.jit(lambda alpha: ops.detection_losses(logits, deltas, targets, alpha=alpha))
+    got = run(alphas)
+    used = (targets.positive | targets.negative)[..., None]
+    onehot = np.arange(5) == np.where(targets.positive, targets.labels, -1)[..., None]
+    expected = np.where(used, focal_by_formula(logits, onehot, alphas, 2), 0).sum()
+    np.testing.assert_allclose(got["loss_class"] * targets.positive.sum(), expected, rtol=1e-5)
+    for name, value in run(0.3).items():
+        np.testing.assert_allclose(run(np.full(5, 0.3, "f4"))[name], value, rtol=1e-6)
+
+
 def test_ignored_anchors_and_regressions_of_negatives_have_no_influence():
     logits, deltas, targets = random_case(2)
     ignored = ~(targets.positive | targets.negative)
