@@ -1,21 +1,29 @@
 """Data sets and what is done to them before the network: numpy, Pillow and grain, no jax."""
 
 from m2det_jax.data.csv_source import read_classes, read_csv, write_classes, write_csv
-from m2det_jax.data.errors import DataError
+from m2det_jax.data.errors import EFFECTS, KINDS, DataError, Finding, Findings
 from m2det_jax.data.images import load_image, read_size
 from m2det_jax.data.index import DetectionIndex, split_by_image
 from m2det_jax.data.pipeline import eval_batches, train_batches
 from m2det_jax.data.settings import AugmentSettings, ResizeSettings
+from m2det_jax.data.sources import Source, inspect_dataset, read_dataset
 
 __all__ = [
     "AugmentSettings",
     "DataError",
     "DetectionIndex",
+    "EFFECTS",
+    "Finding",
+    "Findings",
+    "KINDS",
     "ResizeSettings",
+    "Source",
     "eval_batches",
+    "inspect_dataset",
     "load_image",
     "read_classes",
     "read_csv",
+    "read_dataset",
     "read_size",
     "split_by_image",
     "train_batches",

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from m2det_jax.data.errors import Findings
+from m2det_jax.data.files import read_text
+from m2det_jax.data.rows import Rows
 
 COORDINATES = ("x1", "y1", "x2", "y2")
 _FIELDS = ("path", *COORDINATES, "class_name")
@@ -23,14 +25,8 @@ def read_records(path: Path, findings: Findings) -> Iterator[tuple[int, list[str
     A byte order mark and any kind of line end are accepted; a file that cannot be read as UTF-8
     CSV text ends with a finding.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        findings.add(path, 0, f"cannot read the file ({error.strerror})", "check the path")
-        return
-    except UnicodeDecodeError as error:
-        what = f"not UTF-8 text (byte {error.object[error.start]:#04x} at offset {error.start})"
-        findings.add(path, 0, what, "save the file as UTF-8 CSV")
+    text = read_text(path, findings)
+    if text is None:
         return
     # strict: an unclosed quote would otherwise swallow the rest of the file as one field.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -41,26 +37,19 @@ def read_records(path: Path, findings: Findings) -> Iterator[tuple[int, list[str
                 yield line, fields
             line = reader.line_num + 1
     except csv.Error as error:
-        what = f"not valid CSV ({error}), nothing read from here on"
-        findings.add(path, line, what, 'look for an unclosed or stray "')
+        remedy = 'nothing is read from here on; look for an unclosed or stray "'
+        findings.add(path, line, "not valid CSV", remedy, kind="not-text", value=str(error))
 
 
 class RowReader:
-    """Gathers the rows of one annotations file.
-
-    Attributes (after `read`; K boxes, in the order of the file):
-        image_paths: absolute paths, in order of appearance.
-        image_lines: line of the first row of each image.
-        empty_lines: {image: line} of the rows `path,,,,,`.
-        boxes float64 [K, 4], images int64 [K], labels int64 [K], lines int64 [K].
-    """
+    """Gathers the rows of one annotations file."""
 
     def __init__(self, path: Path, class_names: tuple[str, ...], findings: Findings) -> None:
         self.path = path
         self.folder = os.path.dirname(os.path.abspath(path))
-        self.image_paths: list[str] = []
-        self.image_lines: list[int] = []
-        self.empty_lines: dict[int, int] = {}
+        self._image_paths: list[str] = []  # absolute, in order of appearance
+        self._image_lines: list[int] = []  # of the first row of each image
+        self._empty_lines: dict[int, int] = {}  # {image: line} of the rows `path,,,,,`
         self._findings = findings
         self._class_names = class_names
         self._class_ids = {name: i for i, name in enumerate(class_names)}
@@ -68,7 +57,8 @@ class RowReader:
         self._by_path: dict[str, int] = {}  # image of an absolute path
         self._class_remedy: dict[str, str] = {}
 
-    def read(self) -> "RowReader":
+    def read(self) -> Rows:
+        """Reads the whole file; images and boxes are in its order."""
         boxes, images = array.array("d"), array.array("q")
         labels, lines = array.array("q"), array.array("q")
         first_line, before = 0, len(self._findings)
@@ -87,58 +77,97 @@ class RowReader:
             labels.append(label)
             lines.append(line)
         if not first_line and len(self._findings) == before:
-            self._findings.add(self.path, 0, "no rows", _ROW_FORM)
-        self.boxes = np.array(boxes, np.float64).reshape(-1, 4)
-        self.images = np.array(images, np.int64)
-        self.labels = np.array(labels, np.int64)
-        self.lines = np.array(lines, np.int64)
-        return self
+            self._findings.add(self.path, 0, "no rows", _ROW_FORM, kind="no-rows")
+        rows = Rows(
+            class_names=self._class_names,
+            image_paths=self._image_paths,
+            files=[str(self.path)],
+            image_files=np.zeros(len(self._image_paths), np.int64),
+            image_lines=np.array(self._image_lines, np.int64),
+            numbers=np.array(boxes, np.float64).reshape(-1, 4),
+            style="xyxy",
+            images=np.array(images, np.int64),
+            labels=np.array(labels, np.int64),
+            lines=np.array(lines, np.int64),
+            missing_remedy=f"relative paths start from the folder of the CSV file, {self.folder}",
+        )
+        self._check_empty_images(rows)
+        return rows
 
     def _image(self, text: str, line: int) -> int:
         """Returns the number of the image that a path, as written, stands for."""
         image = self._by_text.get(text)
         if image is None:
             path = _resolve(self.folder, text)
-            image = self._by_path.setdefault(path, len(self.image_paths))
+            image = self._by_path.setdefault(path, len(self._image_paths))
             self._by_text[text] = image
-            if image == len(self.image_paths):
-                self.image_paths.append(path)
-                self.image_lines.append(line)
+            if image == len(self._image_paths):
+                self._image_paths.append(path)
+                self._image_lines.append(line)
         return image
 
     def _read_other(self, fields: list[str], line: int, *, is_first: bool) -> None:
         """Takes a row that is no box: an image without objects, or a finding."""
-        stripped = [field.strip() for field in fields]
+        stripped, text = [field.strip() for field in fields], ",".join(fields)
         add = self._findings.add
         if is_first and _looks_like_header(stripped):
-            add(self.path, line, f"a header row ({','.join(fields)})", f"remove it: {_ROW_FORM}")
+            what, remedy = "a header row", f"remove it: {_ROW_FORM}"
+            add(self.path, line, what, remedy, kind="header-row", value=text)
         elif len(fields) != len(_FIELDS):
-            what = f"{len(fields)} column(s) where 6 are expected ({_shorten(','.join(fields))})"
-            add(self.path, line, what, _column_remedy(fields))
+            what, remedy = f"{len(fields)} column(s) where 6 are expected", _column_remedy(fields)
+            add(self.path, line, what, remedy, kind="bad-row", value=_shorten(text))
         elif stripped[0] and not any(stripped[1:]):
             self._empty_image(fields[0], line)
         elif not all(stripped):
             empty = ", ".join(n for n, field in zip(_FIELDS, stripped, strict=True) if not field)
-            add(self.path, line, f"{empty} empty ({','.join(fields)})", _ROW_FORM)
+            add(self.path, line, f"{empty} empty", _ROW_FORM, kind="bad-row", value=text)
         else:
             for name, field in zip(COORDINATES, fields[1:5], strict=True):
                 if _parse_number(field) is None:
-                    add(self.path, line, f"{name} is not a number ({field})", "give pixels")
+                    what = f"{name} is not a number"
+                    add(self.path, line, what, "give pixels", kind="bad-row", value=field)
 
     def _empty_image(self, text: str, line: int) -> None:
         image = self._image(text, line)
-        if image in self.empty_lines:
-            what = f"repeats line {self.empty_lines[image]} ({text},,,,,)"
-            self._findings.add(self.path, line, what, "remove one of them")
-        self.empty_lines.setdefault(image, line)
+        if image in self._empty_lines:
+            what = f"repeats line {self._empty_lines[image]}"
+            self._findings.add(
+                self.path,
+                line,
+                what,
+                "remove one of them",
+                kind="duplicate",
+                value=f"{text},,,,,",
+                image=self._image_paths[image],
+            )
+        self._empty_lines.setdefault(image, line)
 
     def _unknown_class(self, name: str, line: int) -> None:
         if not self._class_ids:
             return  # the class file could not be read, which has its own finding
         if name not in self._class_remedy:
-            self._class_remedy[name] = _class_remedy(name, self._class_names)
-        what, remedy = f"unknown class ({name})", self._class_remedy[name]
-        self._findings.add(self.path, line, what, remedy)
+            self._class_remedy[name] = class_remedy(name, self._class_names)
+        remedy = self._class_remedy[name]
+        self._findings.add(
+            self.path, line, "unknown class", remedy, kind="unknown-class", value=name
+        )
+
+    def _check_empty_images(self, rows: Rows) -> None:
+        if not self._empty_lines:
+            return
+        images, first_rows = np.unique(rows.images, return_index=True)
+        with_boxes = dict(zip(images.tolist(), rows.lines[first_rows].tolist(), strict=True))
+        for image, line in self._empty_lines.items():
+            if image in with_boxes:
+                self._findings.add(
+                    self.path,
+                    line,
+                    f"said to have no objects, but line {with_boxes[image]} gives it a box",
+                    "remove this row or the boxes",
+                    kind="contradiction",
+                    value=rows.image_paths[image],
+                    image=rows.image_paths[image],
+                )
 
 
 def _parse_number(text: str) -> float | None:
@@ -187,7 +216,8 @@ def _column_remedy(fields: list[str]) -> str:
     return _ROW_FORM
 
 
-def _class_remedy(name: str, class_names: tuple[str, ...]) -> str:
+def class_remedy(name: str, class_names: tuple[str, ...]) -> str:
+    """Returns what to do about a class that is not in the list."""
     if name.strip() in class_names:
         return f"remove the blanks around it: {name.strip()}"
     folded = {known.casefold(): known for known in reversed(class_names)}

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from m2det_jax.data.csv_checks import check_rows, read_sizes
 from m2det_jax.data.csv_rows import RowReader, read_records
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.row_checks import build_index
+from m2det_jax.data.rows import Rows
 
 _CLASS_FORM = "a row is class_name,id, with ids 0, 1, 2, ... and no header"
 
@@ -51,25 +52,21 @@ def read_csv(
         DataError: one line a finding, from both files and all images.
     """
     findings = Findings()
+    rows = read_csv_rows(Path(annotations), classes, findings)
+    index = build_index(rows, findings, num_threads=num_threads)
+    findings.raise_if_any()
+    return index
+
+
+def read_csv_rows(
+    annotations: Path, classes: str | os.PathLike | Sequence[str], findings: Findings
+) -> Rows:
+    """Reads both files, as `read_csv`, but not the images."""
     if isinstance(classes, str | os.PathLike):
         class_names = _read_classes(Path(classes), findings)
     else:
         class_names = tuple(classes)
-    rows = RowReader(Path(annotations), class_names, findings).read()
-    sizes = read_sizes(rows, findings, num_threads=num_threads)
-    check_rows(rows, sizes, findings)
-    findings.raise_if_any()
-
-    order = np.argsort(rows.images, kind="stable")
-    counts = np.bincount(rows.images, minlength=len(sizes))
-    return DetectionIndex(
-        image_paths=tuple(rows.image_paths),
-        sizes=sizes,
-        boxes=rows.boxes[order].astype(np.float32),
-        labels=rows.labels[order].astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        class_names=class_names,
-    )
+    return RowReader(annotations, class_names, findings).read()
 
 
 def write_csv(index: DetectionIndex, path: str | os.PathLike) -> None:
@@ -110,17 +107,25 @@ def _read_classes(path: Path, findings: Findings) -> tuple[str, ...]:
     for line, fields in read_records(path, findings):
         problem = _class_problem(fields, lines, names, is_first=not lines)
         if problem:
-            findings.add(path, line, *problem)
+            what, value, remedy = problem
+            kind = "header-row" if what == "a header row" else "bad-class"
+            findings.add(path, line, what, remedy, kind=kind, value=value)
         if len(fields) == 2:
             lines.setdefault(fields[0], line)
         if not problem:
             names[int(fields[1])] = fields[0]
     if not lines and len(findings) == before:
-        findings.add(path, 0, "no classes", _CLASS_FORM)
+        findings.add(path, 0, "no classes", _CLASS_FORM, kind="no-rows")
     if len(findings) == before and max(names) != len(names) - 1:
         gap = next(i for i in itertools.count() if i not in names)
-        what = f"ids have a gap ({gap} is missing, {max(names)} is the largest)"
-        findings.add(path, 0, what, f"number the {len(names)} classes 0 to {len(names) - 1}")
+        findings.add(
+            path,
+            0,
+            "ids have a gap",
+            f"number the {len(names)} classes 0 to {len(names) - 1}",
+            kind="bad-class",
+            value=f"{gap} is missing, {max(names)} is the largest",
+        )
     if len(findings) > before:
         return tuple(lines)
     return tuple(names[i] for i in range(len(names)))
@@ -128,22 +133,22 @@ def _read_classes(path: Path, findings: Findings) -> tuple[str, ...]:
 
 def _class_problem(
     fields: list[str], lines: dict[str, int], names: dict[int, str], *, is_first: bool
-) -> tuple[str, str] | None:
-    """Returns (what, remedy) of a row of the class file, or None for a sound row."""
+) -> tuple[str, str, str] | None:
+    """Returns (what, value, remedy) of a row of the class file, or None for a sound row."""
     text = ",".join(fields)
     if len(fields) != 2:
-        return f"{len(fields)} column(s) where 2 are expected ({text[:100]})", _CLASS_FORM
+        return f"{len(fields)} column(s) where 2 are expected", text[:100], _CLASS_FORM
     name, number = fields
     if not number.strip().isdecimal() or not number.isascii() or len(number) > 9:
         if is_first and number.strip().replace("_", "").isalpha():
-            return f"a header row ({text})", f"remove it: {_CLASS_FORM}"
-        return f"id is not a whole number from 0 ({number})", _CLASS_FORM
+            return "a header row", text, f"remove it: {_CLASS_FORM}"
+        return "id is not a whole number from 0", number, _CLASS_FORM
     if not name.strip():
-        return f"the class name is empty ({text})", _CLASS_FORM
+        return "the class name is empty", text, _CLASS_FORM
     if name != name.strip():
-        return f"blanks around the class name ({name!r})", "remove them"
+        return "blanks around the class name", repr(name), "remove them"
     if name in lines:
-        return f"class name repeats line {lines[name]} ({name})", "names must differ"
+        return f"class name repeats line {lines[name]}", name, "names must differ"
     if int(number) in names:
-        return f"id {number} is taken by {names[int(number)]} ({name})", "ids must differ"
+        return f"id {number} is taken by {names[int(number)]}", name, "ids must differ"
     return None

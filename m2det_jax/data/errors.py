@@ -1,8 +1,40 @@
-"""Errors in the user's data: found in one pass and reported together."""
+"""What is wrong in the user's data: found in one pass, kept as data, reported together."""
 
+import collections
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 MAX_PRINTED = 50
+MAX_KEPT = 10_000  # findings of one kind; more are only counted
+
+EFFECTS = {
+    "refuse": "training does not start",
+    "clip": "the box is cut to the image",
+    "drop": "the box is left out",
+    "note": "nothing is changed",
+}
+
+KINDS = {
+    "no-file": "a file or folder is missing or cannot be read",
+    "not-text": "a file is not text of the format (encoding, syntax, size)",
+    "header-row": "a CSV file has a header row where none belongs, or lacks one",
+    "no-rows": "a file or a split has no annotations at all",
+    "bad-row": "an entry is incomplete or has values of the wrong type",
+    "bad-class": "the list of classes is malformed",
+    "unknown-class": "an object has a class that is not in the list",
+    "bad-id": "an identifier is repeated, or refers to nothing",
+    "no-image": "an image file is missing",
+    "bad-image": "an image file cannot be read",
+    "size-differs": "the annotation gives another image size than the file has",
+    "contradiction": "entries contradict each other",
+    "not-finite": "a coordinate is NaN or infinite",
+    "swapped": "the corners of a box are swapped, or its sides negative",
+    "zero-area": "a box has no width or no height",
+    "outside": "a box leaves its image",
+    "rounding": "boxes leave their image by no more than the rounding of the format",
+    "duplicate": "a box is there twice",
+}
 
 
 class DataError(ValueError):
@@ -13,38 +45,96 @@ class DataError(ValueError):
     """
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: a key of KINDS.
+        file: the file with the entry, mostly an annotation file.
+        line: counted from 1; 0: the file as a whole, or `item` says where.
+        item: the place in a file whose lines say nothing, such as "annotations[17]"; else "".
+        what, value, remedy: what is wrong, the value as it is written, what to do.
+        effect: a key of EFFECTS, what becomes of it in training.
+        image: path of the image it concerns; "": none or unknown.
+    """
+
+    kind: str
+    file: str
+    line: int
+    item: str
+    what: str
+    value: str
+    remedy: str
+    effect: str
+    image: str = ""
+
+    @property
+    def text(self) -> str:
+        """One line: `file:line: what (value); remedy`."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        place += f": {self.item}" if self.item else ""
+        value = f" ({self.value})" if self.value else ""
+        # A quoted field may hold a line end, and a finding is one line.
+        text = f"{place}: {self.what}{value}; {self.remedy}"
+        return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
 class Findings:
-    """Collects what is wrong with some files, so that one run shows all of it."""
+    """Collects what is wrong with some files, so that one run shows all of it.
+
+    Attributes:
+        counts: how many there are of each (kind, effect), also of those that are not kept.
+    """
 
     def __init__(self) -> None:
-        self._found: list[tuple[str, int, str]] = []
+        self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._found: list[Finding] = []
         self._file_order: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._found)
+        return self.counts.total()
 
-    def add(self, file: Path | str, line: int, what: str, remedy: str) -> None:
-        """Notes one finding; `line` counts from 1, or is 0 for the file as a whole."""
+    def __iter__(self) -> Iterator[Finding]:
+        """In the order of files and lines; at most MAX_KEPT of a kind."""
+        return iter(sorted(self._found, key=lambda f: (self._file_order[f.file], f.line)))
+
+    def add(
+        self,
+        file: Path | str,
+        line: int,
+        what: str,
+        remedy: str,
+        *,
+        kind: str,
+        value: str = "",
+        effect: str = "refuse",
+        item: str = "",
+        image: str = "",
+    ) -> None:
+        """Notes one finding; see `Finding`."""
         name = str(file)
         self._file_order.setdefault(name, len(self._file_order))
-        # A quoted field may hold a line end, and a finding is one line.
-        text = f"{what}; {remedy}".replace("\r", "\\r").replace("\n", "\\n")
-        self._found.append((name, line, text))
+        self.counts[kind, effect] += 1
+        if sum(self.counts[kind, e] for e in EFFECTS) <= MAX_KEPT:
+            value = value if len(value) <= 200 else value[:197] + "..."
+            self._found.append(Finding(kind, name, line, item, what, value, remedy, effect, image))
+
+    def count(self, effect: str) -> int:
+        """Returns the number of findings with that effect."""
+        return sum(n for (_, found), n in self.counts.items() if found == effect)
 
     def raise_if_any(self) -> None:
-        """Raises DataError if there are findings, in the order of files and lines.
+        """Raises DataError if there are findings for which training is refused.
 
-        Its text has one line `file:line: what (value); remedy` a finding, at most MAX_PRINTED of
+        Its text has one line a finding, in the order of files and lines, at most MAX_PRINTED of
         them, and says how many more there are.
         """
-        if not self._found:
+        total = self.count("refuse")
+        if not total:
             return
-        found = sorted(self._found, key=lambda entry: (self._file_order[entry[0]], entry[1]))
-        lines = [
-            f"{file}:{line}: {text}" if line else f"{file}: {text}"
-            for file, line, text in found[:MAX_PRINTED]
-        ]
-        if len(found) > MAX_PRINTED:
-            lines.append(f"... and {len(found) - MAX_PRINTED} more")
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        lines = [finding.text for finding in self if finding.effect == "refuse"][:MAX_PRINTED]
+        if total > MAX_PRINTED:
+            lines.append(f"... and {total - MAX_PRINTED} more")
+        count = "1 problem" if total == 1 else f"{total} problems"
         raise DataError(f"{count} in the data:\n" + "\n".join(lines))

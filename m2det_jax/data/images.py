@@ -1,6 +1,6 @@
 """Image files to upright RGB pictures, by stated rules.
 
-- EXIF orientation is applied (a PNG's eXIf chunk counts when it stands before the pixels);
+- EXIF orientation is applied;
 - grey is replicated to three channels, 1-bit becomes 0 and 255, CMYK and the other colour spaces
   are converted by Pillow;
 - palette images and images with an alpha channel or a transparent colour are laid over white;
@@ -17,6 +17,10 @@ import struct
 
 import numpy as np
 from PIL import ExifTags, Image
+
+from m2det_jax.data.headers import exif_chunks, plain_size
+
+MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs, 0.5 GB as RGB
 
 # What Pillow's plugins let through on broken files, beside OSError.
 _BROKEN_FILE = (
@@ -46,11 +50,16 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
     """Reads (width, height) of the upright image from the header, without decoding the pixels.
 
     Raises:
-        ValueError: the file is missing, a directory, empty, or no image; the text names the file.
+        ValueError: the file is missing, a directory, empty, no image, or has more than MAX_PIXELS;
+            the text names the file.
     """
     try:
-        with Image.open(path) as image:
-            return _upright_size(image.size, _orientation(image))
+        size = plain_size(path)
+        if size is None:
+            with Image.open(path) as image:
+                size = _upright_size(image.size, _orientation(image))
+        _check_pixels(size)
+        return size
     except _BROKEN_FILE as error:
         raise ValueError(_explain(path, error)) from error
 
@@ -71,6 +80,7 @@ def load_image(
     """
     try:
         with Image.open(path) as image:
+            _check_pixels(image.size)
             orientation = _orientation(image)
             if min_scale_size is not None:
                 image.draft("RGB", _upright_size(min_scale_size, orientation))
@@ -97,12 +107,21 @@ def reduction(full_size: tuple[int, int], size: tuple[int, int]) -> int:
     raise ValueError(f"image size: expected {tuple(full_size)}, got {tuple(size)}")
 
 
+def _check_pixels(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"it says that it is {size[0]} x {size[1]} pixels large, the limit is {MAX_PIXELS} "
+            "pixels: make it smaller or cut it into tiles"
+        )
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8; 1 where there is none or where Pillow turns the image itself."""
     if image.format == "TIFF":
         return 1
     try:
-        # The PNG plugin's own getexif decodes the whole picture to look behind it.
+        if image.format == "PNG" and exif_chunks(image.fp.fileno())[1]:
+            image.load()  # what stands behind the pixels is only seen so
         exif = Image.Image.getexif(image)
     except _BROKEN_FILE:
         # A damaged EXIF block is common and says nothing of the pixels.

@@ -1,0 +1,61 @@
+"""Reading annotation files: plain files of a bounded size, as text."""
+
+import os
+import stat
+from pathlib import Path
+
+from m2det_jax.data.errors import Findings
+
+SMALL = 16 * 2**20  # bytes: lists, and annotations of a single image
+LARGE = 4 * 2**30  # bytes: annotations of a whole data set
+# Opening a pipe would wait for somebody to write to it.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_plain(path: str | os.PathLike) -> int:
+    """Opens a regular file for reading and returns its descriptor, without ever waiting.
+
+    Raises:
+        OSError: it cannot be opened, or is a directory, a device or a pipe.
+    """
+    descriptor = os.open(path, _FLAGS)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(0, "it is a directory", os.fspath(path))
+    raise OSError(0, "it is no regular file", os.fspath(path))
+
+
+def read_bytes(path: Path, findings: Findings, *, limit: int = LARGE) -> bytes | None:
+    """Returns the content of a file, or None after a finding."""
+    try:
+        with open(open_plain(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= limit:
+                return file.read(limit)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        findings.add(
+            path, 0, "cannot read the file", "check the path", kind="no-file", value=reason
+        )
+        return None
+    what = f"the file has {size} bytes, at most {limit} are read"
+    findings.add(path, 0, what, "split it", kind="not-text")
+    return None
+
+
+def read_text(path: Path, findings: Findings, *, limit: int = LARGE) -> str | None:
+    """Returns the content of a UTF-8 file without its byte order mark, or None after a finding."""
+    content = read_bytes(path, findings, limit=limit)
+    if content is None:
+        return None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        value = f"byte {error.object[error.start]:#04x} at offset {error.start}"
+        findings.add(
+            path, 0, "not UTF-8 text", "save the file as UTF-8", kind="not-text", value=value
+        )
+        return None
