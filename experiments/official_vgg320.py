@@ -1,7 +1,7 @@
 """M2Det-320 with VGG16 as the authors released it: their code's network, recipe and test settings.
 
     python -m m2det_jax.main --config experiments/official_vgg320.py \
-        --config.model.backbone_weights=vgg16.safetensors
+        --config.model.backbone_weights=vgg16_reducedfc.pth
 
 The recipe is that of the released code, not the paper's: vgg320 has that one, with focal loss.
 docs/fidelity.md tells them apart point by point. The rate is meant for a batch of 16 images.
@@ -16,7 +16,7 @@ def get_config():
     config.epochs = 160.0
     config.batch_size = 16
     config.data.image_size = (320, 320)
-    config.data.update(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0))
+    config.data.update(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0), channel_order="bgr")
     config.augment.expand_probability = 0.6
     config.model.update(
         tum_out=256,

@@ -1,7 +1,7 @@
 """M2Det-704 with VGG16 as the authors released it: official_vgg320 at 704 px.
 
     python -m m2det_jax.main --config experiments/official_vgg704.py \
-        --config.model.backbone_weights=vgg16.safetensors
+        --config.model.backbone_weights=vgg16_reducedfc.pth
 
 The rate is meant for a batch of 11 images. Hardware: meant for GPUs. Not run to the end here.
 """

@@ -52,6 +52,8 @@ def _data() -> ConfigDict:
             resize="stretch",  # "stretch" (the official code) or "letterbox" (keeps the aspect)
             mean=(123.675, 116.28, 103.53),  # RGB, 0..255; subtracted, ImageNet
             std=(58.395, 57.12, 57.375),  # RGB, 0..255; divided by
+            channel_order="rgb",  # in which the network takes the channels; or "bgr" (Caffe's VGG16
+            #   and the official weights). mean and std are given in RGB order all the same
             num_workers=0,  # grain worker processes; 0: threads of this process
             num_threads=2,  # reading threads per process
         )
@@ -84,7 +86,8 @@ def _model() -> ConfigDict:
             backbone_width=1.0,  # multiplies the channels of the backbone
             backbone_norm=False,  # BatchNorm in VGG: needed to train it from random weights
             backbone_official_stride=False,  # ResNets: layer 3 at stride 8, as in the official code
-            backbone_weights="",  # ImageNet VGG16 as .safetensors (torchvision or timm names)
+            backbone_weights="",  # .safetensors or .pth of torchvision, timm or SSD, or a folder
+            #   that `m2det_jax.convert backbone` wrote; docs/weights.md
             frozen_stages=0,  # first stages of the backbone that do not learn, 0..5
             num_levels=8,  # TUMs
             num_scales=6,  # maps per TUM

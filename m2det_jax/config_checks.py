@@ -14,6 +14,7 @@ _CHOICES = {
     "anchors.kind": ("ssd", "retinanet"),
     "model.backbone": BACKBONES,
     "data.resize": ("stretch", "letterbox"),
+    "data.channel_order": ("rgb", "bgr"),
     "model.upsample": ("nearest", "bilinear"),
     "model.head": ("conv", "retinanet"),
     "model.dtype": ("float32", "bfloat16"),

@@ -28,6 +28,7 @@ class Detector:
       class_names: name of each class id.
       resize: size of the network input and how an image is brought to it.
       mean, std: RGB, 0..255; the network sees (image - mean) / std.
+      channel_order: "rgb" or "bgr", the order in which the network takes the channels.
       variances: of centre and size in the box encoding.
       background: the class logits are those of a softmax, whose index 0 is the background; else
         each class has a sigmoid.
@@ -41,6 +42,7 @@ class Detector:
     resize: ResizeSettings
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    channel_order: str
     variances: tuple[float, float]
     background: bool
     score_threshold: float
@@ -53,7 +55,8 @@ class Detector:
         """Returns the network input, float32 [B, H, W, 3], of uint8 RGB images of that shape."""
         mean = jnp.asarray(self.mean, jnp.float32).reshape(1, 1, 1, 3)
         std = jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, 3)
-        return (images.astype(jnp.float32) - mean) / std
+        normalized = (images.astype(jnp.float32) - mean) / std
+        return normalized[..., ::-1] if self.channel_order == "bgr" else normalized
 
     @property
     def class_prior(self) -> float | None:
@@ -116,6 +119,7 @@ def build_detector(config: ConfigDict, class_names: tuple[str, ...]) -> Detector
         resize=ResizeSettings(image_size, config.data.resize, fill_colour(config)),
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
+        channel_order=config.data.channel_order,
         variances=tuple(config.anchors.variances),
         background=background,
         score_threshold=config.eval.score_threshold,

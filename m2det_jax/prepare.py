@@ -11,8 +11,8 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from m2det_jax import evaluate, runtime
+from m2det_jax.backbone_weights import load_backbone
 from m2det_jax.config_checks import validate, validate_classes
-from m2det_jax.convert import load_vgg16_safetensors, with_backbone
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets import load_datasets
 from m2det_jax.detect import Detector, build_detector
@@ -25,6 +25,7 @@ from m2det_jax.optimizer import (
 )
 from m2det_jax.train_state import TrainState, create_train_state, place
 from m2det_jax.train_step import make_train_step
+from m2det_jax.weights.backbones import with_backbone
 
 log = logging.getLogger("m2det_jax")
 
@@ -149,9 +150,7 @@ def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
     )
     model = config.model
     if model.backbone_weights:
-        loaded = load_vgg16_safetensors(model.backbone_weights, norm=model.backbone_norm)
-        variables = with_backbone(variables, loaded)
-        log.info("backbone weights: %s, all tensors loaded", model.backbone_weights)
+        variables = with_backbone(variables, load_backbone(config))
     elif model.backbone == "vgg16" and not model.backbone_norm:
         log.warning(
             "WARNING: VGG16 without BatchNorm starts from random weights and will learn slowly or "

@@ -36,7 +36,8 @@ def fill(
         origin: what errors call `tensors`.
 
     Raises:
-        ValueError: listing all that is missing, extra, wrongly shaped or given twice unequally.
+        ValueError: listing all that is missing, extra, wrongly shaped, not finite or given twice
+            unequally.
     """
     filled, problems = {}, []
     for path, (names, shape) in wanted.items():
@@ -48,6 +49,8 @@ def fill(
             problems += [f"wrong shape: {n} is {t.shape}, expected {expected}" for n, t in bad]
         elif any(not np.array_equal(tensor, found[0][1]) for _, tensor in found[1:]):
             problems.append(f"not equal, but shared by the model: {', '.join(n for n, _ in found)}")
+        elif not np.isfinite(found[0][1]).all():
+            problems.append(f"not finite: {found[0][0]}")
         else:
             filled[path] = _to_flax(found[0][1], shape)
     known = {name for names, _ in wanted.values() for name in names}
@@ -55,6 +58,11 @@ def fill(
     problems += [f"extra: {name} {np.shape(tensors[name])}" for name in extra]
     raise_if_any(origin, problems)
     return filled
+
+
+def to_torch(value: np.ndarray) -> np.ndarray:
+    """Return a tensor of ours in PyTorch's layout: what `fill` reads back to the same bits."""
+    return np.ascontiguousarray(np.asarray(value).transpose(TORCH_AXES[np.ndim(value)]))
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,160 @@
+"""Reading and writing files of named tensors: `.safetensors`, and `.pth` with PyTorch's help."""
+
+import contextlib
+import logging
+import os
+import pathlib
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+log = logging.getLogger("m2det_jax")
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+# Where training programs keep the weights among other things, the first found counts.
+STATE_DICT_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "net", "weights")
+# What nn.DataParallel puts before every name.
+PREFIX = "module."
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Returns the tensors of a weights file by name, without a `module.` before all names.
+
+    A `.pth` is a state dict or a dict that holds one; it is read by PyTorch with
+    `weights_only=True`, which refuses code. Half precision comes back as float32.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a readable file of tensors, or PyTorch is needed and not installed.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path}: not a readable .safetensors file ({error})") from error
+    elif path.suffix in TORCH_SUFFIXES:
+        tensors = _read_torch(path)
+    else:
+        raise ValueError(
+            f"{path}: unknown kind of weights file; give a .safetensors, or PyTorch's "
+            f"{', '.join(TORCH_SUFFIXES)} (Keras .h5 files are not supported)"
+        )
+    while tensors and all(name.startswith(PREFIX) for name in tensors):
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def write_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a `.safetensors`, or a state dict as `.pth`; the file appears whole or not at all.
+
+    Args:
+        metadata: kept in a `.safetensors` only.
+
+    Raises:
+        ValueError: another suffix, or PyTorch is needed and not installed.
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if path.suffix == ".safetensors":
+            save_file(dict(tensors), partial, dict(metadata))
+        elif path.suffix in (".pth", ".pt"):
+            torch = _torch(path)
+            # PyTorch's own tensors; numpy's read-only arrays would make it warn.
+            torch.save({n: torch.from_numpy(np.array(t)) for n, t in tensors.items()}, partial)
+        else:
+            raise ValueError(f"{path}: give a file name that ends in .safetensors or .pth")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a folder to fill, which gets the name `path` only if nothing fails on the way.
+
+    Raises:
+        ValueError: `path` exists and is not an empty folder.
+    """
+    path = pathlib.Path(path).absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: exists already; give a new folder")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _torch(path: pathlib.Path):
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: {path.suffix} files need PyTorch, which is not installed: "
+            "pip install '.[torch]' (or give a .safetensors file, which needs nothing)"
+        ) from error
+    return torch
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    torch = _torch(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols; what matters is an error
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, it is damaged or holds more than tensors, and code from a weights "
+            f"file is never run ({_reason(error)})"
+        ) from error
+    except Exception as error:  # a damaged file raises anything between EOFError and RuntimeError
+        raise ValueError(
+            f"{path}: damaged or cut off, or not a PyTorch file at all "
+            f"({type(error).__name__}: {_reason(error)})"
+        ) from error
+    return {name: _to_numpy(torch, t) for name, t in _state_dict(torch, loaded, path).items()}
+
+
+def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
+    def holds_tensors(value) -> bool:
+        return isinstance(value, Mapping) and any(torch.is_tensor(v) for v in value.values())
+
+    chosen = loaded
+    if isinstance(loaded, Mapping) and not holds_tensors(loaded):
+        inner = [key for key in STATE_DICT_KEYS if holds_tensors(loaded.get(key))]
+        if not inner:
+            raise ValueError(
+                f"{path}: no state dict in it, under none of {', '.join(STATE_DICT_KEYS)}; "
+                f"its entries are {', '.join(map(str, list(loaded)[:20]))}"
+            )
+        chosen = loaded[inner[0]]
+        rest = [str(key) for key in loaded if key != inner[0]]
+        log.info("%s: the weights are under %r; not used: %s", path, inner[0], ", ".join(rest))
+    if not holds_tensors(chosen):
+        raise ValueError(f"{path}: no state dict in it, but a {type(loaded).__name__}")
+    strange = [str(name) for name, value in chosen.items() if not torch.is_tensor(value)]
+    if strange:
+        raise ValueError(f"{path}: not tensors: {', '.join(strange[:20])}")
+    return chosen
+
+
+def _to_numpy(torch, tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

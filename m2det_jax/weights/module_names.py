@@ -1,0 +1,128 @@
+"""What the modules of our backbones are called in torchvision and timm: one rule a family.
+
+A block of ours holds a convolution and a BatchNorm (or a bias); a rule gives the names of the two
+elsewhere, twice where torchvision and timm differ. The rules serve for reading and for writing.
+"""
+
+import re
+from collections.abc import Callable
+
+from m2det_jax.weights.tensors import TENSOR_NAMES
+
+Pair = tuple[str, str]  # (convolution, BatchNorm)
+
+# Convolutions in stages 1 to 5 of VGG.
+_VGG_STAGES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+# Where SSD's and the official M2Det's list of VGG16's layers have fc6 and fc7 as convolutions.
+REDUCED_FC = {"conv6": 31, "conv7": 33}
+# Blocks in timm's stages, which it numbers from 0, as it does the blocks in them.
+_TIMM_V1_STAGES = (1, 2, 2, 6, 2)
+_TIMM_V2_STAGES = (1, 2, 3, 4, 3, 3, 1)
+
+
+def tensor_names(backbone: str, path: str, *, norm: bool = False) -> tuple[str, ...]:
+    """Return the names that a tensor of ours has elsewhere: torchvision's, and timm's if another.
+
+    Args:
+        backbone: a name in `model.BACKBONES`.
+        path: the tensor below the backbone and without the collection, such as
+            "layer1_1/conv2/norm/scale".
+        norm: the backbone is a VGG with BatchNorm, which counts its layers otherwise.
+    """
+    *modules, leaf = path.split("/")
+    part = modules.pop() if modules[-1] in ("conv", "norm") else "norm"
+    pairs = _rule(backbone, norm)("/".join(modules))
+    names = dict.fromkeys(pair[0 if part == "conv" else 1] for pair in pairs)
+    return tuple(f"{name}.{TENSOR_NAMES[leaf]}" for name in names)
+
+
+def vgg_indices(backbone: str, *, norm: bool) -> dict[str, int]:
+    """Return our convolution's name -> its place in torchvision's `features`, for stages 1 to 5."""
+    indices, index = {}, 0
+    for stage, count in enumerate(_VGG_STAGES[backbone], start=1):
+        for number in range(1, count + 1):
+            indices[f"conv{stage}_{number}"] = index
+            index += 3 if norm else 2  # convolution, (BatchNorm,) ReLU
+        index += 1  # pooling
+    return indices
+
+
+def _rule(backbone: str, norm: bool) -> Callable[[str], tuple[Pair, ...]]:
+    if backbone in _VGG_STAGES:
+        return lambda block: _vgg(block, vgg_indices(backbone, norm=norm))
+    rules = {
+        "resnet": _resnet,
+        "densenet": _densenet,
+        "mobilenet_v1": _mobilenet_v1,
+        "mobilenet_v2": _mobilenet_v2,
+    }
+    return next(rule for prefix, rule in rules.items() if backbone.startswith(prefix))
+
+
+def _vgg(block: str, indices: dict[str, int]) -> tuple[Pair, ...]:
+    if block == "conv6":
+        return (("classifier.0", ""), ("pre_logits.fc1", ""))
+    if block == "conv7":
+        return (("classifier.3", ""), ("pre_logits.fc2", ""))
+    return ((f"features.{indices[block]}", f"features.{indices[block] + 1}"),)
+
+
+def _resnet(block: str) -> tuple[Pair, ...]:
+    if block == "stem":
+        return (("conv1", "bn1"),)
+    layer, number, part = re.fullmatch(r"layer(\d)_(\d+)/(conv\d|shortcut)", block).groups()
+    prefix = f"layer{layer}.{int(number) - 1}"
+    if part == "shortcut":
+        return ((f"{prefix}.downsample.0", f"{prefix}.downsample.1"),)
+    return ((f"{prefix}.{part}", f"{prefix}.bn{part[-1]}"),)
+
+
+def _densenet(block: str) -> tuple[Pair, ...]:
+    if block == "stem":
+        return (("features.conv0", "features.norm0"),)
+    if block == "norm5":
+        return (("", "features.norm5"),)
+    if match := re.fullmatch(r"transition(\d)", block):
+        prefix = f"features.transition{match[1]}"
+        return ((f"{prefix}.conv", f"{prefix}.norm"),)
+    dense, layer, number = re.fullmatch(r"denseblock(\d)_layer(\d+)/conv(\d)", block).groups()
+    prefix = f"features.denseblock{dense}.denselayer{layer}"
+    return ((f"{prefix}.conv{number}", f"{prefix}.norm{number}"),)
+
+
+def _mobilenet_v1(block: str) -> tuple[Pair, ...]:
+    if block == "features_0":
+        return (("conv_stem", "bn1"),)
+    number, part = re.fullmatch(r"features_(\d+)/(depthwise|pointwise)", block).groups()
+    timm = _timm_block(int(number) - 1, _TIMM_V1_STAGES)
+    convolution, norm = {"depthwise": ("conv_dw", "bn1"), "pointwise": ("conv_pw", "bn2")}[part]
+    return ((f"{timm}.{convolution}", f"{timm}.{norm}"),)
+
+
+def _mobilenet_v2(block: str) -> tuple[Pair, ...]:
+    if block == "features_0":
+        return (("features.0.0", "features.0.1"), ("conv_stem", "bn1"))
+    if block == "features_18":
+        return (("features.18.0", "features.18.1"), ("conv_head", "bn2"))
+    number, part = re.fullmatch(r"features_(\d+)/(expand|depthwise|project)", block).groups()
+    expands = number != "1"  # the first block has no expansion, and counts from its depthwise
+    place = ("expand", "depthwise", "project").index(part) - (not expands)
+    prefix = f"features.{number}.conv"
+    # torchvision nests what ends in ReLU and lays the projection flat.
+    project = (f"{prefix}.{place}", f"{prefix}.{place + 1}")
+    nested = (f"{prefix}.{place}.0", f"{prefix}.{place}.1")
+    timm = _timm_block(int(number) - 1, _TIMM_V2_STAGES)
+    names = ("conv_pw", "conv_dw", "conv_pwl") if expands else ("conv_dw", "conv_pw")
+    return (
+        project if part == "project" else nested,
+        (f"{timm}.{names[place]}", f"{timm}.bn{place + 1}"),
+    )
+
+
+def _timm_block(index: int, stages: tuple[int, ...]) -> str:
+    """timm's name of the block `index`, counted through all stages from 0."""
+    for stage, count in enumerate(stages):
+        if index < count:
+            return f"blocks.{stage}.{index}"
+        index -= count
+    raise ValueError(f"no such block: {index} beyond {stages}")
