@@ -222,6 +222,12 @@ def stored_config(meta: dict[str, Any]) -> ConfigDict:
     return config
 
 
+def finished_steps(workdir: str | pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a workdir, whether they can be restored or not."""
+    folders = (pathlib.Path(workdir) / "checkpoints").glob("*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+
+
 def _restore(manager: ocp.CheckpointManager, step: int, **items):
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))

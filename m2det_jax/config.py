@@ -18,6 +18,8 @@ def default_config() -> ConfigDict:
     config.accumulation = 1  # micro-batches per optimiser step; divides the batch on a device
     config.platform = ""  # "gpu", "tpu", "cpu": refuse to run on another; "": what jax finds
     config.deterministic = False  # GPU: deterministic kernels (slower); the CPU always is
+    config.init_from = ""  # workdir of a run, or of converted weights, to take the first weights of
+    config.init_checkpoint = "latest"  # which there: "latest", "best" or a step
     config.data = _data()
     config.augment = _augment()
     config.model = _model()

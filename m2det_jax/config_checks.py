@@ -71,6 +71,11 @@ def validate(config: ConfigDict) -> None:
         problems.append("config.anchors.negative_threshold is above positive_threshold")
     if config.anchors.kind == "retinanet" and config.anchors.steps:
         problems.append("config.anchors.steps is for kind 'ssd'; retinanet's cells share the input")
+    if config.init_from and config.model.backbone_weights:
+        problems.append(
+            "config.init_from and config.model.backbone_weights are both given; give one: the "
+            "former has the weights of the whole network"
+        )
     epochs, factors = config.optimizer.decay_epochs, config.optimizer.decay_factors
     if len(epochs) != len(factors):
         problems.append(

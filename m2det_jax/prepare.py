@@ -10,12 +10,13 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from m2det_jax import evaluate, runtime
+from m2det_jax import checkpoint, evaluate, runtime
 from m2det_jax.backbone_weights import load_backbone
 from m2det_jax.config_checks import validate, validate_classes
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets import load_datasets
 from m2det_jax.detect import Detector, build_detector
+from m2det_jax.fine_tune import start_from
 from m2det_jax.model import init_variables
 from m2det_jax.optimizer import (
     OptimizerSettings,
@@ -84,7 +85,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         in_shardings=(replicated, by_batch),
         out_shardings=(replicated, replicated),
     )
-    variables = initial_variables(config, detector)
+    resuming = bool(checkpoint.finished_steps(workdir))
+    variables = initial_variables(config, detector, resuming=resuming)
     log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
     return Run(
         train_index=train_index,
@@ -126,6 +128,8 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: int) -> 
         plan.steps,
         config.epochs,
     )
+    if c.backbone_factor != 1:
+        log.info("learning rate of the backbone: %g of that", c.backbone_factor)
     return OptimizerSettings(
         name=c.name,
         learning_rate=rate,
@@ -143,12 +147,24 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: int) -> 
     )
 
 
-def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
-    """Returns random variables from the seed, the backbone from a file where one is given."""
+def initial_variables(
+    config: ConfigDict, detector: Detector, *, resuming: bool = False
+) -> dict[str, Any]:
+    """Returns variables to start with: random from the seed, or from the files that config names.
+
+    Args:
+      resuming: a checkpoint of the run will replace them, so no file is read: it may be gone.
+    """
     variables = init_variables(
         detector.model, detector.resize.image_size, config.seed, prior=detector.class_prior
     )
     model = config.model
+    if resuming:
+        if config.init_from:
+            log.info("config.init_from=%s is not read: the run goes on", config.init_from)
+        return variables
+    if config.init_from:
+        return start_from(config, detector, variables)
     if model.backbone_weights:
         variables = with_backbone(variables, load_backbone(config))
     elif model.backbone == "vgg16" and not model.backbone_norm:

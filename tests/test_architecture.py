@@ -15,6 +15,7 @@ VERBS = {
     "main", "train", "prepare", "train_step", "train_state", "optimizer", "detect", "evaluate",
     "predict", "demo", "checkpoint", "config", "config_checks", "experiment", "datasets", "watch",
     "runtime", "anchor_layout", "convert", "conversion", "official_config", "backbone_weights",
+    "fine_tune",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

@@ -70,6 +70,10 @@ def test_two_configs_share_nothing():
         ({"anchors__kind": "retinanet", "anchors__steps": (8.0,)}, ["config.anchors.steps", "ssd"]),
         ({"optimizer__decay_factors": (0.1,)}, ["decay_factors=(0.1,)", "2 decay_epochs"]),
         ({"optimizer__backbone_factor": -1.0}, ["optimizer.backbone_factor=-1.0", "0 or more"]),
+        (
+            {"init_from": "runs/a", "model__backbone_weights": "vgg16.safetensors"},
+            ["config.init_from", "config.model.backbone_weights", "give one"],
+        ),
         ({"optimizer__warmup_epochs": -1.0}, ["config.optimizer.warmup_epochs=-1.0", "0 or more"]),
     ],
 )
