@@ -13,6 +13,7 @@ OFFICIAL = {
     "official_vgg512": 512,
     "official_vgg704": 704,
     "official_vgg800": 800,
+    "official_resnet101_320": 320,
 }
 
 

@@ -14,6 +14,8 @@ from m2det_jax.datasets import augment_settings
 from m2det_jax.detect import build_detector
 from m2det_jax.experiment import experiments_dir, flatten, load_experiment
 from m2det_jax.model import variable_shapes
+from m2det_jax.optimizer import make_schedule
+from m2det_jax.prepare import make_optimizer_settings, make_plan
 from m2det_jax.train_state import create_train_state
 
 CLASSES = tuple(f"class{i}" for i in range(5))
@@ -36,6 +38,21 @@ def built(name: str):
     return config, detector, variable_shapes(detector.model, detector.resize.image_size)
 
 
+def one_of_each_network() -> list[str]:
+    """The experiment with the largest images of each kind of network and loss.
+
+    For tests that trace a whole step, which takes seconds; the depth of a backbone is no kind.
+    """
+    largest = {}
+    for name in NAMES:
+        config = load_experiment(name)
+        family = config.model.to_dict() | {"backbone": config.model.backbone.rstrip("0123456789")}
+        key = str([family, config.loss, config.anchors.kind, config.optimizer.name])
+        if key not in largest or config.data.image_size > largest[key][0]:
+            largest[key] = (config.data.image_size, name)
+    return sorted(name for _, name in largest.values())
+
+
 def shapes_of_batch(config) -> dict[str, jax.ShapeDtypeStruct]:
     size, (height, width) = config.batch_size, config.data.image_size
     return {
@@ -49,14 +66,60 @@ def shapes_of_batch(config) -> dict[str, jax.ShapeDtypeStruct]:
 def test_the_shipped_ones_are_there():
     official = {f"official_vgg{size}" for size in (320, 512, 704, 800)}
     assert {"quickstart", "small320", "vgg320", "vgg512", "vgg800", "keras_vgg320"} <= set(NAMES)
-    assert official <= set(NAMES)
+    assert official | {"official_resnet101_320"} <= set(NAMES)
+    assert {"resnet101_320", "resnet101_512", "resnet50_512"} <= set(NAMES)
+
+
+def test_the_official_recipe():
+    config, detector, _ = built("official_vgg512")
+    model = detector.model
+    assert (model.tum_out, model.sfam, model.anchors_per_cell) == (256, False, 6)
+    assert model.share_base_reduction and model.largest_scale_norm
+    schedule = make_schedule(make_optimizer_settings(config, make_plan(config, 1600), 1600))
+    epochs = (0, 5, 89.99, 90, 110, 130, 150, 159.99)
+    rates = [float(schedule(int(100 * epoch))) for epoch in epochs]
+    expected = [1e-6, 4e-3, 4e-3, 2e-3, 4e-4, 4e-5, 4e-6, 4e-6]
+    np.testing.assert_allclose(rates, expected, rtol=1e-3)
+    assert (config.epochs, config.batch_size, config.eval.nms) == (160, 16, "soft_linear")
+    batches = {"vgg704": 11, "vgg800": 9, "resnet101_320": 12}
+    assert all(built(f"official_{n}")[0].batch_size == size for n, size in batches.items())
+    for size in (320, 704, 800):
+        other = built(f"official_vgg{size}")[0]
+        assert (other.optimizer.learning_rate, other.loss) == (4e-3, config.loss)
+
+
+def test_the_form_of_the_keras_port():
+    config, detector, variables = built("keras_vgg320")
+    assert {"tower_1", "tower_4", "output"} < variables["params"]["box_head"].keys()
+    assert detector.model.upsample == "bilinear"
+    assert variables["params"]["class_head"]["output"]["kernel"].shape == (3, 3, 256, 9 * 5)
+    # One set of anchors for training and detection, of 10 to 320 px times the octave scales.
+    size = detector.anchors[:, 2:] - detector.anchors[:, :2]
+    side = np.sqrt(size.prod(1))
+    np.testing.assert_allclose(side[:3], 10 * 2 ** (np.arange(3) / 3), rtol=1e-4)
+    np.testing.assert_allclose(side[-3:], 320 * 2 ** (np.arange(3) / 3), rtol=1e-4)
+    # A box loss with sigma is |d| - 1 / (2 sigma^2) far out, so beta is 1 / sigma^2.
+    assert config.loss.smooth_l1_beta == pytest.approx(1 / 3**2)
+    assert (config.anchors.negative_threshold, config.anchors.positive_threshold) == (0.4, 0.5)
+
+
+def test_a_step_of_each_network_is_tried():
+    names = set(one_of_each_network())
+    assert {"quickstart", "vgg800", "official_vgg800", "official_resnet101_320"} <= names
+    assert {"resnet101_512", "keras_vgg320"} <= names
+    assert not {"vgg320", "official_vgg704", "resnet101_320", "resnet50_512"} & names
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_step_of_an_experiment_fits_together(name):
-    config, detector, variables = built(name)
+def test_the_values_of_an_experiment_are_legal(name):
+    config, _, _ = built(name)
     validate(config)
     assert isinstance(augment_settings(config), AugmentSettings)
+
+
+@pytest.mark.parametrize("name", one_of_each_network())
+def test_the_step_of_an_experiment_fits_together(name):
+    config, detector, variables = built(name)
     step, optimizer = support.make_step(config, detector, num_images=1000)
     state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
     after, metrics = jax.eval_shape(step, state, shapes_of_batch(config))
@@ -80,7 +143,8 @@ def test_there_is_one_anchor_for_each_row_of_logits(name):
 
     outputs, found = jax.eval_shape(forward, variables, image)
     count = len(detector.anchors)
-    assert outputs["class_logits"].shape == (2, count, len(CLASSES))
+    background = config.loss.kind == "softmax"
+    assert outputs["class_logits"].shape == (2, count, len(CLASSES) + background)
     assert outputs["box_deltas"].shape == (2, count, 4)
     assert found.boxes.shape == (2, config.eval.max_detections, 4)
     if name in ANCHORS:

@@ -1,0 +1,15 @@
+"""M2Det-512 with ResNet-101: the paper's schedule (arXiv 1811.04533, section 4), our focal loss.
+
+    python -m m2det_jax.main --config experiments/resnet101_512.py \
+        --config.model.backbone_weights=resnet101.safetensors
+
+Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
+"""
+
+from m2det_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.model.backbone = "resnet101"
+    return config
