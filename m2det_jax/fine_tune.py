@@ -66,8 +66,9 @@ def start_from(config: ConfigDict, detector: Detector, fresh: dict[str, Any]) ->
     if kept:
         log.info("  because %s", reason)
     for key, new, old in differing:
-        log.warning("  WARNING: the loaded weights were trained with config.%s=%r, this run has %r",
-                    key, old, new)  # fmt: skip
+        log.warning("  WARNING: the loaded weights were trained with config.%s=%r, this run has "
+                    "%r; unless that is meant, add --config.%s='%s'",
+                    key, old, new, key, old)  # fmt: skip
     return unflatten_dict({path: ours[path] if path in kept else theirs[path] for path in ours})
 
 
