@@ -51,6 +51,10 @@ def _data() -> ConfigDict:
             classes_csv="data/classes.csv",  # rows class_name,id; ids from 0
             val_fraction=0.2,  # share of images split off where val_csv is ""
             image_size=(512, 512),  # (height, width) of the network input, pixels
+            train_sizes=(),  # ((height, width), ...): one drawn per step, each compiled once;
+            #   (): image_size alone, which evaluation and prediction always use
+            repeat_threshold=0.0,  # LVIS: classes in a smaller share of the images are seen more
+            #   often, by the root of threshold over share; 0: every image once an epoch
             resize="stretch",  # "stretch" (the official code) or "letterbox" (keeps the aspect)
             mean=(123.675, 116.28, 103.53),  # RGB, 0..255; subtracted, ImageNet
             std=(58.395, 57.12, 57.375),  # RGB, 0..255; divided by
@@ -66,6 +70,9 @@ def _augment() -> ConfigDict:
     return ConfigDict(
         dict(
             enabled=True,  # False: resize only
+            pipeline=("expand", "crop", "flip", "photometric"),  # steps, in this order; also
+            #   "affine", "scale_jitter", "paste", "mosaic" (first) and "mixup" (last);
+            #   docs/augmentation.md shows them. Keys of steps that are not named do nothing
             flip_probability=0.5,  # mirror left-right
             expand_probability=0.5,  # zoom out onto the mean colour
             expand_max=4.0,  # largest zoom-out, linear
@@ -76,6 +83,23 @@ def _augment() -> ConfigDict:
             contrast=0.5,  # largest relative change
             saturation=0.5,  # largest relative change
             hue=18.0,  # largest rotation, degrees
+            affine_probability=0.5,  # rotation, shear, scale and translation, as one map
+            affine_rotation=10.0,  # largest angle, degrees, both ways
+            affine_shear=5.0,  # largest angle, degrees, both ways
+            affine_scale=(0.9, 1.1),  # smallest and largest factor, drawn for each axis
+            affine_translation=0.1,  # largest move, a share of the picture's side
+            jitter_probability=1.0,  # scale_jitter: another size, then cut or padded
+            jitter_scale=(0.1, 2.0),  # smallest and largest factor; "standard" is (0.8, 1.25)
+            mosaic_probability=0.5,  # four images in one picture
+            mosaic_scale=(0.4, 1.0),  # factor of each; 1: as large as it would be alone
+            mosaic_joint=0.25,  # where the four meet: that share of the sides from the edges
+            mixup_probability=0.15,  # two pictures through each other
+            mixup_min_share=0.4,  # smallest share of the fainter one, 0..0.5
+            paste_probability=0.5,  # objects of other images copied onto this one
+            paste_max=3,  # most objects pasted onto a picture
+            paste_scale=(0.5, 1.5),  # factor of their size
+            paste_max_covered=0.3,  # most of a box's area that pasted objects may hide
+            min_visible=0.3,  # affine, mosaic: a box of which a smaller share is seen goes
         )
     )
 

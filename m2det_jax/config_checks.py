@@ -37,7 +37,7 @@ _NOT_NEGATIVE = (
     "optimizer.clip_norm optimizer.warmup_epochs optimizer.warmup_start optimizer.backbone_factor"
 ).split()
 _UNIT_INTERVAL = (
-    "data.val_fraction augment.flip_probability augment.expand_probability "
+    "data.val_fraction data.repeat_threshold augment.flip_probability augment.expand_probability "
     "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
     "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
     "eval.iou_threshold eval.soft_iou_threshold eval.soft_score_floor loss.focal_alpha "
@@ -83,7 +83,7 @@ def validate(config: ConfigDict) -> None:
             f"{len(epochs)} decay_epochs"
         )
     size = config.data.image_size
-    if len(size) != 2 or not all(isinstance(side, int) and side >= 64 for side in size):
+    if not _is_size(size):
         problems.append(f"config.data.image_size={size}: give (height, width), each 64 or more")
     if config.accumulation > 0 and config.batch_size % config.accumulation:
         problems.append(
@@ -106,6 +106,11 @@ def _check_lists(config: ConfigDict) -> list[str]:
             problems.append(
                 f"config.eval.test_sizes has {size!r}: give sides or (height, width), 64 or more"
             )
+    if not all(_is_size(size) for size in config.data.train_sizes):
+        problems.append(
+            f"config.data.train_sizes={config.data.train_sizes}: give ((height, width), ...), each "
+            "64 or more"
+        )
     return problems
 
 
@@ -125,3 +130,10 @@ def validate_classes(config: ConfigDict, class_names: Sequence[str]) -> None:
             f"config.loss.focal_alpha_per_class has {len(alphas)} values for {len(class_names)} "
             f"classes; give one for each of {', '.join(class_names)}, in this order, or ()"
         )
+
+
+def _is_size(size) -> bool:
+    """True for (height, width) of at least 64 pixels."""
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        return False
+    return all(isinstance(side, int) and side >= 64 for side in size)

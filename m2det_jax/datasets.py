@@ -79,10 +79,23 @@ def fill_colour(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def augment_settings(config: ConfigDict) -> AugmentSettings:
-    """Returns the plain values of config.augment and of the resize that follows."""
-    return AugmentSettings(
-        image_size=tuple(config.data.image_size),
-        mode=config.data.resize,
-        fill=fill_colour(config),
-        **config.augment.to_dict(),
-    )
+    """Returns the plain values of config.augment and of the resize that follows.
+
+    Raises:
+      ValueError: a value or the order of the steps is impossible; names the key.
+    """
+    try:
+        return AugmentSettings(
+            image_size=tuple(config.data.image_size),
+            mode=config.data.resize,
+            fill=fill_colour(config),
+            **config.augment.to_dict(),
+        )
+    except ValueError as error:
+        raise ValueError(f"config.augment.{error}") from None
+
+
+def train_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
+    """Returns the (height, width) that training steps may have; one, or those of train_sizes."""
+    sizes = config.data.train_sizes or (config.data.image_size,)
+    return tuple((int(height), int(width)) for height, width in sizes)

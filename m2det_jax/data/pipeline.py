@@ -7,59 +7,29 @@ changes nothing but speed, and a run resumes at any step by asking for it.
 B images of one process, M objects (padded), H, W. Boxes are xyxy pixels of the network input.
 """
 
-from collections.abc import Iterator
+import dataclasses
 
 import grain
 import numpy as np
-from absl import flags
 
+from m2det_jax.data.augment import augment
+from m2det_jax.data.batches import Batch, Batches, iterate
 from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.sampling import EpochOrder, image_factors, size_of_step
 from m2det_jax.data.settings import AugmentSettings, ResizeSettings
-from m2det_jax.data.transforms import augment, map_boxes, place_whole, render
+from m2det_jax.data.transforms import map_boxes, place_whole, render
 
-Batch = dict[str, np.ndarray]
+Size = tuple[int, int]
 _OBJECTS_MULTIPLE = 8
 
 
-class Batches(Iterator[Batch]):
-    """An iterator of batches that owns threads or processes: close it, or use it in a `with`."""
+def padded_objects(index: DetectionIndex, settings: AugmentSettings | None = None) -> int:
+    """Returns M: no picture has more objects, rounded up to a multiple of 8, at least 8.
 
-    def __init__(self, iterator: grain.DatasetIterator) -> None:
-        self._iterator: grain.DatasetIterator | None = iterator
-        self._error: Exception | None = None
-
-    def __next__(self) -> Batch:
-        if self._error is not None:
-            raise self._error
-        if self._iterator is None:
-            raise StopIteration
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            self.close()
-            raise
-        except Exception as error:
-            # grain would go on with the batch after the broken one, and nobody would notice.
-            self._error = error
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Ends the threads and processes; the iterator is over then."""
-        iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            iterator.close()
-
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def padded_objects(index: DetectionIndex) -> int:
-    """Returns M: no image has more objects, rounded up to a multiple of 8, at least 8."""
-    return max(-(-index.max_objects // _OBJECTS_MULTIPLE), 1) * _OBJECTS_MULTIPLE
+    settings: of training pictures, which may show several images; None: one image a picture.
+    """
+    most = settings.most_objects(index.max_objects) if settings else index.max_objects
+    return max(-(-most // _OBJECTS_MULTIPLE), 1) * _OBJECTS_MULTIPLE
 
 
 def train_batches(
@@ -74,6 +44,8 @@ def train_batches(
     num_workers: int = 0,
     num_threads: int = 2,
     max_objects: int | None = None,
+    repeat_threshold: float = 0.0,
+    sizes: tuple[Size, ...] = (),
 ) -> Batches:
     """Yields augmented batches without end, shuffled anew every epoch.
 
@@ -86,24 +58,34 @@ def train_batches(
         num_workers: worker processes; 0: threads of this process. A main module that starts
             workers needs the `__main__` guard, they are spawned.
         num_threads: reading threads, in every worker if there are any; 0: read when asked.
-        max_objects: M; None: `padded_objects(index)`.
+        max_objects: M; None: `padded_objects(index, settings)`.
+        repeat_threshold: images with classes in a smaller share of the images are seen more often
+            in an epoch, see `sampling`; 0: every image once.
+        sizes: (height, width) of the pictures, one drawn for each step; (): settings.image_size.
 
     Returns:
         An iterator to be closed, of dicts: image uint8 [B, H, W, 3] RGB; boxes float32 [B, M, 4];
         labels int32 [B, M]; mask bool [B, M], false for padding, where boxes and labels are 0;
-        image_id int32 [B], position in the index.
+        image_id int32 [B], position in the index (of the first image, where several are shown).
 
     Raises:
         ValueError: an argument is out of range; from next(): an image cannot be read, by name.
     """
-    max_objects = _check_max_objects(index, max_objects)
+    max_objects = _check_max_objects(index, settings, max_objects)
     share = _check_share(index, batch_size, process_index, process_count)
     _check_range("seed", seed, 0, 2**32 - 1)
     _check_range("start_step", start_step, 0, None)
-    samples = grain.MapDataset.range(index.num_images).seed(seed).shuffle().repeat()
-    samples = samples.random_map(_Augment(index, settings, max_objects))
+    _check_reading(num_workers, num_threads)
+    if repeat_threshold > 0:
+        order = EpochOrder(image_factors(index, repeat_threshold), seed)
+        samples = grain.MapDataset.range(1).seed(seed).repeat().map_with_index(_Visit(order))
+    else:
+        samples = grain.MapDataset.range(index.num_images).seed(seed).shuffle().repeat()
+    if sizes:
+        samples = samples.map_with_index(_AtSize(sizes, seed, batch_size))
+    samples = samples.random_map(_Augment(index, settings, sizes, max_objects))
     batches = samples[process_index::process_count].batch(share, drop_remainder=True)
-    return _iterate(batches[start_step:], num_workers, num_threads)
+    return iterate(batches[start_step:], num_workers, num_threads)
 
 
 def eval_batches(
@@ -125,30 +107,53 @@ def eval_batches(
         colour that have image_id -1, no objects, scale 1 and offset 0. Every process gets the same
         number of batches.
     """
-    max_objects = _check_max_objects(index, max_objects)
+    max_objects = _check_max_objects(index, None, max_objects)
     share = _check_share(index, batch_size, process_index, process_count)
+    _check_reading(num_workers, num_threads)
     padded = -(-index.num_images // batch_size) * batch_size
     samples = grain.MapDataset.range(padded).map(_Resize(index, resize, max_objects))
     batches = samples[process_index::process_count].batch(share, drop_remainder=True)
-    return _iterate(batches, num_workers, num_threads)
+    return iterate(batches, num_workers, num_threads)
+
+
+class _Visit(grain.transforms.MapWithIndex):
+    """Number of a visit -> image number."""
+
+    def __init__(self, order: EpochOrder) -> None:
+        self._order = order
+
+    def map_with_index(self, index: int, element: int) -> int:
+        return self._order[index]
+
+
+class _AtSize(grain.transforms.MapWithIndex):
+    """Image number -> (image number, number of the size that its step has)."""
+
+    def __init__(self, sizes: tuple[Size, ...], seed: int, batch_size: int) -> None:
+        self._sizes, self._seed, self._batch_size = sizes, seed, batch_size
+
+    def map_with_index(self, index: int, element: int) -> tuple[int, int]:
+        return element, size_of_step(self._sizes, self._seed, index // self._batch_size)
 
 
 class _Augment(grain.transforms.RandomMap):
-    """Image number -> training sample, padded to M objects."""
+    """Image number (with that of a size, if there are sizes) -> sample, padded to M objects."""
 
-    def __init__(self, index: DetectionIndex, settings: AugmentSettings, max_objects: int) -> None:
-        self._index, self._settings, self._max_objects = index, settings, max_objects
+    def __init__(
+        self,
+        index: DetectionIndex,
+        settings: AugmentSettings,
+        sizes: tuple[Size, ...],
+        max_objects: int,
+    ) -> None:
+        self._index, self._max_objects = index, max_objects
+        self._settings = [dataclasses.replace(settings, image_size=size) for size in sizes]
+        self._settings = self._settings or [settings]
 
-    def random_map(self, image_id: int, rng: np.random.Generator) -> Batch:
-        index = self._index
-        image, boxes, labels = augment(
-            index.image_paths[image_id],
-            tuple(index.sizes[image_id].tolist()),
-            *index.objects(image_id),
-            self._settings,
-            rng,
-        )
-        return _sample(image, boxes, labels, image_id, self._max_objects)
+    def random_map(self, element: int | tuple[int, int], rng: np.random.Generator) -> Batch:
+        image_id, size = element if isinstance(element, tuple) else (element, 0)
+        image, boxes, rows = augment(self._index, image_id, self._settings[size], rng)
+        return _sample(image, boxes, self._index.labels[rows], image_id, self._max_objects)
 
 
 class _Resize(grain.transforms.Map):
@@ -167,7 +172,7 @@ class _Resize(grain.transforms.Map):
             size = tuple(index.sizes[image_id].tolist())
             placement = place_whole(size, settings)
             image = render(index.image_paths[image_id], size, placement, settings)
-            boxes, labels = map_boxes(*index.objects(image_id), placement, settings)
+            boxes, labels = map_boxes(*index.objects(image_id), placement)
             scale, offset = placement.scale, placement.offset
         sample = _sample(image, boxes, labels, image_id, self._max_objects)
         return sample | {"scale": scale.astype(np.float32), "offset": offset.astype(np.float32)}
@@ -189,32 +194,24 @@ def _sample(
     }
 
 
-def _iterate(batches: grain.MapDataset, num_workers: int, num_threads: int) -> Batches:
-    _check_range("num_workers", num_workers, 0, None)
-    _check_range("num_threads", num_threads, 0, None)
-    # An element is a batch here; grain's default buffer of 500 would fill the memory.
-    options = grain.ReadOptions(
-        num_threads=num_threads, prefetch_buffer_size=max(num_threads, 2) if num_threads else 0
-    )
-    dataset = batches.to_iter_dataset(options)
-    if num_workers:
-        # grain's workers look at absl flags, which only an absl main has parsed.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(workers)
-    return Batches(iter(dataset))
-
-
-def _check_max_objects(index: DetectionIndex, max_objects: int | None) -> int:
+def _check_max_objects(
+    index: DetectionIndex, settings: AugmentSettings | None, max_objects: int | None
+) -> int:
     if max_objects is None:
-        return padded_objects(index)
-    if max_objects < index.max_objects:
+        return padded_objects(index, settings)
+    most = settings.most_objects(index.max_objects) if settings else index.max_objects
+    if max_objects < most:
+        what = "a picture can have" if most > index.max_objects else "an image has"
         raise ValueError(
-            f"max_objects: an image has {index.max_objects} objects, got {max_objects}; no object "
-            "is ever dropped, so give at least that"
+            f"max_objects: {what} {most} objects, got {max_objects}; no object is ever dropped, so "
+            "give at least that"
         )
     return max_objects
+
+
+def _check_reading(num_workers: int, num_threads: int) -> None:
+    _check_range("num_workers", num_workers, 0, None)
+    _check_range("num_threads", num_threads, 0, None)
 
 
 def _check_share(

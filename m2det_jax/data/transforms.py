@@ -1,8 +1,8 @@
-"""From an image file and its boxes to a network input, at random (training) or not (evaluation).
+"""From an image file and its boxes to a network input, by axis-aligned maps.
 
-Geometry is one axis-aligned map per sample: expanding, cropping, scaling and mirroring are
-composed before a pixel is touched, and the decoded image goes through a single antialiased
-bilinear resize onto a canvas of the fill colour.
+Scaling and cutting are composed before a pixel is touched: the decoded image goes through a single
+antialiased bilinear resize onto a canvas of the fill colour. What is drawn at random (canvas.py and
+the modules it names) ends in these functions; evaluation calls `place_whole` and `render`.
 
 Boxes are xyxy pixels with exclusive x2, y2; windows and rectangles are (left, top, right, bottom);
 sizes in settings are (height, width), sizes of images (width, height). M boxes of one image.
@@ -10,15 +10,17 @@ sizes in settings are (height, width), sizes of images (width, height). M boxes 
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from m2det_jax.data.color import color_matrix
-from m2det_jax.data.crop import crop_window
+from m2det_jax.data.box_rules import Window, stays
 from m2det_jax.data.images import load_image, reduction
-from m2det_jax.data.settings import AugmentSettings, ResizeSettings
+from m2det_jax.data.settings import ResizeSettings
 
+Colors: TypeAlias = tuple[float, ...]  # a 3 x 4 matrix for Pillow's convert, row by row
 # A JPEG is decoded at a fraction of its size where that still is this many times the size needed:
 # antialiasing hides the difference.
 _DECODE_MARGIN = 2
@@ -31,49 +33,76 @@ class Placement:
     Attributes:
         source: window of the upright image that is shown, pixels, inside the image.
         target: rectangle of the network input that it fills, whole pixels.
-        mirror: the finished input is flipped left-right.
     """
 
-    source: tuple[float, float, float, float]
+    source: Window
     target: tuple[int, int, int, int]
-    mirror: bool = False
 
     @property
     def scale(self) -> np.ndarray:
-        """float64 [2], x and y: network pixels per image pixel, before mirroring."""
+        """float64 [2], x and y: network pixels per image pixel."""
         source, target = np.array(self.source), np.array(self.target)
         return (target[2:] - target[:2]) / (source[2:] - source[:2])
 
     @property
     def offset(self) -> np.ndarray:
-        """float64 [2], x and y: where the image's origin falls, before mirroring."""
+        """float64 [2], x and y: where the image's origin falls."""
         return np.array(self.target[:2]) - np.array(self.source[:2]) * self.scale
 
 
-def place(
-    size: tuple[int, int],
-    window: tuple[float, float, float, float],
-    settings: ResizeSettings,
-    *,
-    mirror: bool = False,
-) -> Placement:
-    """Lays a window of an image's plane, which may reach beyond the image, onto the network input.
+class Piece(NamedTuple):
+    """A picture, where its corner (x, y) goes, and which of its pixels count (None: all)."""
 
-    The image's part of it starts and ends on whole pixels of the input, so that the map is moved
-    by less than a pixel; boxes follow exactly the same map.
-    """
+    picture: Image.Image
+    corner: tuple[int, int]
+    mask: Image.Image | None = None
+
+
+def scale_to_fit(window: Window, settings: ResizeSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (scale, margin), float64 [2] x and y: input = (point - window's corner) * scale
+    + margin lays a window of any plane onto the network input."""
     height, width = settings.image_size
     left, top, right, bottom = window
     scale = np.array([width / (right - left), height / (bottom - top)])
     if settings.mode == "letterbox":
         scale = np.full(2, scale.min())
-    margin = (np.array([width, height]) - scale * (right - left, bottom - top)) / 2
-    source = np.array([max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])])
-    exact = (source.reshape(2, 2) - (left, top)) * scale + margin  # [corner, xy]
+    return scale, (np.array([width, height]) - scale * (right - left, bottom - top)) / 2
+
+
+def place(size: tuple[int, int], window: Window, settings: ResizeSettings) -> Placement:
+    """Lays a window of an image's plane, which may reach beyond the image, onto the network input.
+
+    The image's part of it starts and ends on whole pixels of the input, so that the map is moved
+    by less than a pixel; boxes follow exactly the same map.
+    """
+    return place_part((0, 0, *size), (1.0, 1.0), (0.0, 0.0), window, settings)
+
+
+def place_part(
+    part: Window,
+    part_scale: tuple[float, float],
+    part_offset: tuple[float, float],
+    window: Window,
+    settings: ResizeSettings,
+) -> Placement | None:
+    """As `place`, of a part of an image that lies in the plane at image * part_scale + part_offset.
+
+    None: the window shows nothing of it.
+    """
+    scale, margin = scale_to_fit(window, settings)
+    corner, (sx, sy), (ox, oy) = window[:2], part_scale, part_offset
+    left, right = (window[0] - ox) / sx, (window[2] - ox) / sx
+    top, bottom = (window[1] - oy) / sy, (window[3] - oy) / sy
+    source = max(left, part[0]), max(top, part[1]), min(right, part[2]), min(bottom, part[3])
+    if not (source[0] < source[2] and source[1] < source[3]):
+        return None
+    shown = np.array(source).reshape(2, 2) * part_scale + part_offset  # [corner, xy], plane
+    exact = (shown - corner) * scale + margin
+    height, width = settings.image_size
     low = np.minimum(np.rint(exact[0]), (width - 1, height - 1))
     high = np.maximum(np.rint(exact[1]), low + 1)
     target = tuple(int(edge) for edge in (*low, *high))
-    return Placement(source=tuple(source.tolist()), target=target, mirror=mirror)
+    return Placement(source=tuple(float(edge) for edge in source), target=target)
 
 
 def place_whole(size: tuple[int, int], settings: ResizeSettings) -> Placement:
@@ -81,112 +110,83 @@ def place_whole(size: tuple[int, int], settings: ResizeSettings) -> Placement:
     return place(size, (0, 0, *size), settings)
 
 
-def place_at_random(
-    size: tuple[int, int], boxes: np.ndarray, settings: AugmentSettings, rng: np.random.Generator
-) -> Placement:
-    """Draws expansion, crop and mirroring; boxes [M, 4] in image pixels guide the crop."""
-    width, height = size
-    window = (0.0, 0.0, float(width), float(height))
-    if rng.random() < settings.expand_probability:
-        ratio = rng.uniform(1, settings.expand_max)
-        left, top = rng.uniform(0, 1, 2) * (ratio - 1) * size
-        window = (-left, -top, width * ratio - left, height * ratio - top)
-    if rng.random() < settings.crop_probability:
-        window = crop_window(size, window, boxes, settings.crop_min_scale, rng)
-    mirror = bool(rng.random() < settings.flip_probability)
-    return place(size, window, settings, mirror=mirror)
-
-
 def map_boxes(
-    boxes: np.ndarray, labels: np.ndarray, placement: Placement, settings: ResizeSettings
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    placement: Placement,
+    min_visible: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes boxes [M, 4] of the image to the network input: float32 [m, 4] and their labels.
+    """Takes boxes [M, 4] of the image to the network input: float64 [m, 4] and their labels.
 
-    A box stays, cut to the picture, if its centre lies in the window that is shown; nothing else
-    drops a box.
+    A box stays, cut to the picture, by the rule of `box_rules.stays`; nothing else drops a box.
+    `labels` may be anything that boxes have, [M].
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    low, high = placement.source[:2], placement.source[2:]
-    inside = ((centers >= low) & (centers < high)).all(axis=1)
-    corners = boxes[inside].reshape(-1, 2, 2) * placement.scale + placement.offset
+    kept = stays(boxes, placement.source, min_visible)
+    corners = boxes[kept].reshape(-1, 2, 2) * placement.scale + placement.offset
     corners = np.clip(corners, placement.target[:2], placement.target[2:])
-    mapped = corners.reshape(-1, 4)  # [m, 2, 2] -> [m, 4]
-    if placement.mirror:
-        width = settings.image_size[1]
-        mapped = np.stack(
-            [width - mapped[:, 2], mapped[:, 1], width - mapped[:, 0], mapped[:, 3]], 1
-        )
-    return mapped.astype(np.float32), labels[inside]
+    return corners.reshape(-1, 4), labels[kept]  # [m, 2, 2] -> [m, 4]
+
+
+def mirror_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Mirrors boxes [M, 4] left-right in a picture of that width."""
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
 def render(
-    path: str,
-    size: tuple[int, int],
-    placement: Placement,
-    settings: ResizeSettings,
-    colors: tuple[float, ...] | None = None,
+    path: str, size: tuple[int, int], placement: Placement, settings: ResizeSettings
 ) -> np.ndarray:
     """Decodes an image file and draws it by a placement: uint8 RGB [H, W, 3].
 
-    Args:
-        size: (width, height) that the file is known to have.
-        colors: 3 x 4 matrix for Pillow's convert, or None.
+    size: (width, height) that the file is known to have. Raises ValueError as `decode`.
+    """
+    image, factor = decode(path, size, placement.scale)
+    return lay_out([Piece(cut_out(image, placement, factor), placement.target[:2])], settings)
+
+
+def decode(
+    path: str, size: tuple[int, int], scale: Sequence[float] | np.ndarray
+) -> tuple[Image.Image, int]:
+    """Decodes an image that will be shown at `scale` (x, y): (RGB, by what it is reduced).
+
+    size: (width, height) that the file is known to have.
 
     Raises:
         ValueError: the file cannot be decoded, or has another size by now; the text names it.
     """
     needed = tuple(
-        math.ceil(_DECODE_MARGIN * side * scale)
-        for side, scale in zip(size, placement.scale, strict=True)
+        math.ceil(_DECODE_MARGIN * side * share) for side, share in zip(size, scale, strict=True)
     )
     image = load_image(path, min_scale_size=needed)
     try:
-        factor = reduction(size, image.size)
+        return image, reduction(size, image.size)
     except ValueError as error:
         raise ValueError(
             f"{path} is not what it was when the data set was read: {error}"
         ) from error
-    return draw(image, placement, settings, colors, factor=factor)
 
 
-def draw(
-    image: Image.Image,
-    placement: Placement,
-    settings: ResizeSettings,
-    colors: tuple[float, ...] | None = None,
-    *,
-    factor: int = 1,
-) -> np.ndarray:
-    """Draws an RGB image, decoded at 1/factor of its size, by a placement: uint8 RGB [H, W, 3]."""
+def cut_out(
+    image: Image.Image, placement: Placement, factor: int, colors: Colors | None = None
+) -> Image.Image:
+    """Resizes the placement's source, of an image decoded at 1/factor, to its target's size."""
     left, top, right, bottom = placement.target
     box = [edge / factor for edge in placement.source]
     picture = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
-    if colors is not None:
-        picture = picture.convert("RGB", colors)
+    return picture if colors is None else picture.convert("RGB", colors)
+
+
+def lay_out(
+    pieces: Sequence[Piece], settings: ResizeSettings, *, mirror: bool = False
+) -> np.ndarray:
+    """Lays pieces onto the fill colour, the last on top; uint8 RGB [H, W, 3], mirrored at will."""
     height, width = settings.image_size
-    if picture.size != (width, height):
-        canvas = Image.new("RGB", (width, height), settings.fill)
-        canvas.paste(picture, (left, top))
-        picture = canvas
-    if placement.mirror:
+    if len(pieces) == 1 and pieces[0].picture.size == (width, height) and not pieces[0].mask:
+        picture = pieces[0].picture
+    else:
+        picture = Image.new("RGB", (width, height), settings.fill)
+        for piece in pieces:
+            picture.paste(piece.picture, piece.corner, piece.mask)
+    if mirror:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(picture)
-
-
-def augment(
-    path: str,
-    size: tuple[int, int],
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    settings: AugmentSettings,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes a training sample: (image uint8 [H, W, 3], boxes float32 [m, 4], labels [m])."""
-    if settings.enabled:
-        placement = place_at_random(size, boxes, settings, rng)
-        colors = color_matrix(settings, rng)
-    else:
-        placement, colors = place_whole(size, settings), None
-    image = render(path, size, placement, settings, colors)
-    return image, *map_boxes(boxes, labels, placement, settings)
