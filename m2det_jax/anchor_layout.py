@@ -15,15 +15,23 @@ def anchors_per_cell(config: ConfigDict) -> int:
     return 2 + 2 * ratios
 
 
-def make_anchors(config: ConfigDict) -> np.ndarray:
+def make_anchors(config: ConfigDict, image_size: tuple[int, int] | None = None) -> np.ndarray:
     """Returns the anchors of a config, float32 [A, 4] xyxy in pixels of the network input.
 
-    One set serves training and detection alike.
+    One set serves training and detection alike. At another image_size (height, width) than that of
+    the config the anchors are as large in pixels, on the maps of that size: an output of the
+    network then means the same at every size.
 
     Raises:
       ValueError: the input size does not carry that many scales, or sizes or steps do not fit them.
     """
-    image_size, c = tuple(config.data.image_size), config.anchors
+    nominal_size, c = tuple(config.data.image_size), config.anchors
+    image_size = image_size or nominal_size
+    if c.steps and image_size != nominal_size:
+        raise ValueError(
+            f"config.anchors.steps are those of config.data.image_size={nominal_size}; leave them "
+            f"() to train at {image_size}"
+        )
     num_scales = config.model.num_scales
     maps = feature_map_sizes(image_size, num_scales)
     if c.kind == "retinanet":
@@ -31,14 +39,14 @@ def make_anchors(config: ConfigDict) -> np.ndarray:
         return ops.retinanet_anchors(
             maps,
             image_size,
-            sizes=tuple(c.sizes) or ops.retinanet_sizes(image_size, num_scales),
+            sizes=tuple(c.sizes) or ops.retinanet_sizes(nominal_size, num_scales),
             ratios=(*inverses, 1.0, *c.aspect_ratios),
             octave_scales=tuple(c.octave_scales),
         )
     return ops.ssd_anchors(
         maps,
         image_size,
-        sizes=tuple(c.sizes) or ops.ssd_sizes(image_size, num_scales),
+        sizes=tuple(c.sizes) or ops.ssd_sizes(nominal_size, num_scales),
         aspect_ratios=tuple(c.aspect_ratios),
         steps=tuple(c.steps) or None,
         clip=c.clip,

@@ -11,10 +11,17 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint, evaluate, runtime
+from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.backbone_weights import load_backbone
 from m2det_jax.config_checks import validate, validate_classes
-from m2det_jax.data import DetectionIndex
-from m2det_jax.datasets import load_datasets
+from m2det_jax.data import (
+    DetectionIndex,
+    describe_augmentation,
+    describe_sampling,
+    epoch_length,
+    image_factors,
+)
+from m2det_jax.datasets import augment_settings, load_datasets, train_sizes
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.fine_tune import start_from
 from m2det_jax.model import init_variables
@@ -71,16 +78,19 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     validate(config)
     runtime.check_divisible("config.batch_size", config.batch_size, config.accumulation)
     runtime.check_divisible("config.eval.batch_size", config.eval.batch_size)
+    augmentation = describe_augmentation(augment_settings(config), train_sizes(config))
     train_index, val_index = load_datasets(config, workdir)
     validate_classes(config, train_index.class_names)
+    log.info("augmentation, in this order:\n%s", augmentation)
     detector = build_detector(config, train_index.class_names)
-    plan = make_plan(config, train_index.num_images)
-    optimizer_settings = make_optimizer_settings(config, plan, train_index.num_images)
+    num_images = images_of_epoch(config, train_index)
+    plan = make_plan(config, num_images)
+    optimizer_settings = make_optimizer_settings(config, plan, num_images)
     optimizer = make_optimizer(optimizer_settings, detector.model.frozen_paths())
     step_settings = evaluate.step_settings(config)
     replicated, by_batch = runtime.data_mesh()
     train_step = jax.jit(
-        make_train_step(detector, optimizer, make_schedule(optimizer_settings), step_settings),
+        make_step(config, detector, optimizer, make_schedule(optimizer_settings), step_settings),
         donate_argnums=0,
         in_shardings=(replicated, by_batch),
         out_shardings=(replicated, replicated),
@@ -99,6 +109,38 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         replicated=replicated,
         by_batch=by_batch,
     )
+
+
+def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> int:
+    """Returns the images that an epoch shows: all of them once, or by repeat-factor sampling."""
+    threshold = config.data.repeat_threshold
+    if not threshold:
+        return index.num_images
+    log.info(
+        "repeat-factor sampling, threshold %g:\n%s", threshold, describe_sampling(index, threshold)
+    )
+    return epoch_length(image_factors(index, threshold))
+
+
+def make_step(config: ConfigDict, detector: Detector, optimizer, schedule, settings) -> Callable:
+    """Returns the train step; it takes batches of every size of config.data.train_sizes.
+
+    Under jit it is traced, and compiled, once for each size that comes along.
+    """
+    steps = {}
+    for size in train_sizes(config):
+        resize = dataclasses.replace(detector.resize, image_size=size)
+        at_size = dataclasses.replace(detector, anchors=make_anchors(config, size), resize=resize)
+        steps[size] = make_train_step(at_size, optimizer, schedule, settings)
+    if len(steps) == 1:
+        return next(iter(steps.values()))
+
+    def train_step(state, batch):
+        size = batch["image"].shape[1:3]  # [B, H, W, 3]
+        log.info("compiling the step for pictures of %d x %d", *size)
+        return steps[size](state, batch)
+
+    return train_step
 
 
 def make_plan(config: ConfigDict, num_images: int) -> Plan:

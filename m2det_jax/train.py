@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint
 from m2det_jax.data import train_batches
-from m2det_jax.datasets import augment_settings
+from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.draw import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate
 from m2det_jax.experiment import flatten
@@ -135,6 +135,8 @@ def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,
         num_threads=config.data.num_threads,
+        repeat_threshold=config.data.repeat_threshold,
+        sizes=train_sizes(config),
     )
 
 

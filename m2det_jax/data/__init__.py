@@ -1,10 +1,12 @@
 """Data sets and what is done to them before the network: numpy, Pillow and grain, no jax."""
 
 from m2det_jax.data.csv_source import read_classes, read_csv, write_classes, write_csv
+from m2det_jax.data.describe import describe_augmentation, describe_sampling
 from m2det_jax.data.errors import EFFECTS, KINDS, DataError, Finding, Findings
 from m2det_jax.data.images import load_image, read_size
 from m2det_jax.data.index import DetectionIndex, split_by_image
 from m2det_jax.data.pipeline import eval_batches, train_batches
+from m2det_jax.data.sampling import epoch_length, image_factors
 from m2det_jax.data.settings import AugmentSettings, ResizeSettings
 from m2det_jax.data.sources import Source, inspect_dataset, read_dataset
 
@@ -18,7 +20,11 @@ __all__ = [
     "KINDS",
     "ResizeSettings",
     "Source",
+    "describe_augmentation",
+    "describe_sampling",
+    "epoch_length",
     "eval_batches",
+    "image_factors",
     "inspect_dataset",
     "load_image",
     "read_classes",

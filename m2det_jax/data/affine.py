@@ -83,6 +83,9 @@ def warp(
     data = np.concatenate([back, start[:, None]], axis=1) * ratio[:, None]
     wanted, how = (right - left, bottom - top), Image.Transform.AFFINE
     coefficients = tuple(data.ravel().tolist())
-    mask = Image.new("L", size, 255).transform(wanted, how, coefficients)
-    picture = picture.transform(wanted, how, coefficients, Image.Resampling.BILINEAR)
+    # Both in the same way, or the mask's edge would be another by a pixel.
+    mask, picture = (
+        image.transform(wanted, how, coefficients, Image.Resampling.BILINEAR)
+        for image in (Image.new("L", size, 255), picture)
+    )
     return Piece(picture, (left, top), mask)

@@ -81,7 +81,7 @@ def train_batches(
         samples = grain.MapDataset.range(1).seed(seed).repeat().map_with_index(_Visit(order))
     else:
         samples = grain.MapDataset.range(index.num_images).seed(seed).shuffle().repeat()
-    if sizes:
+    if len(sizes) > 1:
         samples = samples.map_with_index(_AtSize(sizes, seed, batch_size))
     samples = samples.random_map(_Augment(index, settings, sizes, max_objects))
     batches = samples[process_index::process_count].batch(share, drop_remainder=True)
@@ -137,7 +137,7 @@ class _AtSize(grain.transforms.MapWithIndex):
 
 
 class _Augment(grain.transforms.RandomMap):
-    """Image number (with that of a size, if there are sizes) -> sample, padded to M objects."""
+    """Image number (with that of a size, if there are several) -> sample, padded to M objects."""
 
     def __init__(
         self,

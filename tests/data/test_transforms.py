@@ -1,35 +1,42 @@
 """Transforms: pixels and boxes go through the same map, whatever the sizes."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from m2det_jax.data.augment import augment, crop, expand
+from m2det_jax.data.canvas import whole
+from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.settings import AugmentSettings, ResizeSettings
-from m2det_jax.data.transforms import (
-    augment,
-    map_boxes,
-    place,
-    place_at_random,
-    place_whole,
-    render,
-)
+from m2det_jax.data.transforms import map_boxes, mirror_boxes, place, place_whole, render
 
 PLAIN = {"photometric_probability": 0.0}
 FILL = (7, 77, 7)
 
 
 def save_scene(path, size, boxes):
-    """Draws filled red rectangles on blue; returns float32 boxes and labels 0, 1, ..."""
+    """Draws filled red rectangles on blue; returns an index of that image."""
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     pixels[..., 2] = 255
     for x1, y1, x2, y2 in boxes:
         pixels[y1:y2, x1:x2] = (255, 0, 0)
     Image.fromarray(pixels).save(path)
-    return np.array(boxes, np.float32).reshape(-1, 4), np.arange(len(boxes), dtype=np.int32)
+    return index_of(path, size, np.array(boxes, np.float32).reshape(-1, 4))
+
+
+def index_of(path, size, boxes):
+    """An index of one image whose boxes have the labels 0, 1, ..."""
+    count = len(boxes)
+    return DetectionIndex(
+        image_paths=(str(path),),
+        sizes=np.array([size], np.int32),
+        boxes=boxes,
+        labels=np.arange(count, dtype=np.int32),
+        offsets=np.array([0, count], np.int64),
+        class_names=tuple(f"class{i}" for i in range(count)),
+    )
 
 
 @pytest.mark.parametrize("mode", ["stretch", "letterbox"])
@@ -38,12 +45,12 @@ def test_boxes_stay_on_their_pixels(tmp_path, size, image_size, mode):
     path = tmp_path / "scene.png"
     width, height = size
     corners = (width // 5, height // 4, width // 5 + width // 3, height // 4 + height // 2)
-    boxes, labels = save_scene(path, size, [corners])
+    index = save_scene(path, size, [corners])
     options = AugmentSettings(image_size, mode=mode, fill=FILL, **PLAIN)
     seen = mirrored = 0
     for seed in range(80):
         rng = np.random.default_rng(seed)
-        image, found, _ = augment(str(path), size, boxes, labels, options, rng)
+        image, found, _ = augment(index, 0, options, rng)
         assert image.shape == (*image_size, 3) and image.dtype == np.uint8
         red = image[..., 0] >= 128
         if not len(found):
@@ -61,14 +68,14 @@ def test_boxes_stay_on_their_pixels(tmp_path, size, image_size, mode):
 
 def test_fill_surrounds_an_expanded_image(tmp_path):
     path = tmp_path / "scene.png"
-    boxes, labels = save_scene(path, (60, 40), [])
+    index = save_scene(path, (60, 40), [])
     options = AugmentSettings(
         (80, 80), fill=FILL, expand_probability=1.0, crop_probability=0.0, **PLAIN
     )
     shares = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        image, _, _ = augment(str(path), (60, 40), boxes, labels, options, rng)
+        image, _, _ = augment(index, 0, options, rng)
         filled = (image == FILL).all(axis=2)
         assert (filled | (image == (0, 0, 255)).all(axis=2)).all()
         shares.append(1 - filled.mean())
@@ -83,20 +90,17 @@ def test_a_box_stays_if_its_center_does():
         [[0, 40, 42, 60], [0, 40, 38, 60], [60, 70, 80, 91], [60, 70, 79, 88], [20, 30, 70, 80]],
         np.float32,
     )
-    mapped, labels = map_boxes(boxes, np.arange(5), placement, options)
+    mapped, labels = map_boxes(boxes, np.arange(5), placement)
     assert labels.tolist() == [0, 3, 4]
     assert mapped.tolist() == [[0, 20, 88, 60], [160, 80, 200, 100], [0, 0, 200, 100]]
-    assert mapped.dtype == np.float32
 
 
 def test_mirroring():
     options = ResizeSettings((100, 200))
     boxes = np.array([[10, 20, 30, 60]], np.float32)
-    plain, _ = map_boxes(boxes, np.zeros(1), place_whole((100, 100), options), options)
-    placement = dataclasses.replace(place_whole((100, 100), options), mirror=True)
-    mirrored, _ = map_boxes(boxes, np.zeros(1), placement, options)
+    plain, _ = map_boxes(boxes, np.zeros(1), place_whole((100, 100), options))
     assert plain.tolist() == [[20, 20, 60, 60]]
-    assert mirrored.tolist() == [[140, 20, 180, 60]]
+    assert mirror_boxes(plain, 200).tolist() == [[140, 20, 180, 60]]
 
 
 @settings(max_examples=200, deadline=None)
@@ -112,12 +116,14 @@ def test_placements_are_legal_and_keep_a_box(width, height, image_size, mode, se
     options = AugmentSettings(image_size, mode=mode)
     x, y = np.sort(rng.uniform(0, width, (2, 3))), np.sort(rng.uniform(0, height, (2, 3)))
     boxes = np.stack([x[0], y[0], x[0] + (width - x[0]) / 2, y[0] + (height - y[0]) / 2], 1)
-    placement = place_at_random((width, height), boxes, options, rng)
+    index = index_of("absent.png", (width, height), boxes.astype(np.float32))
+    canvas = crop(expand(whole(index, 0), index, options, rng), index, options, rng)
+    placement = place((width, height), canvas.window, options)
     left, top, right, bottom = placement.source
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     left, top, right, bottom = placement.target
     assert 0 <= left < right <= image_size[1] and 0 <= top < bottom <= image_size[0]
-    mapped, labels = map_boxes(boxes, np.arange(3), placement, options)
+    mapped, labels = map_boxes(boxes, np.arange(3), placement)
     assert 1 <= len(mapped) == len(labels) <= 3
     assert (mapped >= 0).all() and (mapped <= np.tile(image_size[::-1], 2)).all()
     assert (mapped[:, 2:] >= mapped[:, :2]).all()
@@ -133,7 +139,7 @@ def test_evaluation_maps_back(size, image_size, mode):
     options = ResizeSettings(image_size, mode=mode)
     placement = place_whole(size, options)
     box = np.array([[0.1, 0.2, 0.7, 0.9]]) * np.tile(size, 2)
-    mapped, _ = map_boxes(box, np.zeros(1), placement, options)
+    mapped, _ = map_boxes(box, np.zeros(1), placement)
     scale, offset = np.tile(placement.scale, 2), np.tile(placement.offset, 2)
     assert np.allclose((mapped - offset) / scale, box, rtol=1e-4, atol=1e-3 * max(size))
     width, height = (
@@ -179,12 +185,9 @@ def test_changed_file_is_named(tmp_path):
 
 def test_disabled_augmentation_is_the_plain_resize(tmp_path):
     path = tmp_path / "scene.png"
-    boxes, labels = save_scene(path, (60, 40), [(5, 5, 30, 20)])
+    index = save_scene(path, (60, 40), [(5, 5, 30, 20)])
     options = AugmentSettings((64, 80), enabled=False)
-    drawn = [
-        augment(str(path), (60, 40), boxes, labels, options, np.random.default_rng(seed))
-        for seed in range(3)
-    ]
+    drawn = [augment(index, 0, options, np.random.default_rng(seed)) for seed in range(3)]
     expected = render(str(path), (60, 40), place_whole((60, 40), options), options)
     assert all(np.array_equal(image, expected) for image, _, _ in drawn)
 

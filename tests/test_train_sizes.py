@@ -1,0 +1,108 @@
+"""Training at several picture sizes: one compilation each, and a resumed run goes on exactly."""
+
+import itertools
+import logging
+
+import jax
+import numpy as np
+import pytest
+import support
+
+from m2det_jax import prepare
+from m2det_jax.data.sampling import size_of_step
+from m2det_jax.detect import build_detector
+from m2det_jax.train import open_batches
+from m2det_jax.train_state import place
+
+SIZES = ((64, 96), (96, 64))
+# Little to compile; two maps at both sizes.
+SMALL = {
+    "data__train_sizes": SIZES,
+    "model__num_levels": 1,
+    "model__frozen_stages": 5,
+    "augment__pipeline": ("mosaic", "affine", "flip", "paste", "mixup"),
+}
+
+
+def small_config(drawn_files, **overrides):
+    return support.short_config(drawn_files, **SMALL, **overrides)
+
+
+def steps_from(run, config, state, start, count):
+    """Takes steps on the batches from step `start` on; returns the state and the sizes seen."""
+    sizes = []
+    with open_batches(config, run, start) as batches:
+        for batch in itertools.islice(batches, count):
+            del batch["image_id"]
+            sizes.append(batch["image"].shape[1:3])
+            state, metrics = run.train_step(state, jax.device_put(batch, run.by_batch))
+            assert np.isfinite(metrics["loss"]) and metrics["num_positives"] > 0
+    return state, sizes
+
+
+def test_each_size_is_compiled_once_and_a_resumed_run_goes_on_exactly(drawn_files, tmp_path):
+    config = small_config(drawn_files, seed=1)
+    with support.counted_traces() as traces:
+        run = prepare.prepare(config, tmp_path)
+    state, sizes = steps_from(run, config, run.state, 0, 2)
+    assert sizes == [SIZES[size_of_step(SIZES, 1, step)] for step in range(2)]
+    assert set(sizes) == set(SIZES) and len(traces) == 2
+    halfway, compiled = jax.device_get(state), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "compile" in event else None
+    )
+    try:
+        state, sizes = steps_from(run, config, state, 2, 4)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert set(sizes) == set(SIZES)
+    assert compiled == [] and len(traces) == 2
+    resumed, _ = steps_from(run, config, place(halfway, run.replicated), 2, 3)
+    resumed, _ = steps_from(run, config, resumed, 5, 1)
+    support.assert_trees_equal(resumed, state)
+
+
+def test_the_run_begins_with_its_pipeline(drawn_files, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
+    caplog.set_level(logging.INFO, "m2det_jax")
+    config = small_config(drawn_files, data__repeat_threshold=0.9)
+    run = prepare.prepare(config, tmp_path)
+    text = caplog.text
+    positions = [text.index(f"{i}. {name}") for i, name in enumerate(config.augment.pipeline, 1)]
+    assert positions == sorted(positions)
+    assert "stretch to 64 x 96 or 96 x 64" in text and "one size drawn for each step" in text
+    assert "repeat-factor sampling, threshold 0.9" in text
+    raised = prepare.images_of_epoch(config, run.train_index)
+    assert raised > run.train_index.num_images
+    assert run.plan == prepare.make_plan(config, raised)
+
+
+def test_anchors_keep_their_pixels_at_other_sizes():
+    config = support.tiny_config()
+    wide, tall = (prepare.make_anchors(config, size) for size in ((64, 96), (128, 96)))
+    sides = [set(np.unique(np.rint(a[:, 2:] - a[:, :2]).astype(int))) for a in (wide, tall)]
+    assert sides[0] <= sides[1] | set(range(60, 97))  # but for those cut to the image's sides
+    assert len(tall) == 2 * len(wide)
+    np.testing.assert_array_equal(wide, build_detector(config, ("a",)).anchors)
+
+
+def test_steps_of_the_anchors_fit_one_size_only(drawn_files, tmp_path):
+    config = small_config(drawn_files, anchors__steps=(8.0, 16.0))
+    with pytest.raises(ValueError, match=r"config.anchors.steps .*\(96, 64\)"):
+        prepare.prepare(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"augment__pipeline": ("crop", "cutout")}, r"config.augment.pipeline: .*'cutout'; known"),
+        ({"augment__pipeline": ("crop", "mosaic")}, "config.augment.pipeline: 'mosaic' must come"),
+        ({"data__train_sizes": ((64, 96), (32, 64))}, "config.data.train_sizes"),
+        ({"data__train_sizes": (64, 96)}, "config.data.train_sizes"),
+        ({"data__repeat_threshold": -0.1}, "config.data.repeat_threshold=-0.1"),
+    ],
+)
+def test_impossible_wishes_are_refused_at_once(drawn_files, tmp_path, overrides, message):
+    config = support.short_config(drawn_files, **overrides)
+    with pytest.raises(ValueError, match=message):
+        prepare.prepare(config, tmp_path)
