@@ -15,6 +15,16 @@ def anchors_per_cell(config: ConfigDict) -> int:
     return 2 + 2 * ratios
 
 
+def anchor_sizes(config: ConfigDict) -> tuple[float, ...]:
+    """Returns the sizes of the anchors in pixels: those of the config, or the default ones."""
+    image_size, num_scales = tuple(config.data.image_size), config.model.num_scales
+    if config.anchors.sizes:
+        return tuple(config.anchors.sizes)
+    if config.anchors.kind == "retinanet":
+        return ops.retinanet_sizes(image_size, num_scales)
+    return ops.ssd_sizes(image_size, num_scales)
+
+
 def make_anchors(config: ConfigDict, image_size: tuple[int, int] | None = None) -> np.ndarray:
     """Returns the anchors of a config, float32 [A, 4] xyxy in pixels of the network input.
 
@@ -32,21 +42,20 @@ def make_anchors(config: ConfigDict, image_size: tuple[int, int] | None = None) 
             f"config.anchors.steps are those of config.data.image_size={nominal_size}; leave them "
             f"() to train at {image_size}"
         )
-    num_scales = config.model.num_scales
-    maps = feature_map_sizes(image_size, num_scales)
+    maps = feature_map_sizes(image_size, config.model.num_scales)
     if c.kind == "retinanet":
         inverses = [1 / ratio for ratio in reversed(c.aspect_ratios)]
         return ops.retinanet_anchors(
             maps,
             image_size,
-            sizes=tuple(c.sizes) or ops.retinanet_sizes(nominal_size, num_scales),
+            sizes=anchor_sizes(config),
             ratios=(*inverses, 1.0, *c.aspect_ratios),
             octave_scales=tuple(c.octave_scales),
         )
     return ops.ssd_anchors(
         maps,
         image_size,
-        sizes=tuple(c.sizes) or ops.ssd_sizes(nominal_size, num_scales),
+        sizes=anchor_sizes(config),
         aspect_ratios=tuple(c.aspect_ratios),
         steps=tuple(c.steps) or None,
         clip=c.clip,

@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 from m2det_jax.data import (
     AugmentSettings,
     DetectionIndex,
+    Findings,
+    Source,
+    inspect_dataset,
     read_classes,
     read_csv,
     split_by_image,
@@ -45,6 +48,29 @@ def load_datasets(
             len(class_names),
         )
     return train, val
+
+
+def inspect_datasets(config: ConfigDict) -> dict[str, tuple[DetectionIndex, Findings]]:
+    """Reads like `load_datasets`, but refuses nothing and writes nothing.
+
+    Returns:
+      {"train": (what is sound of the split, what is wrong with the rest), "val": the same}.
+
+    Raises:
+      FileNotFoundError: the config names files that are not there.
+    """
+    data = config.data
+    _require_files(data)
+    classes = str(pathlib.Path(data.classes_csv).absolute())
+    splits = {}
+    for name, file in (("train", data.train_csv), ("val", data.val_csv)):
+        if file:
+            splits[name] = inspect_dataset(Source("csv", split=file, classes=classes))
+    if "val" not in splits:
+        whole, findings = splits["train"]
+        parts = split_by_image(whole, data.val_fraction, config.seed)
+        splits = {"train": (parts[0], findings), "val": (parts[1], Findings())}
+    return splits
 
 
 def _require_files(data: ConfigDict) -> None:

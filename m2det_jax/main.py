@@ -1,4 +1,4 @@
-"""Trains M2Det from the command line.
+r"""Trains M2Det from the command line.
 
     python -m m2det_jax.main --config experiments/vgg512.py --workdir runs/mine \
         --config.data.train_csv=train.csv --config.data.val_csv=val.csv \
@@ -9,74 +9,19 @@ Started again with the same --workdir it resumes. Any key of the config can be g
 """
 
 import pathlib
-import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from m2det_jax import experiment
+from m2det_jax import command_line
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Experiment: a file, or the name of a shipped one (vgg320, vgg512, vgg800, small320, "
-    "quickstart).",
-    lock_config=True,
-)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, history, pictures. Default: runs/EXPERIMENT."
 )
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses flags; what is wrong with them ends in one line that names the nearest key."""
-    argv = list(argv)
-    if {"--help", "-help", "-h", "--helpshort"} & set(argv):
-        # absl's own help exits with 1, and lists nothing for a console script.
-        print(__doc__)
-        print(flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("workdir")))
-        sys.exit(0)
-    try:
-        name = _resolve_config(argv)
-        _check_keys(argv, name)
-        rest = flags.FLAGS(argv)
-        if _CONFIG.value is None:
-            raise ValueError("give --config, such as --config experiments/vgg512.py (--help)")
-        if len(rest) > 1:
-            raise ValueError(f"unexpected arguments: {' '.join(rest[1:])}")
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        text = error.args[0] if error.args else error
-        sys.exit("error: " + " ".join(str(text).split()))
-    return rest
-
-
-def _resolve_config(argv: list[str]) -> str | None:
-    """Replaces the name of a shipped experiment by its file, in place; returns the file."""
-    for i, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config"):
-            continue
-        if equals:
-            argv[i] = f"--config={experiment.experiment_path(value)}"
-            return argv[i].partition("=")[2]
-        if i + 1 < len(argv):
-            argv[i + 1] = str(experiment.experiment_path(argv[i + 1]))
-            return argv[i + 1]
-    return None
-
-
-def _check_keys(argv: list[str], path: str | None) -> None:
-    """Raises ValueError for an override of a key that the experiment does not have."""
-    if path is None:
-        return
-    config = experiment.load_experiment(path)
-    keys = experiment.flatten(config)
-    for argument in argv:
-        flag = argument.partition("=")[0]
-        key = flag.lstrip("-").removeprefix("no").removeprefix("config.")
-        if flag.lstrip("-").removeprefix("no").startswith("config.") and key not in keys:
-            nearest = experiment.nearest_key(config, key)
-            raise ValueError(f"{flag}: there is no such key; the nearest is --config.{nearest}")
+    """Parses flags; what is wrong with them ends in one line."""
+    return command_line.parse(argv, __doc__, "workdir")
 
 
 def main(argv: list[str]) -> None:
@@ -86,9 +31,8 @@ def main(argv: list[str]) -> None:
     from m2det_jax import runtime
     from m2det_jax.train import train
 
-    config = _CONFIG.value
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
+    config = command_line.CONFIG.value
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
 
     def run():
         runtime.start(config.platform, config.deterministic)

@@ -13,15 +13,17 @@ from m2det_jax import ops
 PACKAGE = pathlib.Path(ops.__file__).parent.parent
 VERBS = {
     "main", "train", "prepare", "train_step", "train_state", "optimizer", "detect", "evaluate",
-    "predict", "demo", "checkpoint", "config", "config_checks", "experiment", "datasets", "watch",
-    "runtime", "anchor_layout", "convert", "conversion", "official_config", "backbone_weights",
-    "fine_tune",
+    "predict", "demo", "checkpoint", "command_line", "config", "config_checks", "experiment",
+    "datasets", "watch", "runtime", "anchor_layout", "convert", "conversion", "official_config",
+    "backbone_weights", "check", "inspection", "inspect_anchors", "inspect_contents",
+    "inspect_pictures", "fine_tune",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},
     "model": {"jax", "numpy", "jaxtyping", "flax"},
     "data": {"numpy", "PIL", "grain", "absl"},
     "weights": {"numpy", "jax", "flax", "safetensors", "torch"},
+    "report": {"numpy", "PIL"},
 }
 BELOW = {"weights": ("m2det_jax.weights", "m2det_jax.model")}  # what else of ours a layer may see
 SOURCES = sorted(PACKAGE.rglob("*.py"))

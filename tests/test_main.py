@@ -145,6 +145,7 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
         ("evaluate", ["--workdir", "--checkpoint", "--csv", "--batch_size", "--output"]),
         ("predict", ["PATH", "--workdir", "--checkpoint", "--threshold", "--output"]),
         ("demo", ["--workdir", "--seed"]),
+        ("check", ["--config", "--output", "--fit_anchors", "--max_images", "--samples"]),
     ],
 )
 def test_help_shows_the_options(module, options, tmp_path):
@@ -173,7 +174,8 @@ def test_a_folder_that_is_no_run_ends_in_one_line(module, arguments, tmp_path):
 def test_console_commands_point_at_functions():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert set(project["scripts"]) == {
-        "m2det-demo", "m2det-train", "m2det-evaluate", "m2det-predict",
+        "m2det-demo", "m2det-train", "m2det-check", "m2det-evaluate", "m2det-predict",
+        "m2det-convert",
     }  # fmt: skip
     for target in project["scripts"].values():
         module, function = target.split(":")

@@ -23,7 +23,7 @@ from m2det_jax.data.headers import exif_chunks, plain_size
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs, 0.5 GB as RGB
 
 # What Pillow's plugins let through on broken files, beside OSError.
-_BROKEN_FILE = (
+BROKEN_FILE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -57,10 +57,10 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
         size = plain_size(path)
         if size is None:
             with Image.open(path) as image:
-                size = _upright_size(image.size, _orientation(image))
+                size = _upright_size(image.size, orientation_of(image))
         _check_pixels(size)
         return size
-    except _BROKEN_FILE as error:
+    except BROKEN_FILE as error:
         raise ValueError(_explain(path, error)) from error
 
 
@@ -81,7 +81,7 @@ def load_image(
     try:
         with Image.open(path) as image:
             _check_pixels(image.size)
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             if min_scale_size is not None:
                 image.draft("RGB", _upright_size(min_scale_size, orientation))
             image.load()
@@ -91,7 +91,7 @@ def load_image(
             # The EXIF block would make the next program turn it again.
             picture.info = {}
             return picture
-    except _BROKEN_FILE as error:
+    except BROKEN_FILE as error:
         raise ValueError(_explain(path, error)) from error
 
 
@@ -115,15 +115,15 @@ def _check_pixels(size: tuple[int, int]) -> None:
         )
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 where there is none or where Pillow turns the image itself."""
+def orientation_of(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1..8; 1 for none or where Pillow turns the image itself."""
     if image.format == "TIFF":
         return 1
     try:
         if image.format == "PNG" and exif_chunks(image.fp.fileno())[1]:
             image.load()  # what stands behind the pixels is only seen so
         exif = Image.Image.getexif(image)
-    except _BROKEN_FILE:
+    except BROKEN_FILE:
         # A damaged EXIF block is common and says nothing of the pixels.
         return 1
     orientation = exif.get(ExifTags.Base.Orientation, 1)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from m2det_jax.data.places import Places
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DetectionIndex:
@@ -32,6 +34,7 @@ class DetectionIndex:
         region_offsets: int64 [N + 1]; the regions of image i.
         class_ids: C category numbers of the data set's own; (): 0..C-1.
         image_ids: N image identifiers of the data set's own; (): the positions 0..N-1.
+        places: where images and boxes stand in the annotation files; None: unknown.
     """
 
     image_paths: tuple[str, ...]
@@ -47,6 +50,7 @@ class DetectionIndex:
     region_offsets: np.ndarray | None = None
     class_ids: tuple[int, ...] = ()
     image_ids: tuple[int | str, ...] = ()
+    places: Places | None = None
 
     def __post_init__(self) -> None:
         self._check_arrays(
@@ -155,7 +159,17 @@ class DetectionIndex:
             region_labels=self.region_labels[region_rows],
             region_offsets=region_offsets,
             image_ids=tuple(self.image_ids[i] for i in ids) if self.image_ids else (),
+            places=self.places and self.places.subset(ids, rows),
         )
+
+    def place_of_image(self, image_id: int) -> dict[str, str | int]:
+        """Returns file, line and item where an image is annotated; {} where it is unknown."""
+        return self.places.of_image(image_id) if self.places else {}
+
+    def place_of_box(self, row: int) -> dict[str, str | int]:
+        """Returns file, line and item of a box, a row of `boxes`; {} where it is unknown."""
+        image_id = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        return self.places.of_box(image_id, row) if self.places else {}
 
 
 def _rows_of(offsets: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.images import read_size
 from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.places import Places
 from m2det_jax.data.rows import ROUNDING, Rows
 
 ON_BAD_BOX = ("error", "clip", "drop")
@@ -257,6 +258,13 @@ def _index_of(rows: Rows, sizes: np.ndarray, boxes: np.ndarray, keep: np.ndarray
         region_offsets=_offsets(rows.images[regions], len(sizes)),
         class_ids=rows.class_ids,
         image_ids=rows.image_ids,
+        places=Places(
+            files=tuple(rows.files),
+            image_files=rows.image_files,
+            image_lines=rows.image_lines,
+            box_lines=rows.lines[objects],
+            items=(rows.items,) * len(rows.files),
+        ),
     )
     return index if readable.all() else index.subset(np.flatnonzero(readable))
 

@@ -1,0 +1,106 @@
+"""What an image file really is: decoded in full, hashed, and described.
+
+Sizes are (width, height), as in Pillow.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
+
+from m2det_jax.data.images import BROKEN_FILE, load_image, orientation_of
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFacts:
+    """One image file. Where `problem` is not "", the fields after `message` mean nothing.
+
+    Attributes:
+        problem: "" for a file that training can read, else "missing-image", "empty-image",
+            "truncated-image", "float-image" or "unreadable-image".
+        message: what `load_image` says of it.
+        format: Pillow's name, such as "JPEG".
+        mode: Pillow's mode of the stored pixels, or "RGB;16" for 16-bit colour.
+        transparent: has an alpha channel or a transparent colour.
+        orientation: EXIF, 1..8.
+        frames: 1, or more for an animation.
+        size: of the upright picture.
+        file_hash: of the bytes. "" where the file cannot be opened.
+        pixel_hash: of the size and the upright RGB pixels.
+    """
+
+    path: str
+    problem: str = ""
+    message: str = ""
+    format: str = ""
+    mode: str = ""
+    transparent: bool = False
+    orientation: int = 1
+    frames: int = 1
+    size: tuple[int, int] = (0, 0)
+    file_hash: str = ""
+    pixel_hash: str = ""
+
+
+def read_facts(path: str) -> ImageFacts:
+    """Decodes a file as training does, but at full size; never raises for what is in it."""
+    try:
+        picture = load_image(path)
+    except ValueError as error:
+        return ImageFacts(path, _problem(path, error), str(error))
+    digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
+    digest.update(picture.tobytes())
+    with open(path, "rb") as file:
+        file_hash = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    with Image.open(path) as image:
+        described = dict(
+            format=image.format or "",
+            mode="RGB;16" if _is_deep_colour(image) else image.mode,
+            transparent=image.has_transparency_data,
+            orientation=orientation_of(image),
+            frames=_count_frames(image),
+        )
+    return ImageFacts(
+        path,
+        size=picture.size,
+        file_hash=file_hash,
+        pixel_hash=digest.hexdigest(),
+        **described,
+    )
+
+
+def iterate_facts(paths: Sequence[str], *, num_threads: int | None = None) -> Iterator[ImageFacts]:
+    """Yields the facts of every file in order, read by as many threads as there are processors.
+
+    Decoding and hashing leave the interpreter's lock, so that threads are as good as processes.
+    """
+    num_threads = num_threads or os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        yield from pool.map(read_facts, paths)
+
+
+def _count_frames(image: Image.Image) -> int:
+    try:
+        # A JPEG's second frame (MPO) is a camera's preview or its other eye, not an animation.
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except BROKEN_FILE:
+        return 1  # a later frame is damaged, and only the first one is ever taken
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    # Pillow gives the high bytes as RGB; only the decoder's raw mode tells.
+    return image.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def _problem(path: str, error: ValueError) -> str:
+    text = str(error)
+    if isinstance(error.__cause__, FileNotFoundError):
+        return "missing-image"
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "empty-image"
+    if "truncated" in text:
+        return "truncated-image"
+    return "float-image" if "float pixels" in text else "unreadable-image"

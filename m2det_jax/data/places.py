@@ -1,0 +1,62 @@
+"""Where the images and boxes of an index stand in the annotation files, for messages."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Places:
+    """N images, K boxes, as in the index.
+
+    Attributes:
+        files: annotation files; of image i it is files[image_files[i]] (int64 [N]).
+        image_lines: int64 [N], where the image is named; 0: the file as a whole.
+        box_lines: int64 [K], the line of a box.
+        items: for each file None, or, where lines say nothing, what an image and what a box is
+            called, such as ("images[{}]", "annotations[{}]"); the lines are positions then.
+    """
+
+    files: tuple[str, ...]
+    image_files: np.ndarray
+    image_lines: np.ndarray
+    box_lines: np.ndarray
+    items: tuple[tuple[str, str] | None, ...]
+
+    def of_image(self, image: int) -> dict[str, str | int]:
+        """Returns file, line and item of an image; line is 0 where item says more."""
+        return self._place(image, int(self.image_lines[image]), 0)
+
+    def of_box(self, image: int, row: int) -> dict[str, str | int]:
+        """Returns file, line and item of a box of an image."""
+        return self._place(image, int(self.box_lines[row]), 1)
+
+    def _place(self, image: int, line: int, what: int) -> dict[str, str | int]:
+        file = int(self.image_files[image])
+        items = self.items[file]
+        item = items[what].format(line) if items else ""
+        return {"file": self.files[file], "line": 0 if items else line, "item": item}
+
+    def subset(self, images: np.ndarray, rows: np.ndarray) -> "Places":
+        """Returns the places of some images and boxes, in the order given."""
+        return dataclasses.replace(
+            self,
+            image_files=self.image_files[images],
+            image_lines=self.image_lines[images],
+            box_lines=self.box_lines[rows],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Places"]) -> "Places":
+        """Returns the places of data sets put one after the other."""
+        starts = np.cumsum([0, *(len(part.files) for part in parts)])
+        return cls(
+            files=tuple(file for part in parts for file in part.files),
+            image_files=np.concatenate(
+                [part.image_files + start for part, start in zip(parts, starts, strict=False)]
+            ),
+            image_lines=np.concatenate([part.image_lines for part in parts]),
+            box_lines=np.concatenate([part.box_lines for part in parts]),
+            items=tuple(items for part in parts for items in part.items),
+        )
