@@ -81,7 +81,11 @@ def augmented_pictures(
         return []
     height, width = config.data.image_size
     with train_batches(
-        index, settings=augment_settings(config), batch_size=count, seed=config.seed, num_threads=2
+        index,
+        settings=augment_settings(config),
+        batch_size=count,
+        seed=config.seed,
+        repeat_threshold=config.data.repeat_threshold,
     ) as batches:
         batch = next(batches)
     pictures = []
