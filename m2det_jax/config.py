@@ -107,8 +107,8 @@ def _augment() -> ConfigDict:
 def _model() -> ConfigDict:
     return ConfigDict(
         dict(
-            backbone="vgg16",  # or "vgg19", "resnet18", "resnet34", "resnet50", "resnet101",
-            #   "resnet152"
+            backbone="vgg16",  # or vgg19; resnet18, 34, 50, 101, 152; mobilenet_v1, _v2;
+            #   densenet121, 169, 201
             backbone_width=1.0,  # multiplies the channels of the backbone
             backbone_norm=False,  # BatchNorm in VGG: needed to train it from random weights
             backbone_official_stride=False,  # ResNets: layer 3 at stride 8, as in the official code

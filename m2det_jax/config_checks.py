@@ -8,7 +8,8 @@ from m2det_jax.experiment import get
 
 # The keys of model.backbones.BACKBONES, not imported: configs are checked before jax is loaded.
 BACKBONES = (
-    "resnet101", "resnet152", "resnet18", "resnet34", "resnet50", "vgg16", "vgg19",
+    "densenet121", "densenet169", "densenet201", "mobilenet_v1", "mobilenet_v2", "resnet101",
+    "resnet152", "resnet18", "resnet34", "resnet50", "vgg16", "vgg19",
 )  # fmt: skip
 _CHOICES = {
     "anchors.kind": ("ssd", "retinanet"),

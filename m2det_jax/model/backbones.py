@@ -4,18 +4,30 @@ A backbone is a Linen module with the fields `width`, `norm`, `frozen_stages`, `
 `dtype`, called as `backbone(images [B, H, W, 3], train=...)`. It returns the shallow map at stride
 8 and the deep map at stride 16, of ceil(H / 8) x ceil(W / 8) and ceil(H / 16) x ceil(W / 16) cells.
 Its method `frozen_modules()` names the submodules that `frozen_stages` keeps from learning. Each
-family has a file of its own.
+family has a file of its own and builds all of its network but the classifier; but for VGG, whose
+pool5 and conv6 do it, the deep map is at stride 16 because the last halving is left out.
 """
 
 import functools
 
 from flax import linen as nn
 
-from m2det_jax.model.resnet import BLOCKS, ResNet
+from m2det_jax.model.densenet import DenseNet
+from m2det_jax.model.mobilenet import MobileNet
+from m2det_jax.model.resnet import ResNet
 from m2det_jax.model.vgg import VGG16, VGG19
 
 BACKBONES = {
-    **{f"resnet{depth}": functools.partial(ResNet, depth) for depth in BLOCKS},
+    "densenet121": functools.partial(DenseNet, 121),
+    "densenet169": functools.partial(DenseNet, 169),
+    "densenet201": functools.partial(DenseNet, 201),
+    "mobilenet_v1": functools.partial(MobileNet, 1),
+    "mobilenet_v2": functools.partial(MobileNet, 2),
+    "resnet18": functools.partial(ResNet, 18),
+    "resnet34": functools.partial(ResNet, 34),
+    "resnet50": functools.partial(ResNet, 50),
+    "resnet101": functools.partial(ResNet, 101),
+    "resnet152": functools.partial(ResNet, 152),
     "vgg16": VGG16,
     "vgg19": VGG19,
 }

@@ -106,6 +106,22 @@ def max_pool_3x3(x: jax.Array, stride: int = 1) -> jax.Array:
     return x
 
 
+def avg_pool_2x2(x: jax.Array) -> jax.Array:
+    """Return the means of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
+
+    A last row or column without a partner counts twice, so that it gives the mean of what is there.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        first = jax.lax.slice_in_dim(x, 0, size, 2, axis)
+        second = jax.lax.slice_in_dim(x, 1, size, 2, axis)
+        if size % 2:
+            last = jax.lax.slice_in_dim(x, size - 1, size, 1, axis)
+            second = jnp.concatenate([second, last], axis)
+        x = (first + second) * 0.5
+    return x
+
+
 def _pad_with_lowest(x: jax.Array, axis: int, *, before: int, after: int) -> jax.Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (before, after)

@@ -10,10 +10,14 @@ import pytest
 from m2det_jax.config_checks import BACKBONES as CONFIG_BACKBONES
 from m2det_jax.model import M2Det
 from m2det_jax.model.backbones import BACKBONES, make_backbone
-from m2det_jax.model.initialize import variable_shapes
 
 # Channels of the shallow and the deep map at width 1.
 CHANNELS = {
+    "densenet121": (512, 1024),
+    "densenet169": (512, 1664),
+    "densenet201": (512, 1920),
+    "mobilenet_v1": (256, 1024),
+    "mobilenet_v2": (32, 1280),
     "resnet18": (128, 512),
     "resnet34": (128, 512),
     "resnet50": (512, 2048),
@@ -22,14 +26,25 @@ CHANNELS = {
     "vgg16": (512, 1024),
     "vgg19": (512, 1024),
 }
-# Those of the experiments; 64, the smallest that a config allows; and sides of no round number.
-SIZES = [(320, 320), (512, 512), (704, 704), (800, 800), (64, 64), (71, 101)]
+# Those of the experiments, and sides of no round number.
+SIZES = [(320, 320), (512, 512), (704, 704), (800, 800), (71, 101)]
+
+
+def assert_maps(kind, maps, height, width):
+    for features, stride, channels in zip(maps, (8, 16), CHANNELS[kind], strict=True):
+        assert features.shape == (2, -(-height // stride), -(-width // stride), channels)
 
 
 @functools.cache
 def full_size(kind):
+    """Returns (backbone, shapes of its variables); looks at the smallest legal size, 64, too."""
     backbone = make_backbone(kind)
-    return backbone, variable_shapes(backbone, (64, 64))
+    images = jnp.zeros((2, 64, 64, 3))
+    maps, variables = jax.eval_shape(
+        lambda: backbone.init_with_output(jax.random.key(0), images, train=False)
+    )
+    assert_maps(kind, maps, 64, 64)
+    return backbone, variables
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
@@ -38,11 +53,12 @@ def test_maps_have_the_promised_sizes_and_channels(kind, size):
     backbone, variables = full_size(kind)
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     maps = jax.eval_shape(lambda v, x: backbone.apply(v, x, train=False), variables, images)
-    for features, stride, channels in zip(maps, (8, 16), CHANNELS[kind], strict=True):
-        assert features.shape == (2, -(-size[0] // stride), -(-size[1] // stride), channels)
+    assert_maps(kind, maps, *size)
 
 
-@pytest.mark.parametrize("kind", ["resnet18", "resnet50", "vgg16"])
+@pytest.mark.parametrize(
+    "kind", ["densenet121", "mobilenet_v1", "mobilenet_v2", "resnet50", "vgg16"]
+)
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_variables(kind):
     backbone = make_backbone(kind, width=0.25, norm=True, dtype=jnp.bfloat16)
     images = jnp.zeros((1, 64, 64, 3), jnp.bfloat16)

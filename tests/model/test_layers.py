@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from m2det_jax.model.layers import ConvBlock, max_pool_2x2, max_pool_3x3, upsample
+from m2det_jax.model.layers import ConvBlock, avg_pool_2x2, max_pool_2x2, max_pool_3x3, upsample
 
 
 def _maps(height, width, *, seed=0):
@@ -129,3 +129,9 @@ def test_conv_block_normalises_by_the_batch_and_keeps_a_running_average():
     np.testing.assert_allclose(stats["var"], 0.9 * 4 + 0.1 * var, rtol=1e-4)
     evaluated = jax.jit(lambda x: block.apply(variables, x, train=False))(x)
     np.testing.assert_allclose(evaluated, np.maximum((x - 1) / np.sqrt(4 + 1e-5) + 0.5, 0), 1e-4)
+
+
+def test_average_pooling_keeps_a_last_row_without_a_partner():
+    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
+    pooled = np.asarray(jax.jit(avg_pool_2x2)(x))[0, :, :, 0]
+    np.testing.assert_array_equal(pooled, [[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]])

@@ -1,0 +1,124 @@
+"""DenseNet backbones (arXiv 1608.06993, the BC form) with the deep map at stride 16."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from m2det_jax.model.layers import (
+    NORM_MOMENTUM,
+    ConvBlock,
+    avg_pool_2x2,
+    batch_norm,
+    max_pool_3x3,
+    scaled_channels,
+)
+
+# Layers in dense blocks 1 to 4.
+BLOCKS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
+GROWTH = 32  # channels that a layer adds
+# Blocks with a pooling after their transition. The one after block 3 is left out: the whole of a
+# pretrained network is used, and its end, the richest map, is at stride 16.
+POOLED = (1, 2)
+
+
+class DenseNet(nn.Module):
+    """A DenseNet without the classifier. Input: RGB, normalised with ImageNet's values.
+
+    Every pooling rounds up; torchvision's rounds down, which is the same for multiples of 32.
+
+    Attributes:
+        depth: a key of BLOCKS.
+        width: factor on the stem's channels and on the growth rate (rounded to multiples of 8).
+        norm: ignored; a DenseNet always has BatchNorm.
+        frozen_stages: the first stages that do not learn: 1 the stem, 2 to 5 the dense blocks with
+            what follows each.
+        norm_momentum, dtype: see ConvBlock.
+    """
+
+    depth: int
+    width: float = 1.0
+    norm: bool = True
+    frozen_stages: int = 0
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jax.typing.DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Return the maps of dense block 2 (stride 8) and 4 (stride 16) of images [B, H, W, 3].
+
+        A dense block ends in bare convolutions, so both are after the BatchNorm and ReLU that
+        follow: block 2's before the transition halves its channels.
+        """
+        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        stem = ConvBlock(scaled_channels(64, self.width), 7, 2, name="stem", **options)
+        x = max_pool_3x3(stem(images, train=train and self.frozen_stages < 1), stride=2)
+        x = jax.lax.stop_gradient(x) if self.frozen_stages >= 1 else x
+        growth = scaled_channels(GROWTH, self.width)
+        for block, layers in enumerate(BLOCKS[self.depth], 1):
+            frozen = block < self.frozen_stages
+            learns = train and not frozen
+            for number in range(1, layers + 1):
+                name = f"denseblock{block}_layer{number}"
+                x = DenseLayer(growth, name=name, **options)(x, train=learns)
+            if block < len(BLOCKS[self.depth]):
+                transition = NormReluConv(x.shape[-1] // 2, 1, name=f"transition{block}", **options)
+                y, x = transition(x, train=learns)
+            else:
+                y = x = nn.relu(
+                    batch_norm(self.norm_momentum, self.dtype, train=learns, name="norm5")(x)
+                )
+            y, x = jax.lax.stop_gradient((y, x)) if frozen else (y, x)
+            x = avg_pool_2x2(x) if block in POOLED else x
+            if block == 2:
+                shallow = y
+        return shallow, x
+
+    def frozen_modules(self) -> tuple[str, ...]:
+        """Return the names of the submodules that do not learn."""
+        names = ["stem"] if self.frozen_stages else []
+        for block, layers in enumerate(BLOCKS[self.depth][: max(0, self.frozen_stages - 1)], 1):
+            names += [f"denseblock{block}_layer{number}" for number in range(1, layers + 1)]
+            names.append(f"transition{block}" if block < len(BLOCKS[self.depth]) else "norm5")
+        return tuple(names)
+
+
+class DenseLayer(nn.Module):
+    """Appends `growth` channels to its input by a 1x1 and a 3x3 convolution."""
+
+    growth: int
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jax.typing.DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        _, y = NormReluConv(4 * self.growth, 1, name="conv1", **options)(x, train=train)
+        _, y = NormReluConv(self.growth, 3, name="conv2", **options)(y, train=train)
+        return jnp.concatenate([x, y], axis=-1)
+
+
+class NormReluConv(nn.Module):
+    """BatchNorm, ReLU and a convolution without bias, in this order; keeps the size.
+
+    Attributes:
+        features, kernel_size, norm_momentum, dtype: see ConvBlock.
+    """
+
+    features: int
+    kernel_size: int
+    norm_momentum: float = NORM_MOMENTUM
+    dtype: jax.typing.DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Return what the convolution reads and what it makes of it."""
+        x = nn.relu(batch_norm(self.norm_momentum, self.dtype, train=train, name="norm")(x))
+        conv = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            padding=self.kernel_size // 2,
+            use_bias=False,
+            dtype=self.dtype,
+            name="conv",
+        )
+        return x, conv(x)
