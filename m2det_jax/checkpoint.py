@@ -207,6 +207,11 @@ def restore(workdir: str | pathlib.Path, checkpoint: str | int = "latest") -> Re
     with open_manager(workdir, read_only=True) as manager:
         step = _choose(manager, workdir, checkpoint)
         meta = _restore(manager, step, meta=ocp.args.JsonRestore()).meta
+        if "config" not in meta:
+            raise ValueError(
+                f"{workdir}: a backbone alone, no detector; train one from it with "
+                f"--config.model.backbone_weights={workdir}"
+            )
         config = stored_config(meta)
         class_names = tuple(meta["class_names"])
         detector = build_detector(config, class_names)

@@ -106,6 +106,7 @@ def loop(
 
 def start_or_resume(run: Run, running, manager: ocp.CheckpointManager, config: ConfigDict):
     """Returns (state, running metrics, progress) of the latest checkpoint, or of a fresh start."""
+    _refuse_converted(manager)
     found = checkpoint.restore_latest(manager, run.state, running, run.replicated)
     if found is None:
         return run.state, running, {"AP": -1.0, "best_AP": -1.0, "evaluations_since_best": 0}
@@ -121,6 +122,18 @@ def start_or_resume(run: Run, running, manager: ocp.CheckpointManager, config: C
             log.warning("config.%s was %r when this run began, now %r", key, old, value)
     log.info("resuming from step %d of %s", int(state.step), manager.directory)
     return state, running, meta["progress"]
+
+
+def _refuse_converted(manager: ocp.CheckpointManager) -> None:
+    """Raises ValueError where the checkpoints are converted weights, which cannot be resumed."""
+    folder = pathlib.Path(manager.directory)
+    # Whole but for what training needs: `convert` writes no "train".
+    if any((p / "model").is_dir() and not (p / "train").exists() for p in folder.glob("*[0-9]")):
+        raise ValueError(
+            f"{folder.parent} holds converted weights, not a run to resume; train from them with "
+            f"--config.init_from={folder.parent} (--config.model.backbone_weights for a backbone) "
+            "and another --workdir"
+        )
 
 
 def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict]:
