@@ -3,14 +3,14 @@
 A checkpoint has three items, so that each reader takes only what it needs:
   model  moving averages of params and batch_stats: what evaluation and prediction use
   train  what only training needs: step, raw params and batch_stats, optimiser, running metrics
-  meta   JSON: config, class names, versions of the packages, progress of the run
+  meta   JSON: config, class names, data, versions of the packages, progress of the run
+Beside them lie the checksums of all files.
 """
 
 import dataclasses
 import importlib.metadata
 import logging
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 import m2det_jax
+from m2det_jax import damage
 from m2det_jax.config import default_config
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.model import variable_shapes
@@ -36,7 +37,17 @@ def _ap(metrics: dict[str, float]) -> float:
 def open_manager(
     workdir: str | pathlib.Path, *, keep_latest: int = 2, read_only: bool = False
 ) -> ocp.CheckpointManager:
-    """Opens the checkpoints below workdir; use as a context manager, or the last save is lost."""
+    """Opens the checkpoints below workdir; use as a context manager, or the last save is lost.
+
+    Unless it is only to be read from, damaged checkpoints are moved to workdir/damaged first.
+
+    Raises:
+      ValueError: all checkpoints are damaged.
+    """
+    # Orbax finds out about a relative path only in its background thread.
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    if not read_only:
+        damage.move_damaged(directory)
     keep = policies.AnyPreservationPolicy(
         [
             policies.LatestN(n=keep_latest),
@@ -50,24 +61,43 @@ def open_manager(
         best_fn=_ap,  # without it Orbax writes no metrics, and a restart forgets the best
         best_mode="max",
         preservation_policy=None if read_only else keep,
+        async_options=ocp.AsyncOptions(
+            post_finalization_callback=lambda: _write_checksums(directory)
+        ),
     )
     handlers = ocp.handlers.create_default_handler_registry(
         model=ocp.StandardCheckpointHandler(),
         train=ocp.StandardCheckpointHandler(),
         meta=ocp.JsonCheckpointHandler(),
     )
-    # Orbax finds out about a relative path only in its background thread.
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
     return ocp.CheckpointManager(directory, options=options, handler_registry=handlers)
 
 
-def make_meta(config: ConfigDict, class_names: tuple[str, ...], progress: dict) -> dict[str, Any]:
-    """Returns what is stored beside the arrays, as JSON values."""
+def _write_checksums(directory: pathlib.Path) -> None:
+    # Called when all files of a save are written, before its folder gets its final name.
+    for folder in directory.glob("*.orbax-checkpoint-tmp"):
+        damage.write_checksums(folder)
+
+
+def check_last_save(manager: ocp.CheckpointManager) -> None:
+    """Raises the error of a save that has failed in the background; does not wait for one."""
+    if not manager.is_saving_in_progress():
+        manager.wait_until_finished()
+
+
+def make_meta(
+    config: ConfigDict,
+    class_names: tuple[str, ...],
+    progress: dict[str, Any],
+    data: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Returns what is stored beside the arrays, as JSON values; `data`: fingerprints by name."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "format": 1,
         "config": config.to_dict(),
         "class_names": list(class_names),
+        "data": data or {},
         "versions": versions | {"m2det_jax": m2det_jax.__version__},
         "progress": progress,
     }
@@ -105,6 +135,16 @@ def _train_item(state: TrainState, running_metrics: Any) -> dict[str, Any]:
     }
 
 
+def read_meta(manager: ocp.CheckpointManager) -> dict[str, Any] | None:
+    """Reads the newest `meta` that can be read; None where there is none."""
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        except Exception as error:  # whatever a damaged file raises; restore_latest deals with it
+            log.warning("checkpoint %d: %s", step, _first_line(error))
+    return None
+
+
 def restore_latest(
     manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any, sharding: Any
 ) -> tuple[TrainState, Any, dict[str, Any]] | None:
@@ -117,7 +157,8 @@ def restore_latest(
       sharding: where the restored arrays go; the number of devices may differ from before.
 
     Raises:
-      ValueError: there are checkpoints, and none can be restored.
+      ValueError: there are checkpoints, and none can be restored; or the newest is as it was
+        written, but of another model.
     """
 
     def abstract(tree):
@@ -135,10 +176,12 @@ def restore_latest(
         try:
             found = manager.restore(step, args=args)
         except Exception as error:  # whatever a damaged file raises: tell, and try the one before
-            failures[step] = f"{step}: {type(error).__name__}: {_first_line(error)}"
-            log.warning("checkpoint %s; cannot be restored, trying the one before", failures[step])
+            failures[step] = f"{type(error).__name__}: {_first_line(error)}"
+            if damage.has_checksums(pathlib.Path(manager.directory) / f"{step:08d}"):
+                break  # intact: the one before would fit no better
             continue
-        _set_aside(manager, list(failures))
+        damage.set_aside(pathlib.Path(manager.directory), failures)
+        manager.reload()
         running = found.train.pop("running_metrics")
         ema = found.model
         restored = TrainState(
@@ -146,31 +189,12 @@ def restore_latest(
         )
         return restored, running, found.meta
     if failures:
-        raise ValueError(
-            f"none of the checkpoints in {manager.directory} can be restored into this model; "
-            f"use another --workdir, or the config they were trained with. "
-            f"{'; '.join(failures.values())}"
-        )
+        raise damage.none_left(manager.directory, failures)
     return None
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
-    """Moves damaged checkpoints away: Orbax silently saves nothing up to the latest it sees."""
-    if not steps:
-        return
-    folder = pathlib.Path(manager.directory)
-    if jax.process_index() == 0:
-        for step in steps:
-            target = folder.parent / "damaged" / f"{step:08d}"
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (folder / target.name).rename(target)
-            log.warning("damaged checkpoint moved to %s", target)
-    manager.reload()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,14 +251,10 @@ def stored_config(meta: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def finished_steps(workdir: str | pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a workdir, whether they can be restored or not."""
-    folders = (pathlib.Path(workdir) / "checkpoints").glob("*")
-    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
-
-
 def _restore(manager: ocp.CheckpointManager, step: int, **items):
     try:
+        if found := damage.find_damage(pathlib.Path(manager.directory) / f"{step:08d}"):
+            raise ValueError(found)
         return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # whatever a damaged file raises
         raise ValueError(

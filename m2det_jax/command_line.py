@@ -40,7 +40,10 @@ def parse(argv: list[str], doc: str, own_flag: str) -> list[str]:
         _check_keys(argv, name)
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
-            raise ValueError("give --config, such as --config experiments/vgg512.py (--help)")
+            raise ValueError(
+                "give --config, such as --config experiments/vgg512.py, or the --workdir of a run "
+                "to go on with (--help)"
+            )
         if len(rest) > 1:
             raise ValueError(f"unexpected arguments: {' '.join(rest[1:])}")
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
@@ -55,18 +58,40 @@ def config_name() -> str:
 
 
 def _resolve_config(argv: list[str]) -> str | None:
-    """Replaces the name of a shipped experiment by its file, in place; returns the file."""
+    """Replaces the name of an experiment by its file, in place; returns it.
+
+    Where there is none, the config in the workdir is taken, if that has one.
+    """
+    given = {}
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config"):
-            continue
-        if equals:
-            argv[i] = f"--config={experiment.experiment_path(value)}"
+        value = value if equals else "".join(argv[i + 1 : i + 2])
+        given[flag.lstrip("-")] = value
+        if flag in ("--config", "-config"):
+            argv[i : i + 1 + (not equals)] = [f"--config={_config_file(value)}"]
             return argv[i].partition("=")[2]
-        if i + 1 < len(argv):
-            argv[i + 1] = str(experiment.experiment_path(argv[i + 1]))
-            return argv[i + 1]
-    return None
+    workdir = pathlib.Path(given.get("workdir", ""))
+    # What training wrote as it began, else what lies in the newest checkpoint.
+    places = [workdir / "config.json", *sorted(workdir.glob("checkpoints/*/meta/metadata"))[::-1]]
+    stored = next((path for path in places if path.is_file()), None)
+    if "workdir" not in given or stored is None:
+        return None
+    argv.insert(1, f"--config={_stored(stored)}")
+    return argv[1].partition("=")[2]
+
+
+def _config_file(name: str) -> str:
+    """The file of an experiment, with the text for its get_config where it takes one."""
+    name, colon, text = name.partition(":")
+    path = experiment.experiment_path(name)
+    if path.suffix == ".json":
+        return _stored(path)
+    return f"{path}{colon}{text}"
+
+
+def _stored(path: pathlib.Path) -> str:
+    """A config in JSON as an experiment that config_flags can read."""
+    return f"{pathlib.Path(__file__).with_name('stored_config.py')}:{path.absolute()}"
 
 
 def _check_keys(argv: list[str], path: str | None) -> None:

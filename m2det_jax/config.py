@@ -7,6 +7,19 @@ little languages. Code below the verbs never sees a ConfigDict, only the values 
 
 from ml_collections import ConfigDict
 
+# A workdir may be resumed with other values of these: they decide where a run ends, how fast it
+# goes, what it writes, or what happens when something fails, but not what its steps compute. (The
+# CSV files may move; what is in them is compared by itself. config.epochs stretches a cosine
+# schedule, which is said.) All other keys are part of what a run is.
+FREE_KEYS = frozenset(
+    (
+        "epochs max_steps platform deterministic on_nonfinite max_nonfinite data.train_csv "
+        "data.val_csv data.classes_csv data.num_workers data.num_threads data.on_bad_image "
+        "eval.every_epochs eval.batch_size eval.patience log.every_steps log.sample_images "
+        "checkpoint.every_steps checkpoint.keep_latest"
+    ).split()
+)
+
 
 def default_config() -> ConfigDict:
     """Returns the defaults: the paper's VGG16 at 512 px with our focal-loss training recipe."""
@@ -20,6 +33,8 @@ def default_config() -> ConfigDict:
     config.deterministic = False  # GPU: deterministic kernels (slower); the CPU always is
     config.init_from = ""  # workdir of a run, or of converted weights, to take the first weights of
     config.init_checkpoint = "latest"  # which there: "latest", "best" or a step
+    config.on_nonfinite = "stop"  # loss or gradient not finite; "skip": leave that update out
+    config.max_nonfinite = 10  # on_nonfinite "skip": stop after more such steps in a run
     config.data = _data()
     config.augment = _augment()
     config.model = _model()
@@ -60,6 +75,7 @@ def _data() -> ConfigDict:
             std=(58.395, 57.12, 57.375),  # RGB, 0..255; divided by
             channel_order="rgb",  # in which the network takes the channels; or "bgr" (Caffe's VGG16
             #   and the official weights). mean and std are given in RGB order all the same
+            on_bad_image="error",  # a training image cannot be read; "skip": the next one instead
             num_workers=0,  # grain worker processes; 0: threads of this process
             num_threads=2,  # reading threads per process
         )

@@ -24,6 +24,8 @@ _CHOICES = {
     "loss.kind": ("focal", "softmax"),
     "eval.nms": ("hard", "soft_linear", "soft_gaussian"),
     "platform": ("", "cpu", "gpu", "tpu"),
+    "on_nonfinite": ("stop", "skip"),
+    "data.on_bad_image": ("error", "skip"),
 }
 _POSITIVE = (
     "epochs batch_size accumulation data.num_threads model.num_levels model.backbone_width "
@@ -33,9 +35,10 @@ _POSITIVE = (
     "eval.soft_candidates"
 ).split()
 _NOT_NEGATIVE = (
-    "seed max_steps data.num_workers log.sample_images eval.patience eval.max_per_class "
-    "loss.focal_gamma loss.box_weight optimizer.momentum optimizer.weight_decay "
-    "optimizer.clip_norm optimizer.warmup_epochs optimizer.warmup_start optimizer.backbone_factor"
+    "seed max_steps max_nonfinite data.num_workers log.sample_images eval.patience "
+    "eval.max_per_class loss.focal_gamma loss.box_weight optimizer.momentum "
+    "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs optimizer.warmup_start "
+    "optimizer.backbone_factor"
 ).split()
 _UNIT_INTERVAL = (
     "data.val_fraction data.repeat_threshold augment.flip_probability augment.expand_probability "

@@ -1,8 +1,10 @@
 """Which images a run trains on and which it is validated on."""
 
+import hashlib
 import logging
 import pathlib
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from m2det_jax.data import (
@@ -93,10 +95,25 @@ def _split(config: ConfigDict, workdir: pathlib.Path, class_names: tuple[str, ..
         folder.mkdir(parents=True, exist_ok=True)
         write_classes(class_names, folder / "classes.csv")
         for part, file in zip(parts, files, strict=True):
-            write_csv(part, file)
+            beside = file.with_suffix(".tmp")  # a file cut short by a kill would be taken for whole
+            write_csv(part, beside)
+            beside.replace(file)
         log.info("split off %d of %d images for validation, see %s", parts[1].num_images,
                  whole.num_images, folder)  # fmt: skip
     return tuple(read_csv(file, class_names) for file in files)
+
+
+def fingerprint(index: DetectionIndex) -> str:
+    """Returns a short text that differs where two data sets would train or evaluate differently.
+
+    Of the images it takes file names and sizes, not folders or pixels: a data set may move.
+    """
+    names = "\n".join(pathlib.Path(path).name for path in index.image_paths)
+    arrays = (index.sizes, index.boxes, index.labels, index.offsets, index.difficult)
+    digest = hashlib.sha256(names.encode())
+    for array in (*arrays, index.regions, index.region_labels, index.region_offsets):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return f"{index.num_images} images, {len(index.labels)} objects, {digest.hexdigest()[:12]}"
 
 
 def fill_colour(config: ConfigDict) -> tuple[int, int, int]:

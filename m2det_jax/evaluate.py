@@ -116,6 +116,7 @@ def step_settings(config) -> StepSettings:
         box_weight=config.loss.box_weight,
         ema_decay=config.optimizer.ema_decay,
         accumulation=config.accumulation,
+        skip_nonfinite=config.on_nonfinite == "skip",
     )
 
 

@@ -59,8 +59,12 @@ def experiment_path(name: str) -> pathlib.Path:
 
 
 def load_experiment(name: str) -> ConfigDict:
-    """Returns the config of an experiment given as a path or as the name of a shipped one."""
+    """Returns the config of an experiment given as a path or as the name of a shipped one.
+
+    A path may end with ":TEXT", which is given to the experiment's get_config.
+    """
+    name, _, text = name.partition(":")
     spec = importlib.util.spec_from_file_location("m2det_jax_experiment", experiment_path(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config(*[text] if text else [])

@@ -10,6 +10,7 @@ JSON lines and hidden from TensorBoard, so no step appears twice.
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,6 +74,46 @@ def _as_number(name: str, value) -> int | float:
     return int(array) if array.dtype.kind in "biu" else float(array)
 
 
+class _Events:
+    """An event file of TensorBoard, written in the caller's thread.
+
+    tensorboardX's own SummaryWriter writes in a thread, which ends on a full disk without a word,
+    and lets the next calls wait for ever.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        # Here, so that reading a history needs no protobuf.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(exist_ok=True)
+        self._summary, self._event = summary, Event
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        # TensorBoard hides older events from purge_step on, also those of a run begun anew.
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def _add(self, step: int, content) -> None:
+        event = self._event(wall_time=time.time(), step=step, summary=content)
+        self._writer.write_event(event)
+
+    def add_scalars(self, step: int, numbers: Mapping[str, int | float]) -> None:
+        for name, value in numbers.items():
+            self._add(step, self._summary.scalar(name, value))
+        self._writer.flush()
+
+    def add_image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        self._add(step, self._summary.image(name, pixels, dataformats="HWC"))
+        self._writer.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class History:
     """Writes scalars and pictures of a run; usable in a `with` statement.
 
@@ -84,15 +125,11 @@ class History:
         self._file, self._events = None, None
         if not enabled:
             return
-        # Here, so that reading a history needs no protobuf.
-        from tensorboardX import SummaryWriter
-
         path = Path(workdir) / _FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut(path, start_step)
         self._file = path.open("a", encoding="utf-8")
-        # TensorBoard hides older events from purge_step on, also those of a run begun anew.
-        self._events = SummaryWriter(str(path.parent / "tensorboard"), purge_step=start_step + 1)
+        self._events = _Events(path.parent / "tensorboard", start_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, object]) -> None:
         """Writes one line and one TensorBoard point a scalar (numpy and jax scalars too).
@@ -107,17 +144,18 @@ class History:
             raise ValueError("history: a scalar named 'step' would hide the step; rename it")
         numbers = {name: _as_number(name, value) for name, value in scalars.items()}
         finite = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise FileNotFoundError(f"{self._file.name} was removed during the run")
         self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
-            self._events.add_scalar(name, value, int(step))
+        self._events.add_scalars(int(step), numbers)
 
     def write_image(self, step: int, name: str, image: Image.Image | np.ndarray) -> None:
         """Writes a picture (PIL image or uint8 [H, W, 3]) to TensorBoard."""
         if self._file is None:
             return
         pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-        self._events.add_image(name, pixels, int(step), dataformats="HWC")
+        self._events.add_image(int(step), name, pixels)
 
     def flush(self) -> None:
         """Brings the event files up to date on disk; the JSON lines always are."""
@@ -126,10 +164,13 @@ class History:
 
     def close(self) -> None:
         """Ends the record; may be called twice."""
-        if self._file is not None:
-            self._file.close()
-            self._events.close()
-            self._file = self._events = None
+        file, events = self._file, self._events
+        self._file = self._events = None
+        if file is not None:
+            try:
+                file.close()
+            finally:
+                events.close()
 
     def __enter__(self) -> "History":
         return self

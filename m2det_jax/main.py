@@ -4,8 +4,8 @@ r"""Trains M2Det from the command line.
         --config.data.train_csv=train.csv --config.data.val_csv=val.csv \
         --config.data.classes_csv=classes.csv
 
-Started again with the same --workdir it resumes. Any key of the config can be given as
---config.section.key=value.
+Started again with the same --workdir it resumes, also where that alone is given. Any key of the
+config can be given as --config.section.key=value.
 """
 
 import pathlib
@@ -16,6 +16,9 @@ from m2det_jax import command_line
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, history, pictures. Default: runs/EXPERIMENT."
+)
+_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+    "allow_config_change", False, "Resume although config keys differ that change the result."
 )
 
 
@@ -36,7 +39,7 @@ def main(argv: list[str]) -> None:
 
     def run():
         runtime.start(config.platform, config.deterministic)
-        train(config, workdir)
+        train(config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
 
     runtime.one_line_errors(run)
 

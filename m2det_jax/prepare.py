@@ -10,10 +10,11 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint, evaluate, runtime
+from m2det_jax import evaluate, runtime
 from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.backbone_weights import load_backbone
 from m2det_jax.config_checks import validate, validate_classes
+from m2det_jax.damage import finished_steps
 from m2det_jax.data import (
     DetectionIndex,
     describe_augmentation,
@@ -21,7 +22,7 @@ from m2det_jax.data import (
     epoch_length,
     image_factors,
 )
-from m2det_jax.datasets import augment_settings, load_datasets, train_sizes
+from m2det_jax.datasets import augment_settings, fingerprint, load_datasets, train_sizes
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.fine_tune import start_from
 from m2det_jax.model import init_variables
@@ -56,6 +57,7 @@ class Run:
       train_step, eval_step: jitted; see make_train_step and make_eval_step.
       state: placed on all devices.
       replicated, by_batch: shardings of the state and of a batch.
+      fingerprints: of both data sets, to be stored with checkpoints.
     """
 
     train_index: DetectionIndex
@@ -67,6 +69,7 @@ class Run:
     state: TrainState
     replicated: jax.sharding.Sharding
     by_batch: jax.sharding.Sharding
+    fingerprints: dict[str, str]
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
@@ -95,7 +98,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         in_shardings=(replicated, by_batch),
         out_shardings=(replicated, replicated),
     )
-    resuming = bool(checkpoint.finished_steps(workdir))
+    resuming = bool(finished_steps(workdir))
     variables = initial_variables(config, detector, resuming=resuming)
     log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
     return Run(
@@ -108,6 +111,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         state=place(create_train_state(variables, optimizer), replicated),
         replicated=replicated,
         by_batch=by_batch,
+        fingerprints={"training": fingerprint(train_index), "validation": fingerprint(val_index)},
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ import jax
 import numpy as np
 import tqdm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from m2det_jax.guard import Stopped
 
 log = logging.getLogger("m2det_jax")
 
@@ -109,5 +112,9 @@ def one_line_errors(verb: Callable, *args, **kwargs):
         if os.environ.get("M2DET_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

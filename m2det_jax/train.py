@@ -1,7 +1,6 @@
 """Trains a detector: the whole loop, in order."""
 
 import contextlib
-import json
 import logging
 import math
 import pathlib
@@ -11,38 +10,59 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint
+from m2det_jax import checkpoint, guard
 from m2det_jax.data import train_batches
 from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.draw import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate
-from m2det_jax.experiment import flatten
 from m2det_jax.history import History
 from m2det_jax.prepare import Run, prepare
+from m2det_jax.resume import start_or_resume, what_is_left, write_config
 from m2det_jax.train_state import TrainState, place
 from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch
 
 log = logging.getLogger("m2det_jax")
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> dict:
+def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: bool = False) -> dict:
     """Trains until the plan is done, resuming from workdir's latest checkpoint where there is one.
+
+    Args:
+      allow_config_change: resume although keys differ that change the result.
 
     Returns:
       The validation metrics of the last evaluation (moving-average weights); {} if there was none.
 
     Raises:
-      ValueError, FileNotFoundError: config, data or checkpoints do not fit; says what to do.
+      ValueError, FileNotFoundError: config, data or checkpoints do not fit, or another process
+        trains in workdir; says what to do.
       FloatingPointError: the loss is not finite; names the step, the images and the checkpoint.
+      OSError: the disk is full or gone, or a data worker died; names the last good checkpoint.
+      Stopped: SIGTERM or SIGINT came; the state is saved.
     """
+    try:
+        with guard.WorkdirLock(workdir, enabled=jax.process_index() == 0) as lock:
+            return run_locked(config, workdir, lock, allow_config_change)
+    except (OSError, ValueError) as error:
+        if (trouble := guard.disk_trouble(error)) is None:
+            raise
+        raise OSError(f"{trouble}; {what_is_left(workdir)}") from error
+
+
+def run_locked(
+    config: ConfigDict, workdir: pathlib.Path, lock: guard.WorkdirLock, allow_config_change: bool
+) -> dict:
+    """Sets up what the loop needs, in the order in which it must end, and runs it."""
     run = prepare(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    lock.create()
     running = place(IntervalMetrics.empty(), run.replicated)
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(
             checkpoint.open_manager(workdir, keep_latest=config.checkpoint.keep_latest)
         )
-        state, running, progress = start_or_resume(run, running, manager, config)
+        state, running, progress = start_or_resume(
+            run, running, manager, config, allow_config_change
+        )
         step = int(state.step)
         write_config(workdir, config)
         history = History(workdir, step, enabled=jax.process_index() == 0)
@@ -51,16 +71,20 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict:
         watch = Watch(
             history,
             running,
+            progress,
             start_step=step,
             steps=run.plan.steps,
             batch_size=config.batch_size,
             every_steps=config.log.every_steps,
+            image_paths=run.train_index.image_paths,
+            max_nonfinite=config.max_nonfinite if config.on_nonfinite == "skip" else 0,
         )
         stack.enter_context(contextlib.closing(watch))
+        signals = stack.enter_context(guard.StopSignals())
         try:
-            return loop(config, workdir, run, state, progress, manager, batches, watch)
+            return loop(config, workdir, run, state, lock, manager, batches, watch, signals)
         except NonFiniteLoss as error:
-            raise FloatingPointError(explain(error, run, manager)) from None
+            raise FloatingPointError(f"{explain(error, run)}; {what_is_left(workdir)}") from None
 
 
 def loop(
@@ -68,72 +92,51 @@ def loop(
     workdir: pathlib.Path,
     run: Run,
     state: TrainState,
-    progress: dict,
+    lock: guard.WorkdirLock,
     manager: ocp.CheckpointManager,
     batches: Iterator[dict],
     watch: Watch,
+    signals: guard.StopSignals,
 ) -> dict:
-    """Steps from the state's step to the end of the plan; returns the last validation metrics."""
-    plan, metrics, start = run.plan, {}, int(state.step)
+    """Steps from the state's step to the end of the plan; returns the last validation metrics.
+
+    A step, with all its micro-batches, is done or not done: nothing is saved or left inside one.
+    """
+    plan, progress, metrics, start = run.plan, watch.progress, {}, int(state.step)
     if start >= plan.stop:
         log.info("nothing to do: step %d of %d is done; raise config.epochs to go on",
                  start, plan.stop)  # fmt: skip
     for step in range(start + 1, plan.stop + 1):
         batch = watch.wait_for(batches)
-        image_ids = batch.pop("image_id")
+        image_ids, replaced = batch.pop("image_id"), batch.pop("replaced", None)
         if step == 1:
             save_samples(config, workdir, run, batch, watch.history)
         state, step_metrics = run.train_step(state, jax.device_put(batch, run.by_batch))
-        watch.after_step(step, step_metrics, image_ids)
+        watch.after_step(step, step_metrics, image_ids, replaced)
+        checkpoint.check_last_save(manager)  # a full disk stops the run now, not a save later
 
+        stopping = signals.agreed()
         evaluating = step % plan.evaluate_every == 0 or step == plan.steps
-        if not (evaluating or step == plan.stop or step % plan.save_every == 0):
+        saving = evaluating or step == plan.stop or step % plan.save_every == 0
+        if not (saving or stopping):
             continue
+        lock.check()
         watch.check()  # a state with a bad loss is neither evaluated nor saved
         if evaluating:
             metrics = watch.pause(validate_state, config, run, state, watch.history, progress)
         # History before checkpoint: a run that dies between the two repeats the evaluation and
         # cuts the doubled record; the other way round the record would be lost.
-        meta = checkpoint.make_meta(config, run.train_index.class_names, progress)
+        meta = checkpoint.make_meta(config, run.train_index.class_names, progress, run.fingerprints)
         ap = {"AP": progress["AP"]} if evaluating else None
         watch.pause(checkpoint.save, manager, state, watch.running, meta, ap)
         if evaluating and 0 < config.eval.patience <= progress["evaluations_since_best"]:
             log.info("stopping early at step %d: no better AP in %d evaluations",
                      step, config.eval.patience)  # fmt: skip
             break
+        if stopping and step < plan.stop:
+            manager.wait_until_finished()
+            raise guard.Stopped(stopping, step)
     return metrics
-
-
-def start_or_resume(run: Run, running, manager: ocp.CheckpointManager, config: ConfigDict):
-    """Returns (state, running metrics, progress) of the latest checkpoint, or of a fresh start."""
-    _refuse_converted(manager)
-    found = checkpoint.restore_latest(manager, run.state, running, run.replicated)
-    if found is None:
-        return run.state, running, {"AP": -1.0, "best_AP": -1.0, "evaluations_since_best": 0}
-    state, running, meta = found
-    if tuple(meta["class_names"]) != run.train_index.class_names:
-        raise ValueError(
-            f"{manager.directory} was trained on the classes {meta['class_names']}, the data has "
-            f"{list(run.train_index.class_names)}; use another --workdir"
-        )
-    before = flatten(checkpoint.stored_config(meta))
-    for key, value in flatten(config).items():
-        if (old := before.get(key)) != value:
-            log.warning("config.%s was %r when this run began, now %r", key, old, value)
-    log.info("resuming from step %d of %s", int(state.step), manager.directory)
-    return state, running, meta["progress"]
-
-
-def _refuse_converted(manager: ocp.CheckpointManager) -> None:
-    """Raises ValueError where the checkpoints are converted weights, which cannot be resumed."""
-    folder = pathlib.Path(manager.directory)
-    # Whole but for what training needs: `convert` writes no "train".
-    if any((p / "model").is_dir() and not (p / "train").exists() for p in folder.glob("*[0-9]")):
-        raise ValueError(
-            f"{folder.parent} holds converted weights, not a run to resume; train from them with "
-            f"--config.init_from={folder.parent} (--config.model.backbone_weights for a backbone) "
-            "and another --workdir"
-        )
 
 
 def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict]:
@@ -150,6 +153,7 @@ def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict
         num_threads=config.data.num_threads,
         repeat_threshold=config.data.repeat_threshold,
         sizes=train_sizes(config),
+        on_bad_image=config.data.on_bad_image,
     )
 
 
@@ -203,19 +207,11 @@ def save_samples(
     log.info("augmented training pictures: %s", path)
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes the config beside the run, for people to read; checkpoints carry their own."""
-    text = json.dumps(config.to_dict(), indent=2)
-    (workdir / "config.json").write_text(text + "\n")
-
-
-def explain(error: NonFiniteLoss, run: Run, manager: ocp.CheckpointManager) -> str:
-    """Says where the loss broke and what is left."""
+def explain(error: NonFiniteLoss, run: Run) -> str:
+    """Says where the loss broke."""
     names = ", ".join(run.train_index.image_paths[i] for i in error.image_ids)
-    last = manager.latest_step()
-    good = f"the last good checkpoint is step {last}" if last is not None else "none is saved yet"
     return (
-        f"{error.what} at step {error.step}; {good} in {manager.directory}. "
-        f"Images of that batch: {names}. Look at them, or lower config.optimizer.learning_rate, "
-        "lengthen warmup_epochs, or lower clip_norm"
+        f"{error}. Images of that batch: {names}. Look at them, or lower "
+        "config.optimizer.learning_rate, lengthen warmup_epochs, lower clip_norm, or leave out a "
+        "few such steps with --config.on_nonfinite=skip"
     )

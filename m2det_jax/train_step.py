@@ -32,6 +32,7 @@ class StepSettings:
     box_weight: float
     ema_decay: float
     accumulation: int
+    skip_nonfinite: bool = False
 
 
 def make_targets(detector: Detector, settings: StepSettings, batch: Batch) -> ops.Targets:
@@ -86,6 +87,8 @@ def make_train_step(
     With accumulation the batch goes through in as many equal parts, one after the other. Every
     part is normalised by the positives of the whole batch, so that the gradient is that of the
     whole batch but for the batch statistics, which are those of each part in turn.
+
+    With skip_nonfinite a loss or gradient that is not finite changes nothing but the step's number.
     """
     parts = settings.accumulation
 
@@ -137,7 +140,11 @@ def make_train_step(
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        state = TrainState(state.step + 1, params, batch_stats, *ema, opt_state)
+        old, state = state, TrainState(state.step + 1, params, batch_stats, *ema, opt_state)
+        if settings.skip_nonfinite:
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), state, old)
+            state = dataclasses.replace(kept, step=state.step)
         return state, metrics
 
     return train_step

@@ -3,9 +3,11 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from clu import metrics as clu_metrics
@@ -24,7 +26,10 @@ IntervalMetrics = clu_metrics.Collection.create(
 
 @jax.jit
 def _merge(running, metrics):
-    return running.merge(IntervalMetrics.single_from_model_output(**metrics))
+    merged = running.merge(IntervalMetrics.single_from_model_output(**metrics))
+    # One NaN would make the mean of the interval NaN; such steps are counted instead.
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), merged, running)
 
 
 class Watch:
@@ -33,6 +38,10 @@ class Watch:
     Args:
       history: where the records go.
       running: IntervalMetrics so far (restored, or empty).
+      progress: what is counted through all stops of the run, saved with each checkpoint; of it
+        "nonfinite_steps" and "replaced_images" are counted here.
+      image_paths: of the training set, to name images.
+      max_nonfinite: so many steps that are not finite are let pass in a run.
       start_step, steps: where the run begins and ends.
       batch_size: global, for the images a second.
       every_steps: length of the interval.
@@ -42,13 +51,17 @@ class Watch:
         self,
         history: History,
         running: Any,
+        progress: dict[str, Any],
         *,
         start_step: int,
         steps: int,
         batch_size: int,
         every_steps: int,
+        image_paths: Sequence[str],
+        max_nonfinite: int = 0,
     ):
-        self.history, self.running = history, running
+        self.history, self.running, self.progress = history, running, progress
+        self.image_paths, self.max_nonfinite = image_paths, max_nonfinite
         self.steps, self.batch_size, self.every_steps = steps, batch_size, every_steps
         self.bar = tqdm.tqdm(None, "train", steps, initial=start_step, disable=None, unit="step")
         self.pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
@@ -71,14 +84,29 @@ class Watch:
         self.paused += time.perf_counter() - begin
         return result
 
-    def after_step(self, step: int, metrics: dict[str, jax.Array], image_ids: np.ndarray) -> None:
+    def after_step(
+        self,
+        step: int,
+        metrics: dict[str, jax.Array],
+        image_ids: np.ndarray,
+        replaced: np.ndarray | None = None,
+    ) -> None:
         """Takes note of a finished step; logs at the end of an interval.
 
+        Args:
+          replaced: int32 [B], the unreadable image in whose place one stands, or -1.
+
         Raises:
-          NonFiniteLoss: loss or gradient of the step before is NaN or infinite. One step late, so
-            that the device always has work queued; `check` looks at the last step as well.
+          NonFiniteLoss: loss or gradient of the step before is NaN or infinite, once more than
+            max_nonfinite. One step late, so that the device always has work queued; `check` looks
+            at the last step as well.
         """
         self.check()
+        for image_id in replaced[replaced >= 0] if replaced is not None else ():
+            self.progress["replaced_images"] += 1
+            log.warning("step %d: cannot read image %s, another one in its place; %d times so far",
+                        step, self.image_paths[image_id],
+                        self.progress["replaced_images"])  # fmt: skip
         self.pending = (step, image_ids, metrics)
         self.running = _merge(self.running, metrics)
         self.steps_timed += 1
@@ -87,14 +115,23 @@ class Watch:
             self._log(step)
 
     def check(self) -> None:
-        """Raises NonFiniteLoss if the last step noted had a loss or gradient that is not finite."""
-        if self.pending is not None:
-            step, image_ids, metrics = self.pending
-            # A finite loss can have a gradient that is not, and weights that are not from it.
-            for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
-                if not math.isfinite(metrics[name]):
-                    raise NonFiniteLoss(step, f"{what} is {float(metrics[name])}", image_ids)
-        self.pending = None
+        """Looks at loss and gradient of the last step noted: raises NonFiniteLoss, or counts it."""
+        if self.pending is None:
+            return
+        (step, image_ids, metrics), self.pending = self.pending, None
+        # A finite loss can have a gradient that is not, and weights that are not from it.
+        for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
+            if not math.isfinite(metrics[name]):
+                error = NonFiniteLoss(step, f"{what} is {float(metrics[name])}", image_ids)
+                break
+        else:
+            return
+        if self.progress["nonfinite_steps"] >= self.max_nonfinite:
+            raise error
+        self.progress["nonfinite_steps"] += 1
+        log.warning("%s; its update is left out, the %d. of at most %d. Images: %s", error,
+                    self.progress["nonfinite_steps"], self.max_nonfinite,
+                    ", ".join(self.image_paths[i] for i in image_ids))  # fmt: skip
 
     def _log(self, step: int) -> None:
         values = {name: float(value) for name, value in self.running.compute().items()}
@@ -102,6 +139,9 @@ class Watch:
         rate = self.steps_timed / elapsed
         values["images_per_second"] = rate * self.batch_size
         values["data_wait_share"] = self.waited / elapsed
+        for name in ("nonfinite_steps", "replaced_images"):
+            if self.progress[name]:
+                values[name] = self.progress[name]
         left = (self.steps - step) / rate
         self.history.write(step, values)
         log.info(

@@ -24,10 +24,12 @@ def watch(tmp_path):
         yield Watch(
             history,
             IntervalMetrics.empty(),
+            {"nonfinite_steps": 0, "replaced_images": 0},
             start_step=0,
             steps=5,
             batch_size=10,
             every_steps=2,
+            image_paths=[f"{i}.jpg" for i in range(11)],
         )
 
 
@@ -41,7 +43,16 @@ def test_a_record_per_interval_and_one_at_the_end(watch, tmp_path):
 def test_an_interval_goes_on_after_a_restart(watch, tmp_path):
     watch.after_step(1, metrics(1.0), np.arange(2))
     with History(tmp_path, 1) as history:
-        again = Watch(history, watch.running, start_step=1, steps=5, batch_size=10, every_steps=2)
+        again = Watch(
+            history,
+            watch.running,
+            watch.progress,
+            start_step=1,
+            steps=5,
+            batch_size=10,
+            every_steps=2,
+            image_paths=watch.image_paths,
+        )
         again.after_step(2, metrics(3.0), np.arange(2))
     assert [r["loss"] for r in read_history(tmp_path)] == [2.0]
 

@@ -1,6 +1,11 @@
-"""An iterator over a grain data set that can be closed, and that does not go on after an error."""
+"""Batches that threads or worker processes prepare, and how those live and die."""
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -10,11 +15,19 @@ Batch = dict[str, np.ndarray]
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of batches that owns threads or processes: close it, or use it in a `with`."""
+    """An iterator of batches that owns threads or processes: close it, or use it in a `with`.
 
-    def __init__(self, iterator: grain.DatasetIterator) -> None:
+    images_of: names the images of a batch, counted from the first that the iterator gives.
+    """
+
+    def __init__(
+        self,
+        iterator: grain.DatasetIterator,
+        images_of: Callable[[int], list[str]] = lambda batch: [],
+    ) -> None:
         self._iterator: grain.DatasetIterator | None = iterator
         self._error: Exception | None = None
+        self._images_of, self._given = images_of, 0
 
     def __next__(self) -> Batch:
         if self._error is not None:
@@ -22,15 +35,17 @@ class Batches(Iterator[Batch]):
         if self._iterator is None:
             raise StopIteration
         try:
-            return next(self._iterator)
+            batch = next(self._iterator)
         except StopIteration:
             self.close()
             raise
         except Exception as error:
             # grain would go on with the batch after the broken one, and nobody would notice.
-            self._error = error
+            self._error = _worker_died(error, self._images_of(self._given)) or error
             self.close()
-            raise
+            raise self._error from (None if self._error is error else error)
+        self._given += 1
+        return batch
 
     def close(self) -> None:
         """Ends the threads and processes; the iterator is over then."""
@@ -45,7 +60,12 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def iterate(batches: grain.MapDataset, num_workers: int, num_threads: int) -> Batches:
+def iterate(
+    batches: grain.MapDataset,
+    num_workers: int,
+    num_threads: int,
+    images_of: Callable[[int], list[str]] = lambda batch: [],
+) -> Batches:
     """Reads a data set of batches ahead, in worker processes or (0) in threads of this one."""
     # An element is a batch here; grain's default buffer of 500 would fill the memory.
     options = grain.ReadOptions(
@@ -57,5 +77,32 @@ def iterate(batches: grain.MapDataset, num_workers: int, num_threads: int) -> Ba
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(workers)
-    return Batches(iter(dataset))
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
+    return Batches(iter(dataset), images_of)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Ties a worker process to its parent, which alone answers to signals.
+
+    A terminal and a cluster send SIGINT and SIGTERM to all processes of a job; the parent still
+    needs batches to finish its step. And a parent that is killed cannot end its workers.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def follow_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, name="follow parent", daemon=True).start()
+
+
+def _worker_died(error: Exception, images: list[str]) -> ChildProcessError | None:
+    """The error to raise where grain reports the end of a worker process, else None."""
+    if not (found := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))):
+        return None
+    code = int(found[1])
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+    hint = " (out of memory? fewer data.num_workers need less)" if code == -signal.SIGKILL else ""
+    what = f". It read these images, or those of the next batches: {', '.join(images)}"
+    return ChildProcessError(f"a data worker {how}{hint}{what if images else ''}")

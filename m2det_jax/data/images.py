@@ -46,6 +46,18 @@ _TURN = {
 }
 
 
+class UnreadableImage(ValueError):
+    """An image file that cannot be read; the text names it and says why, `path` is it."""
+
+    def __init__(self, path: str | os.PathLike, error: Exception):
+        super().__init__(_explain(path, error))
+        self.path = os.fspath(path)
+
+    def __reduce__(self):
+        # Errors of worker processes are pickled, without the path: ValueError(text) comes back.
+        return ValueError, self.args
+
+
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
     """Reads (width, height) of the upright image from the header, without decoding the pixels.
 
@@ -61,7 +73,7 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
         _check_pixels(size)
         return size
     except BROKEN_FILE as error:
-        raise ValueError(_explain(path, error)) from error
+        raise UnreadableImage(path, error) from error
 
 
 def load_image(
@@ -92,7 +104,7 @@ def load_image(
             picture.info = {}
             return picture
     except BROKEN_FILE as error:
-        raise ValueError(_explain(path, error)) from error
+        raise UnreadableImage(path, error) from error
 
 
 def reduction(full_size: tuple[int, int], size: tuple[int, int]) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from m2det_jax.data.augment import augment
 from m2det_jax.data.batches import Batch, Batches, iterate
+from m2det_jax.data.images import UnreadableImage
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.sampling import EpochOrder, image_factors, size_of_step
 from m2det_jax.data.settings import AugmentSettings, ResizeSettings
@@ -46,6 +47,7 @@ def train_batches(
     max_objects: int | None = None,
     repeat_threshold: float = 0.0,
     sizes: tuple[Size, ...] = (),
+    on_bad_image: str = "error",
 ) -> Batches:
     """Yields augmented batches without end, shuffled anew every epoch.
 
@@ -62,14 +64,19 @@ def train_batches(
         repeat_threshold: images with classes in a smaller share of the images are seen more often
             in an epoch, see `sampling`; 0: every image once.
         sizes: (height, width) of the pictures, one drawn for each step; (): settings.image_size.
+        on_bad_image: "error": an image that cannot be read ends the iteration. "skip": the next
+            one of the index stands in its place (the first follows the last), until one can be
+            read; a batch is then a function of the readable files as well.
 
     Returns:
         An iterator to be closed, of dicts: image uint8 [B, H, W, 3] RGB; boxes float32 [B, M, 4];
         labels int32 [B, M]; mask bool [B, M], false for padding, where boxes and labels are 0;
-        image_id int32 [B], position in the index (of the first image, where several are shown).
+        image_id int32 [B], position in the index (of the first image, where several are shown);
+        with "skip" also replaced int32 [B], an image that could not be read for this one, or -1.
 
     Raises:
         ValueError: an argument is out of range; from next(): an image cannot be read, by name.
+        ChildProcessError: from next(): a worker process died.
     """
     max_objects = _check_max_objects(index, settings, max_objects)
     share = _check_share(index, batch_size, process_index, process_count)
@@ -83,9 +90,17 @@ def train_batches(
         samples = grain.MapDataset.range(index.num_images).seed(seed).shuffle().repeat()
     if len(sizes) > 1:
         samples = samples.map_with_index(_AtSize(sizes, seed, batch_size))
-    samples = samples.random_map(_Augment(index, settings, sizes, max_objects))
+    mine = samples[process_index::process_count]
+    sample = _Augment(index, settings, sizes, max_objects)
+    samples = samples.random_map(sample if on_bad_image == "error" else _Replace(sample, index))
     batches = samples[process_index::process_count].batch(share, drop_remainder=True)
-    return iterate(batches[start_step:], num_workers, num_threads)
+
+    def images_of(batch: int) -> list[str]:
+        first = (start_step + batch) * share
+        elements = (mine[i] for i in range(first, first + share))
+        return [index.image_paths[e[0] if isinstance(e, tuple) else e] for e in elements]
+
+    return iterate(batches[start_step:], num_workers, num_threads, images_of)
 
 
 def eval_batches(
@@ -154,6 +169,27 @@ class _Augment(grain.transforms.RandomMap):
         image_id, size = element if isinstance(element, tuple) else (element, 0)
         image, boxes, rows = augment(self._index, image_id, self._settings[size], rng)
         return _sample(image, boxes, self._index.labels[rows], image_id, self._max_objects)
+
+
+class _Replace(grain.transforms.RandomMap):
+    """As _Augment, with the next readable image of the index in place of one that is not."""
+
+    def __init__(self, augment: _Augment, index: DetectionIndex) -> None:
+        self._augment, self._index = augment, index
+
+    def random_map(self, element: int | tuple[int, int], rng: np.random.Generator) -> Batch:
+        image_id, *size = element if isinstance(element, tuple) else (element,)
+        errors = []
+        for _ in range(self._index.num_images):
+            try:
+                sample = self._augment.random_map((image_id, *size) if size else image_id, rng)
+            except UnreadableImage as error:
+                errors.append(error)
+                image_id = (image_id + 1) % self._index.num_images
+                continue
+            bad = self._index.image_paths.index(errors[0].path) if errors else -1
+            return sample | {"replaced": np.int32(bad)}
+        raise errors[0]
 
 
 class _Resize(grain.transforms.Map):

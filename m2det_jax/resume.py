@@ -1,0 +1,125 @@
+"""Going on with a run: whose checkpoints these are, and where they lead."""
+
+import json
+import logging
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from m2det_jax import checkpoint, damage
+from m2det_jax.config import FREE_KEYS
+from m2det_jax.experiment import flatten
+from m2det_jax.prepare import Run
+
+log = logging.getLogger("m2det_jax")
+
+# What is counted through all stops of a run, and saved with each checkpoint.
+_FRESH = {
+    "AP": -1.0,
+    "best_AP": -1.0,
+    "evaluations_since_best": 0,
+    "nonfinite_steps": 0,
+    "replaced_images": 0,
+}
+
+
+def start_or_resume(
+    run: Run,
+    running,
+    manager: ocp.CheckpointManager,
+    config: ConfigDict,
+    allow_config_change: bool = False,
+):
+    """Returns (state, running metrics, progress) of the latest checkpoint, or of a fresh start.
+
+    Raises:
+      ValueError: the checkpoints are of another config or other data; lists the differences.
+    """
+    _refuse_converted(manager)
+    meta = checkpoint.read_meta(manager)
+    if meta is not None:
+        refuse_other_run(meta, config, run, manager.directory, allow_config_change)
+    found = checkpoint.restore_latest(manager, run.state, running, run.replicated)
+    if found is None:
+        return run.state, running, dict(_FRESH)
+    state, running, meta = found
+    log.info("resuming from step %d of %s", int(state.step), manager.directory)
+    return state, running, _FRESH | meta["progress"]
+
+
+def _refuse_converted(manager: ocp.CheckpointManager) -> None:
+    """Raises ValueError where the checkpoints are converted weights, which cannot be resumed."""
+    folder = pathlib.Path(manager.directory)
+    # Whole but for what training needs: `convert` writes no "train".
+    steps = list(folder.glob("*[0-9]"))
+    if steps and all((p / "model").is_dir() and not (p / "train").exists() for p in steps):
+        raise ValueError(
+            f"{folder.parent} holds converted weights, not a run to resume; train from them with "
+            f"--config.init_from={folder.parent} (--config.model.backbone_weights for a backbone) "
+            "and another --workdir"
+        )
+
+
+def refuse_other_run(
+    meta: dict, config: ConfigDict, run: Run, folder: pathlib.Path, allowed: bool
+) -> None:
+    """Refuses checkpoints that this config and this data would not have led to.
+
+    Keys that cannot change what the steps compute are free to differ, see config.FREE_KEYS;
+    their changes are logged.
+    """
+    if tuple(meta["class_names"]) != run.train_index.class_names:
+        raise ValueError(
+            f"{folder} was trained on the classes {meta['class_names']}, the data has "
+            f"{list(run.train_index.class_names)}; use another --workdir"
+        )
+    changed, free = changed_keys(checkpoint.stored_config(meta), config)
+    for what, before in meta.get("data", {}).items():
+        if before != run.fingerprints[what]:
+            changed.append(f"the {what} set: {before}, now {run.fingerprints[what]}")
+    for line in free:
+        log.info("changed since the last checkpoint: %s", line)
+    if any("config.epochs" in line for line in free) and config.optimizer.schedule == "cosine":
+        log.warning("another config.epochs stretches the cosine schedule: from here on the "
+                    "learning rate is that of a run of %d steps", run.plan.steps)  # fmt: skip
+    if not changed:
+        return
+    listed = "; ".join(changed)
+    if not allowed:
+        raise ValueError(
+            f"{folder} is of a run that would go another way: {listed}. Give what it began with, "
+            "or another --workdir, or --allow_config_change to go on all the same"
+        )
+    log.warning("going on although the run would have gone another way: %s", listed)
+
+
+def changed_keys(before: ConfigDict, config: ConfigDict) -> tuple[list[str], list[str]]:
+    """Compares a config with the one that a checkpoint was saved with.
+
+    Returns:
+      (lines of the keys that change the result, lines of the others), "config.a.b was 1, now 2".
+    """
+    old = flatten(before)
+    lines: tuple[list[str], list[str]] = [], []
+    for key, value in flatten(config).items():
+        if (was := old.get(key)) != value:
+            lines[key in FREE_KEYS].append(f"config.{key} was {was!r}, now {value!r}")
+    return lines
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes the config beside the run: for people, and for `--workdir` alone to resume by."""
+    if jax.process_index() == 0:
+        beside = workdir / "config.json.tmp"
+        beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        beside.replace(workdir / "config.json")  # never half written
+
+
+def what_is_left(workdir: pathlib.Path) -> str:
+    """Says what a run that had to stop can be resumed from."""
+    folder = workdir / "checkpoints"
+    steps = damage.finished_steps(workdir)
+    last = f"the last good checkpoint is step {steps[-1]}" if steps else "none is saved yet"
+    return f"{last} in {folder}; then the same command goes on from there"
