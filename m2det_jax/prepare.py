@@ -213,10 +213,11 @@ def initial_variables(
         return start_from(config, detector, variables)
     if model.backbone_weights:
         variables = with_backbone(variables, load_backbone(config))
-    elif model.backbone == "vgg16" and not model.backbone_norm:
+    elif model.backbone.startswith("vgg") and not model.backbone_norm:
         log.warning(
-            "WARNING: VGG16 without BatchNorm starts from random weights and will learn slowly or "
-            "not at all. Give ImageNet weights, --config.model.backbone_weights=vgg16.safetensors "
-            "(README: Pretrained backbone), or set --config.model.backbone_norm=True"
+            "WARNING: a VGG without BatchNorm starts from random weights and will learn slowly or "
+            "not at all. Give ImageNet weights, --config.model.backbone_weights=%s.safetensors "
+            "(README: Pretrained backbone), or set --config.model.backbone_norm=True",
+            model.backbone,
         )
     return variables

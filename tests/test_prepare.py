@@ -26,10 +26,11 @@ def variables_of(**overrides):
     return initial_variables(config, build_detector(config, NAMES))
 
 
-def test_a_norm_free_backbone_from_noise_is_warned_of(log_of_run):
-    variables_of(model__backbone_norm=False)
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg19"])
+def test_a_norm_free_backbone_from_noise_is_warned_of(backbone, log_of_run):
+    variables_of(model__backbone=backbone, model__backbone_norm=False)
     assert "WARNING" in log_of_run.text
-    assert "--config.model.backbone_weights=" in log_of_run.text
+    assert f"--config.model.backbone_weights={backbone}." in log_of_run.text
     assert "--config.model.backbone_norm=True" in log_of_run.text
 
 

@@ -1,0 +1,20 @@
+"""M2Det-320 with MobileNet v2: the paper's schedule (arXiv 1811.04533, section 4), our focal loss.
+
+    python -m m2det_jax.main --config experiments/mobilenet320.py \
+        --config.model.backbone_weights=mobilenet_v2.safetensors
+
+The MLFPN is the paper's and by far the larger part; narrow it with --config.model.tum_width,
+tum_out and num_levels where speed matters more. `--config.model.backbone_width` is MobileNet's
+width multiplier.
+
+Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
+"""
+
+from m2det_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.image_size = (320, 320)
+    config.model.backbone = "mobilenet_v2"
+    return config
