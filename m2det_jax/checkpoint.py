@@ -14,7 +14,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
@@ -146,15 +145,15 @@ def read_meta(manager: ocp.CheckpointManager) -> dict[str, Any] | None:
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any, sharding: Any
+    manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any
 ) -> tuple[TrainState, Any, dict[str, Any]] | None:
     """Restores the newest checkpoint that is whole; None where there is none at all.
 
     Newer ones, which cannot be restored, are moved to "damaged" beside the checkpoints.
 
     Args:
-      state, running_metrics: trees of arrays with the shapes and dtypes to expect.
-      sharding: where the restored arrays go; the number of devices may differ from before.
+      state, running_metrics: trees of jax arrays with the shapes, dtypes and shardings to restore
+        into; the number of devices and processes may differ from before.
 
     Raises:
       ValueError: there are checkpoints, and none can be restored; or the newest is as it was
@@ -163,7 +162,7 @@ def restore_latest(
 
     def abstract(tree):
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), tree
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
         )
 
     args = ocp.args.Composite(

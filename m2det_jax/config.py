@@ -35,6 +35,14 @@ def default_config() -> ConfigDict:
     config.init_checkpoint = "latest"  # which there: "latest", "best" or a step
     config.on_nonfinite = "stop"  # loss or gradient not finite; "skip": leave that update out
     config.max_nonfinite = 10  # on_nonfinite "skip": stop after more such steps in a run
+    config.sharding = "replicated"  # "fsdp": split weights and optimiser state over the devices
+    config.distributed = ConfigDict(
+        dict(
+            coordinator="",  # "": one process; "auto": from SLURM, Open MPI, GKE; or "host:port"
+            num_processes=0,  # with "host:port": processes of the run
+            process_id=0,  # with "host:port": this one, 0 .. num_processes - 1
+        )
+    )
     config.data = _data()
     config.augment = _augment()
     config.model = _model()
@@ -145,6 +153,7 @@ def _model() -> ConfigDict:
             norm_momentum=0.99,  # share of BatchNorm's running averages that a step keeps
             upsample="nearest",  # or "bilinear"
             head="conv",  # one 3x3 convolution a scale; "retinanet": five, shared by all scales
+            remat=False,  # recompute TUMs and backbone in the backward pass: less memory, more time
             dtype="float32",  # of computation; "bfloat16" for GPUs; weights stay float32
         )
     )

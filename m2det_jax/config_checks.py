@@ -12,6 +12,7 @@ BACKBONES = (
     "resnet152", "resnet18", "resnet34", "resnet50", "vgg16", "vgg19",
 )  # fmt: skip
 _CHOICES = {
+    "sharding": ("replicated", "fsdp"),
     "anchors.kind": ("ssd", "retinanet"),
     "model.backbone": BACKBONES,
     "data.resize": ("stretch", "letterbox"),

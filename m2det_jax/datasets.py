@@ -4,6 +4,7 @@ import hashlib
 import logging
 import pathlib
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,6 +20,7 @@ from m2det_jax.data import (
     write_classes,
     write_csv,
 )
+from m2det_jax.devices import wait_for_all
 
 log = logging.getLogger("m2det_jax")
 
@@ -92,12 +94,15 @@ def _split(config: ConfigDict, workdir: pathlib.Path, class_names: tuple[str, ..
     if not all(file.is_file() for file in files):
         whole = read_csv(config.data.train_csv, class_names)
         parts = split_by_image(whole, config.data.val_fraction, config.seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_classes(class_names, folder / "classes.csv")
-        for part, file in zip(parts, files, strict=True):
-            beside = file.with_suffix(".tmp")  # a file cut short by a kill would be taken for whole
-            write_csv(part, beside)
-            beside.replace(file)
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_classes(class_names, folder / "classes.csv")
+            for part, file in zip(parts, files, strict=True):
+                # A file cut short by a kill would be taken for whole.
+                beside = file.with_suffix(".tmp")
+                write_csv(part, beside)
+                beside.replace(file)
+        wait_for_all("the validation split is written")
         log.info("split off %d of %d images for validation, see %s", parts[1].num_images,
                  whole.num_images, folder)  # fmt: skip
     return tuple(read_csv(file, class_names) for file in files)

@@ -1,6 +1,6 @@
 """Evaluates a trained detector: the COCO table, VOC AP50 and AP per class.
 
-    python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
+python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
 """
 
 import json
@@ -15,7 +15,7 @@ import tqdm
 from absl import app
 from absl.flags import argparse_flags
 
-from m2det_jax import runtime
+from m2det_jax import devices, runtime
 from m2det_jax.checkpoint import restore
 from m2det_jax.data import DetectionIndex, eval_batches, read_csv
 from m2det_jax.detect import Detector
@@ -61,15 +61,24 @@ def evaluate(
       added, and one ImageDetections per image, in pixels of the original images.
     """
     batches = eval_batches(
-        index, resize=detector.resize, batch_size=batch_size, num_threads=num_threads
+        index,
+        resize=detector.resize,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=num_threads,
     )
     detections, losses = [], []
     total = -(-index.num_images // batch_size)
     for batch in tqdm.tqdm(batches, "evaluate", total, leave=False, disable=None):
+        batch = devices.put_batch(batch, sharding)
         arrays = {k: batch[k] for k in ("image", "boxes", "labels", "mask", "image_id")}
-        found, terms = eval_step(variables, jax.device_put(arrays, sharding))
-        detections += to_original(found, batch, index)
+        found, terms = eval_step(variables, arrays)
+        placing = {k: batch[k] for k in ("image_id", "scale", "offset")}
+        detections += to_original(*devices.fetch((found, placing)), index)
         losses.append(jax.device_get(terms))
+    # Several processes have dealt the images among them; ties in score go by this order.
+    detections.sort(key=lambda one: one.image_id)
     metrics = coco_metrics(index, detections)
     # Each batch's losses are per positive anchor; weigh them by the positives to get the set's.
     weights = np.maximum([terms["num_positives"] for terms in losses], 1.0)
@@ -80,7 +89,6 @@ def evaluate(
 
 def to_original(found, batch: dict, index: DetectionIndex) -> list[ImageDetections]:
     """Maps a batch of Detections from network pixels to pixels of the original images."""
-    found = jax.device_get(found)
     results = []
     for i, image_id in enumerate(batch["image_id"]):
         if image_id < 0:
@@ -141,9 +149,9 @@ def evaluate_checkpoint(
     csv = csv or restored.config.data.val_csv or str(split)
     index = read_csv(csv, restored.class_names)
     batch_size = batch_size or restored.config.eval.batch_size
-    runtime.check_divisible("--batch_size", batch_size)
+    devices.check_divisible("--batch_size", batch_size)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, csv)
-    replicated, by_batch = runtime.data_mesh()
+    replicated, by_batch = devices.data_mesh()
     eval_step = make_eval_step(restored.detector, step_settings(restored.config))
     metrics, detections = evaluate(
         jax.jit(eval_step),

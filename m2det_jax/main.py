@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
 
     def run():
-        runtime.start(config.platform, config.deterministic)
+        runtime.start(config.platform, config.deterministic, config.distributed.to_dict())
         train(config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
 
     runtime.one_line_errors(run)

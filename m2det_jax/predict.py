@@ -15,7 +15,7 @@ import tqdm
 from absl import app
 from absl.flags import argparse_flags
 
-from m2det_jax import runtime
+from m2det_jax import devices, runtime
 from m2det_jax.checkpoint import restore
 from m2det_jax.data import DetectionIndex, eval_batches, load_image, read_size
 from m2det_jax.draw import draw_boxes
@@ -95,10 +95,10 @@ def predict(
     """
     restored = restore(workdir, checkpoint)
     batch_size = batch_size or jax.device_count()
-    runtime.check_divisible("--batch_size", batch_size)
+    devices.check_divisible("--batch_size", batch_size)
     index = index_of(find_images(paths), restored.class_names)
     detector = dataclasses.replace(restored.detector, score_threshold=threshold)
-    detect, (replicated, by_batch) = detector.detect_fn(), runtime.data_mesh()
+    detect, (replicated, by_batch) = detector.detect_fn(), devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
     folder = pathlib.Path(output or workdir / "predictions")
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def predict(
     with tqdm.tqdm(None, "predict", index.num_images, leave=False, disable=None) as bar:
         for batch in batches:
             found = detect(variables, jax.device_put(batch["image"], by_batch))
-            for detections in to_original(found, batch, index):
+            for detections in to_original(jax.device_get(found), batch, index):
                 path = index.image_paths[detections.image_id]
                 picture = draw_boxes(
                     load_image(path),

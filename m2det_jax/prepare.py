@@ -10,7 +10,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from m2det_jax import evaluate, runtime
+from m2det_jax import devices, evaluate
 from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.backbone_weights import load_backbone
 from m2det_jax.config_checks import validate, validate_classes
@@ -32,7 +32,7 @@ from m2det_jax.optimizer import (
     make_schedule,
     scaled_learning_rate,
 )
-from m2det_jax.train_state import TrainState, create_train_state, place
+from m2det_jax.train_state import TrainState, create_train_state
 from m2det_jax.train_step import make_train_step
 from m2det_jax.weights.backbones import with_backbone
 
@@ -56,7 +56,7 @@ class Run:
     Attributes:
       train_step, eval_step: jitted; see make_train_step and make_eval_step.
       state: placed on all devices.
-      replicated, by_batch: shardings of the state and of a batch.
+      replicated, by_batch: shardings of what every device has whole, and of a batch.
       fingerprints: of both data sets, to be stored with checkpoints.
     """
 
@@ -79,8 +79,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
       ValueError, FileNotFoundError: config or data do not fit; the message says what to do.
     """
     validate(config)
-    runtime.check_divisible("config.batch_size", config.batch_size, config.accumulation)
-    runtime.check_divisible("config.eval.batch_size", config.eval.batch_size)
+    devices.check_divisible("config.batch_size", config.batch_size, config.accumulation)
+    devices.check_divisible("config.eval.batch_size", config.eval.batch_size)
     augmentation = describe_augmentation(augment_settings(config), train_sizes(config))
     train_index, val_index = load_datasets(config, workdir)
     validate_classes(config, train_index.class_names)
@@ -91,16 +91,18 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     optimizer_settings = make_optimizer_settings(config, plan, num_images)
     optimizer = make_optimizer(optimizer_settings, detector.model.frozen_paths())
     step_settings = evaluate.step_settings(config)
-    replicated, by_batch = runtime.data_mesh()
-    train_step = jax.jit(
-        make_step(config, detector, optimizer, make_schedule(optimizer_settings), step_settings),
-        donate_argnums=0,
-        in_shardings=(replicated, by_batch),
-        out_shardings=(replicated, replicated),
-    )
+    replicated, by_batch = devices.data_mesh()
     resuming = bool(finished_steps(workdir))
     variables = initial_variables(config, detector, resuming=resuming)
     log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
+    state = create_train_state(variables, optimizer)
+    state_sharding = devices.state_sharding(state, replicated, config.sharding)
+    train_step = jax.jit(
+        make_step(config, detector, optimizer, make_schedule(optimizer_settings), step_settings),
+        donate_argnums=0,
+        in_shardings=(state_sharding, by_batch),
+        out_shardings=(state_sharding, replicated),
+    )
     return Run(
         train_index=train_index,
         val_index=val_index,
@@ -108,7 +110,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         plan=plan,
         train_step=train_step,
         eval_step=jax.jit(evaluate.make_eval_step(detector, step_settings)),
-        state=place(create_train_state(variables, optimizer), replicated),
+        state=devices.place(state, state_sharding),
         replicated=replicated,
         by_batch=by_batch,
         fingerprints={"training": fingerprint(train_index), "validation": fingerprint(val_index)},

@@ -41,7 +41,7 @@ def start_or_resume(
     meta = checkpoint.read_meta(manager)
     if meta is not None:
         refuse_other_run(meta, config, run, manager.directory, allow_config_change)
-    found = checkpoint.restore_latest(manager, run.state, running, run.replicated)
+    found = checkpoint.restore_latest(manager, run.state, running)
     if found is None:
         return run.state, running, dict(_FRESH)
     state, running, meta = found

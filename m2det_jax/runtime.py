@@ -5,28 +5,32 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import absl.logging
 import jax
-import numpy as np
 import tqdm
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from m2det_jax import devices as cluster
 
 from m2det_jax.guard import Stopped
 
 log = logging.getLogger("m2det_jax")
 
 
-def start(platform: str = "", deterministic: bool = False) -> None:
+def start(
+    platform: str = "", deterministic: bool = False, distributed: Mapping[str, Any] | None = None
+) -> None:
     """Sets up logging and the compilation cache, and reports the devices.
 
     Args:
       platform: "" takes what jax finds; else the run is refused on another platform.
       deterministic: asks for deterministic GPU kernels; must come before jax meets a device.
+      distributed: arguments of `devices.join_cluster`; None: one process.
 
     Raises:
-      ValueError: jax does not find the platform that is asked for.
+      ValueError: jax does not find the platform that is asked for, or the other processes.
     """
     _configure_logging()
     if deterministic:
@@ -36,6 +40,10 @@ def start(platform: str = "", deterministic: bool = False) -> None:
     if not jax.config.jax_compilation_cache_dir:
         home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
+    if distributed:
+        cluster.join_cluster(**distributed)
+        if jax.process_index():  # one voice is enough
+            log.setLevel(logging.WARNING)
     devices = _devices(platform)
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     log.info("devices: %d x %s (%s), jax %s", len(devices), devices[0].platform, kinds,
@@ -82,26 +90,6 @@ _EXPECTED = ("did not provide metrics", "read_only=True", "Given directory is re
 
 def _worth_reading(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in _EXPECTED)
-
-
-def data_mesh() -> tuple[NamedSharding, NamedSharding]:
-    """Returns the shardings (replicated, split by batch) over all devices of all processes."""
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-
-
-def check_divisible(what: str, batch_size: int, parts: int = 1) -> None:
-    """Refuses a batch that does not divide over devices and micro-batches.
-
-    Raises:
-      ValueError: naming both numbers.
-    """
-    devices = jax.device_count()
-    if batch_size % (devices * parts):
-        by = f"{devices} devices" + (f" x {parts} micro-batches" if parts > 1 else "")
-        raise ValueError(
-            f"{what}={batch_size} does not divide over {by}; give a multiple of {devices * parts}"
-        )
 
 
 def one_line_errors(verb: Callable, *args, **kwargs):

@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 from m2det_jax import checkpoint, guard
 from m2det_jax.data import train_batches
 from m2det_jax.datasets import augment_settings, train_sizes
+from m2det_jax.devices import place, put_batch
 from m2det_jax.draw import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate
 from m2det_jax.history import History
 from m2det_jax.prepare import Run, prepare
 from m2det_jax.resume import start_or_resume, what_is_left, write_config
-from m2det_jax.train_state import TrainState, place
+from m2det_jax.train_state import TrainState
 from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch
 
 log = logging.getLogger("m2det_jax")
@@ -109,9 +110,9 @@ def loop(
     for step in range(start + 1, plan.stop + 1):
         batch = watch.wait_for(batches)
         image_ids, replaced = batch.pop("image_id"), batch.pop("replaced", None)
-        if step == 1:
+        if step == 1 and jax.process_index() == 0:
             save_samples(config, workdir, run, batch, watch.history)
-        state, step_metrics = run.train_step(state, jax.device_put(batch, run.by_batch))
+        state, step_metrics = run.train_step(state, put_batch(batch, run.by_batch))
         watch.after_step(step, step_metrics, image_ids, replaced)
         checkpoint.check_last_save(manager)  # a full disk stops the run now, not a save later
 

@@ -45,9 +45,3 @@ def create_train_state(
         ema_batch_stats=batch_stats,
         opt_state=optimizer.init(params),
     )
-
-
-def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Puts a tree on the devices, each leaf in memory of its own, so that donating one is safe."""
-    # np.array copies: device_put alone may hand back the very array that it was given.
-    return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding, may_alias=False), tree)

@@ -13,9 +13,10 @@ from m2det_jax import prepare
 from m2det_jax.checkpoint import make_meta, open_manager, save
 from m2det_jax.config import default_config
 from m2det_jax.data.synthetic import DatasetFiles
+from m2det_jax.devices import place
 from m2det_jax.evaluate import step_settings
 from m2det_jax.optimizer import make_optimizer, make_schedule
-from m2det_jax.train_state import TrainState, place
+from m2det_jax.train_state import TrainState
 from m2det_jax.train_step import make_train_step
 from m2det_jax.watch import IntervalMetrics
 

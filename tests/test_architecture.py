@@ -16,8 +16,7 @@ VERBS = {
     "predict", "demo", "checkpoint", "command_line", "config", "config_checks", "experiment",
     "datasets", "watch", "runtime", "anchor_layout", "convert", "conversion", "official_config",
     "backbone_weights", "check", "inspection", "inspect_anchors", "inspect_contents",
-    "inspect_pictures", "fine_tune", "guard", "damage", "resume",
-    "stored_config",
+    "inspect_pictures", "fine_tune", "guard", "damage", "resume", "stored_config", "devices",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

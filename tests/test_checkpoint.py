@@ -13,6 +13,7 @@ from support import PROGRESS, running_at, save_steps, state_at
 import m2det_jax
 from m2det_jax import checkpoint
 from m2det_jax.checkpoint import make_meta, open_manager, restore, restore_latest, save
+from m2det_jax.devices import place
 from m2det_jax.resume import start_or_resume
 from m2det_jax.watch import IntervalMetrics
 
@@ -21,9 +22,8 @@ def latest(workdir, tiny_run):
     with open_manager(workdir) as manager:
         return restore_latest(
             manager,
-            tiny_run.initial,
-            jax.device_get(IntervalMetrics.empty()),
-            tiny_run.run.replicated,
+            tiny_run.fresh_state(),
+            place(IntervalMetrics.empty(), tiny_run.run.replicated),
         )
 
 
@@ -126,7 +126,7 @@ def test_a_run_goes_on_saving_after_damage(copy, tiny_run):
     truncate_files(copy / "checkpoints" / "00000004")
     meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
     with open_manager(copy) as manager:
-        restore_latest(manager, tiny_run.initial, running_at(tiny_run, 0), tiny_run.run.replicated)
+        restore_latest(manager, tiny_run.fresh_state(), running_at(tiny_run, 0))
         save(manager, state_at(tiny_run, 4), running_at(tiny_run, 4), meta, {"AP": 0.95})
     state, _, _ = latest(copy, tiny_run)
     support.assert_trees_equal(state, state_at(tiny_run, 4))

@@ -11,9 +11,10 @@ import support
 from PIL import Image
 from support import short_config
 
-from m2det_jax import checkpoint, runtime, train
+from m2det_jax import checkpoint, devices, train
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.datasets import load_datasets
+from m2det_jax.devices import place
 from m2det_jax.history import read_history
 from m2det_jax.watch import IntervalMetrics
 
@@ -29,9 +30,8 @@ def final_state(workdir, tiny_run):
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         state, running, meta = checkpoint.restore_latest(
             manager,
-            tiny_run.initial,
-            jax.device_get(IntervalMetrics.empty()),
-            tiny_run.run.replicated,
+            tiny_run.fresh_state(),
+            place(IntervalMetrics.empty(), tiny_run.run.replicated),
         )
     return jax.device_get((state, running)), meta["progress"]
 
@@ -165,7 +165,7 @@ def test_one_csv_is_split_by_image_and_the_split_reused(tmp_path, drawn_files):
 def test_a_bad_batch_size_names_both_numbers(tmp_path, drawn_files):
     with pytest.raises(ValueError, match="batch_size=12 does not divide over 8 devices"):
         train.train(short_config(drawn_files, batch_size=12), tmp_path)
-    runtime.check_divisible("batch", 32, 2)
+    devices.check_divisible("batch", 32, 2)
     with pytest.raises(ValueError, match="24 does not divide over 8 devices x 2 micro-batches"):
-        runtime.check_divisible("batch", 24, 2)
+        devices.check_divisible("batch", 24, 2)
     assert list(pathlib.Path(tmp_path).iterdir()) == []

@@ -8,8 +8,9 @@ import pytest
 import support
 
 from m2det_jax.detect import build_detector
+from m2det_jax.devices import place
 from m2det_jax.model import init_variables
-from m2det_jax.train_state import create_train_state, place
+from m2det_jax.train_state import create_train_state
 
 NAMES = tuple(f"class{i}" for i in range(8))
 

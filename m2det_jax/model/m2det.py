@@ -7,7 +7,7 @@ from flax import linen as nn
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.model.feature_maps import feature_map_sizes
 from m2det_jax.model.heads import FORMS, BoxHead, ClassHead
-from m2det_jax.model.layers import NORM_MOMENTUM, UPSAMPLING
+from m2det_jax.model.layers import NORM_MOMENTUM, UPSAMPLING, call_block
 from m2det_jax.model.mlfpn import MLFPN
 
 
@@ -34,6 +34,8 @@ class M2Det(nn.Module):
         upsample: "nearest" or "bilinear", in the TUMs.
         head: "conv", one convolution a scale, or "retinanet", five shared by all scales.
         norm_momentum: share of a running average that one training step keeps.
+        remat: recompute the backbone's and each TUM's activations in the backward pass instead of
+            keeping them.
         dtype: dtype of the computation; parameters, running averages and outputs are float32.
     """
 
@@ -58,6 +60,7 @@ class M2Det(nn.Module):
     upsample: str = "nearest"
     head: str = "conv"
     norm_momentum: float = NORM_MOMENTUM
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -75,7 +78,8 @@ class M2Det(nn.Module):
         """
         self._check(images)
         backbone = self._backbone(name="backbone")
-        shallow, deep = backbone(images.astype(self.dtype), train=train)
+        images = images.astype(self.dtype)
+        shallow, deep = call_block(backbone, images, train=train, remat=self.remat)
         maps = self._mlfpn()(shallow, deep, train=train)
         class_head = ClassHead(
             self.anchors_per_cell, self.num_class_outputs, self.dtype, self.head, name="class_head"
@@ -118,6 +122,7 @@ class M2Det(nn.Module):
             largest_scale_norm=self.largest_scale_norm,
             upsample=self.upsample,
             norm_momentum=self.norm_momentum,
+            remat=self.remat,
             dtype=self.dtype,
             name="mlfpn",
         )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, batch_norm, upsample
+from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, batch_norm, call_block, upsample
 
 
 class FFMv1(nn.Module):
@@ -159,6 +159,7 @@ class MLFPN(nn.Module):
     largest_scale_norm: bool = False
     upsample: str = "nearest"
     norm_momentum: float = NORM_MOMENTUM
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -199,6 +200,6 @@ class MLFPN(nn.Module):
                 name=f"tum_{level}",
                 **options,
             )
-            pyramids.append(tum(fused, train=train))
+            pyramids.append(call_block(tum, fused, train=train, remat=self.remat))
             previous = pyramids[-1][0]
         return pyramids
