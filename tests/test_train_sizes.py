@@ -11,8 +11,8 @@ import support
 from m2det_jax import prepare
 from m2det_jax.data.sampling import size_of_step
 from m2det_jax.detect import build_detector
+from m2det_jax.devices import place
 from m2det_jax.train import open_batches
-from m2det_jax.train_state import place
 
 SIZES = ((64, 96), (96, 64))
 # Little to compile; two maps at both sizes.
