@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 # schedule, which is said.) All other keys are part of what a run is.
 FREE_KEYS = frozenset(
     (
-        "epochs max_steps platform deterministic on_nonfinite max_nonfinite data.train_csv "
+        "epochs max_steps platform deterministic sharding distributed.coordinator "
+        "distributed.num_processes distributed.process_id model.remat on_nonfinite "
+        "max_nonfinite data.train_csv "
         "data.val_csv data.classes_csv data.num_workers data.num_threads data.on_bad_image "
         "eval.every_epochs eval.batch_size eval.patience log.every_steps log.sample_images "
         "checkpoint.every_steps checkpoint.keep_latest"

@@ -13,7 +13,6 @@ import jax
 import tqdm
 
 from m2det_jax import devices as cluster
-
 from m2det_jax.guard import Stopped
 
 log = logging.getLogger("m2det_jax")
