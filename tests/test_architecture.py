@@ -21,7 +21,7 @@ VERBS = {
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},
     "model": {"jax", "numpy", "jaxtyping", "flax"},
-    "data": {"numpy", "PIL", "grain", "absl"},
+    "data": {"numpy", "PIL", "grain", "absl", "yaml"},
     "weights": {"numpy", "jax", "flax", "safetensors", "torch"},
     "report": {"numpy", "PIL"},
 }

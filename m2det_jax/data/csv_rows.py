@@ -98,7 +98,7 @@ class RowReader:
         """Returns the number of the image that a path, as written, stands for."""
         image = self._by_text.get(text)
         if image is None:
-            path = _resolve(self.folder, text)
+            path = resolve(self.folder, text)
             image = self._by_path.setdefault(path, len(self._image_paths))
             self._by_text[text] = image
             if image == len(self._image_paths):
@@ -192,7 +192,7 @@ def _parse_box(fields: list[str]) -> tuple[float, float, float, float] | None:
     return box
 
 
-def _resolve(folder: str, text: str) -> str:
+def resolve(folder: str, text: str) -> str:
     """Returns the absolute path; backslashes are taken for slashes where a file is there then."""
     path = os.path.join(folder, text)
     if "\\" in text and not os.path.exists(path):

@@ -27,6 +27,7 @@ KINDS = {
     "no-image": "an image file is missing",
     "bad-image": "an image file cannot be read",
     "size-differs": "the annotation gives another image size than the file has",
+    "no-label": "an image has no label file and is taken for one without objects",
     "contradiction": "entries contradict each other",
     "not-finite": "a coordinate is NaN or infinite",
     "swapped": "the corners of a box are swapped, or its sides negative",

@@ -47,8 +47,8 @@ class Rows:
         class_ids, image_ids: the data set's own; (): none.
         names: what the four numbers are called in the format.
         missing_remedy: what to do about an image that is not there.
-        items: for files whose lines say nothing: ("images[{}]", "annotations[{}]"), the lines
-            then being positions.
+        items: ("images[{}]", "annotations[{}]") for files whose lines say little, filled with
+            image_items int64 [N] and box_items int64 [K]; None: none.
     """
 
     class_names: tuple[str, ...]
@@ -65,11 +65,13 @@ class Rows:
     difficult: np.ndarray | None = None
     areas: np.ndarray | None = None
     sizes: np.ndarray | None = None
-    class_ids: tuple[int, ...] = ()
+    class_ids: tuple[int | str, ...] = ()
     image_ids: tuple[int | str, ...] = ()
     names: tuple[str, str, str, str] = ("x1", "y1", "x2", "y2")
     missing_remedy: str = "check the path"
     items: tuple[str, str] | None = None
+    image_items: np.ndarray | None = None
+    box_items: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -109,26 +111,26 @@ class Rows:
 
     def place_of_image(self, image: int) -> dict[str, object]:
         """Returns the arguments of a finding that say where an image is named."""
-        line = int(self.image_lines[image])
         return {
             "file": self.files[self.image_files[image]],
-            "line": 0 if self.items else line,
-            "item": self.items[0].format(line) if self.items else "",
+            "line": int(self.image_lines[image]),
+            "item": self.items[0].format(self.image_items[image]) if self.items else "",
             "image": self.image_paths[image],
         }
 
     def place_of_box(self, row: int) -> dict[str, object]:
         """Returns the arguments of a finding that say where a box is written, and as what."""
-        image, line = self.images[row], int(self.lines[row])
+        image = self.images[row]
         return {
             "file": self.files[self.image_files[image]],
-            "line": 0 if self.items else line,
-            "item": self.items[1].format(line) if self.items else "",
+            "line": int(self.lines[row]),
+            "item": self.items[1].format(self.box_items[row]) if self.items else "",
             "image": self.image_paths[image],
             "value": ",".join(f"{value:.10g}" for value in self.numbers[row]),
         }
 
     def name_of_box(self, row: int) -> str:
         """Returns what another box of the same file may call it."""
-        line = int(self.lines[row])
-        return self.items[1].format(line) if self.items else f"line {line}"
+        if self.items:
+            return self.items[1].format(self.box_items[row])
+        return f"line {self.lines[row]}"

@@ -6,6 +6,11 @@ from pathlib import Path
 
 from m2det_jax.data.csv_source import read_csv_rows
 from m2det_jax.data.errors import Findings
+from m2det_jax.data.formats.coco import read_coco
+from m2det_jax.data.formats.kitti import read_kitti
+from m2det_jax.data.formats.openimages import read_openimages
+from m2det_jax.data.formats.voc import read_voc
+from m2det_jax.data.formats.yolo import read_yolo
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.row_checks import build_index
 from m2det_jax.data.rows import Rows
@@ -38,7 +43,23 @@ def _read_csv(source: Source, findings: Findings) -> Rows:
     return read_csv_rows(Path(source.root) / source.split, classes, findings)
 
 
-READERS: dict[str, Callable[[Source, Findings], Rows | None]] = {"csv": _read_csv}
+def _read_openimages(source: Source, findings: Findings) -> Rows | None:
+    root, parent = Path(source.root), source.parent_label
+    return read_openimages(root, source.split, findings, parent_label=parent)
+
+
+def _plain(read: Callable[[Path, str, Findings], Rows | None]):
+    return lambda source, findings: read(Path(source.root), source.split, findings)
+
+
+READERS: dict[str, Callable[[Source, Findings], Rows | None]] = {
+    "csv": _read_csv,
+    "coco": _plain(read_coco),
+    "voc": _plain(read_voc),
+    "kitti": _plain(read_kitti),
+    "openimages": _read_openimages,
+    "yolo": _plain(read_yolo),
+}
 
 
 def read_dataset(source: Source, *, on_bad_box: str = "error") -> DetectionIndex:

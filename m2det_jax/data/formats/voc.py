@@ -1,0 +1,103 @@
+"""PASCAL VOC: an XML file an image, and lists of the images of each split.
+
+    ROOT/ImageSets/Main/SPLIT.txt    ROOT/Annotations/ID.xml    ROOT/JPEGImages/ID.jpg
+
+or ROOT holds several such folders, as VOCdevkit does with VOC2007 and VOC2012. Pixels count from 1
+and both ends belong to the box: xmin..xmax are the edges xmin - 1 and xmax. Coordinates may have
+fractions. `difficult` objects are kept and flagged; parts of objects are not read.
+"""
+
+from pathlib import Path
+
+from m2det_jax.data.errors import Findings
+from m2det_jax.data.files import SMALL, read_bytes
+from m2det_jax.data.formats.gather import Gather, images_by_stem, parse_number, read_ids
+from m2det_jax.data.formats.xml_tree import Node, XmlError, parse_xml
+from m2det_jax.data.rows import Rows
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read_voc(root: Path, split: str, findings: Findings) -> Rows | None:
+    """Reads a split; None where there is no such list. Classes are those of the objects, sorted."""
+    lists = [root / "ImageSets" / "Main" / f"{split}.txt"]
+    if not lists[0].is_file():
+        inside = sorted(root.glob(f"*/ImageSets/Main/{split}.txt")) if split else []
+        lists = inside or lists
+    gather, ids = Gather(), {}
+    for file in lists:
+        folder = file.parent.parent.parent
+        pictures = images_by_stem(folder / "JPEGImages")
+        for line, name in read_ids(file, findings):
+            unique = f"{folder.name}/{name}" if name in ids else name
+            ids[unique] = True
+            if len(name.split()) > 1:
+                remedy = "give a split of all classes, such as train, val or trainval"
+                findings.add(file, line, "not a list of images", remedy, kind="bad-row", value=name)
+                continue
+            _read_image(folder, name, unique, pictures, gather, findings)
+    if not ids:
+        return None
+    return gather.rows(
+        style="xyxy_from_1",
+        names=_CORNERS,
+        missing_remedy="an image lies in JPEGImages and is called as in the list of the split",
+    )
+
+
+def _read_image(
+    folder: Path,
+    name: str,
+    image_id: str,
+    pictures: dict[str, Path],
+    gather: Gather,
+    findings: Findings,
+) -> None:
+    path = folder / "Annotations" / f"{name}.xml"
+    content = read_bytes(path, findings, limit=SMALL)
+    if content is None:
+        return
+    try:
+        tree = parse_xml(content)
+    except XmlError as error:
+        remedy = "write it as plain XML, without DOCTYPE"
+        findings.add(path, error.line, "not usable XML", remedy, kind="not-text", value=error.what)
+        return
+    if tree.tag != "annotation":
+        remedy = "a VOC file holds <annotation> with <object> in it"
+        findings.add(
+            path, tree.line, "not a VOC annotation", remedy, kind="not-text", value=f"<{tree.tag}>"
+        )
+        return
+    # The list of the split names the image; <filename> often still holds an older name.
+    picture = pictures.get(name) or folder / "JPEGImages" / (
+        tree.value("filename") or f"{name}.jpg"
+    )
+    image = gather.add_image(picture, path, image_id=image_id, size=_size(tree))
+    for node in tree.all("object"):
+        _read_object(node, path, image, gather, findings)
+
+
+def _size(tree: Node) -> tuple[int, int]:
+    sides = [tree.value("size", side) or "" for side in ("width", "height")]
+    return tuple(int(side) if side.isascii() and side.isdecimal() else 0 for side in sides)
+
+
+def _read_object(node: Node, path: Path, image: int, gather: Gather, findings: Findings) -> None:
+    texts = [node.value("bndbox", corner) for corner in _CORNERS]
+    name, difficult = node.value("name"), node.value("difficult") or "0"
+    problems = []
+    if not name:
+        problems.append(("the object has no name", ""))
+    for corner, text in zip(_CORNERS, texts, strict=True):
+        if text is None:
+            problems.append((f"the object has no {corner}", name or ""))
+        elif parse_number(text) is None:
+            problems.append((f"{corner} is not a number", text))
+    if difficult not in ("0", "1"):
+        problems.append(("difficult is not 0 or 1", difficult))
+    for what, value in problems:
+        findings.add(path, node.line, what, "correct the object", kind="bad-row", value=value)
+    if not problems:
+        box = tuple(map(float, texts))
+        gather.add_box(image, box, name, node.line, difficult=difficult == "1")
