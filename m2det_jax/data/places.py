@@ -14,8 +14,9 @@ class Places:
         files: annotation files; of image i it is files[image_files[i]] (int64 [N]).
         image_lines: int64 [N], where the image is named; 0: the file as a whole.
         box_lines: int64 [K], the line of a box.
-        items: for each file None, or, where lines say nothing, what an image and what a box is
-            called, such as ("images[{}]", "annotations[{}]"); the lines are positions then.
+        items: for each file None, or, where lines say little, what an image and what a box is
+            called, such as ("images[{}]", "annotations[{}]"), to be filled with
+        image_items, box_items: int64 [N] and [K]; None where no file has items.
     """
 
     files: tuple[str, ...]
@@ -23,20 +24,27 @@ class Places:
     image_lines: np.ndarray
     box_lines: np.ndarray
     items: tuple[tuple[str, str] | None, ...]
+    image_items: np.ndarray | None = None
+    box_items: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name, like in (("image_items", self.image_lines), ("box_items", self.box_lines)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.zeros_like(like))
 
     def of_image(self, image: int) -> dict[str, str | int]:
-        """Returns file, line and item of an image; line is 0 where item says more."""
-        return self._place(image, int(self.image_lines[image]), 0)
+        """Returns file, line and item of an image."""
+        return self._place(image, self.image_lines[image], 0, self.image_items[image])
 
     def of_box(self, image: int, row: int) -> dict[str, str | int]:
         """Returns file, line and item of a box of an image."""
-        return self._place(image, int(self.box_lines[row]), 1)
+        return self._place(image, self.box_lines[row], 1, self.box_items[row])
 
-    def _place(self, image: int, line: int, what: int) -> dict[str, str | int]:
+    def _place(self, image: int, line: int, what: int, item: int) -> dict[str, str | int]:
         file = int(self.image_files[image])
         items = self.items[file]
-        item = items[what].format(line) if items else ""
-        return {"file": self.files[file], "line": 0 if items else line, "item": item}
+        named = items[what].format(item) if items else ""
+        return {"file": self.files[file], "line": int(line), "item": named}
 
     def subset(self, images: np.ndarray, rows: np.ndarray) -> "Places":
         """Returns the places of some images and boxes, in the order given."""
@@ -45,6 +53,8 @@ class Places:
             image_files=self.image_files[images],
             image_lines=self.image_lines[images],
             box_lines=self.box_lines[rows],
+            image_items=self.image_items[images],
+            box_items=self.box_items[rows],
         )
 
     @classmethod
@@ -59,4 +69,6 @@ class Places:
             image_lines=np.concatenate([part.image_lines for part in parts]),
             box_lines=np.concatenate([part.box_lines for part in parts]),
             items=tuple(items for part in parts for items in part.items),
+            image_items=np.concatenate([part.image_items for part in parts]),
+            box_items=np.concatenate([part.box_items for part in parts]),
         )

@@ -4,19 +4,15 @@ What becomes of a bad box is said by `on_bad_box`: "error" refuses the data set;
 that leave their image to it and leaves out what is no box at all; "drop" leaves out both.
 """
 
-import concurrent.futures
-import os
-
 import numpy as np
 
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.images import read_size
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.places import Places
 from m2det_jax.data.rows import ROUNDING, Rows
+from m2det_jax.data.size_checks import check_declared_sizes, read_sizes
 
 ON_BAD_BOX = ("error", "clip", "drop")
-_CHUNK = 500  # images a thread looks at before it turns to the others
 
 
 def build_index(
@@ -30,7 +26,7 @@ def build_index(
     if on_bad_box not in ON_BAD_BOX:
         raise ValueError(f"on_bad_box: expected one of {ON_BAD_BOX}, got {on_bad_box!r}")
     sizes = read_sizes(rows, findings, num_threads=num_threads)
-    _check_declared_sizes(rows, sizes, findings, on_bad_box)
+    check_declared_sizes(rows, sizes, findings, on_bad_box)
     with np.errstate(over="ignore"):
         boxes = rows.edges(sizes).astype(np.float32)
     readable = sizes[rows.images].all(axis=1)
@@ -41,74 +37,6 @@ def build_index(
     repeats = _check_repeats(rows, boxes, findings, effect)
     keep = readable & ~shapeless & ~outside & ~repeats & ((rows.labels >= 0) | rows.regions)
     return _index_of(rows, sizes, boxes, keep)
-
-
-def read_sizes(rows: Rows, findings: Findings, *, num_threads: int = 8) -> np.ndarray:
-    """Reads the upright (width, height) of every image from its header: int32 [N, 2].
-
-    An image that cannot be read is a finding and has size 0, 0.
-    """
-    paths = rows.image_paths
-    chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        found = [size for part in pool.map(_sizes_or_errors, chunks) for size in part]
-    sizes = np.zeros((len(paths), 2), np.int32)
-    for i, size in enumerate(found):
-        if isinstance(size, ValueError):
-            missing = isinstance(size.__cause__, FileNotFoundError)
-            findings.add(
-                **rows.place_of_image(i),
-                what=str(size),
-                remedy=_missing_remedy(rows, i) if missing else "repair or remove the image",
-                kind="no-image" if missing else "bad-image",
-            )
-        else:
-            sizes[i] = size
-    return sizes
-
-
-def _sizes_or_errors(paths: list[str]) -> list[tuple[int, int] | ValueError]:
-    found = []
-    for path in paths:
-        try:
-            found.append(read_size(path))
-        except ValueError as error:
-            found.append(error)
-    return found
-
-
-def _missing_remedy(rows: Rows, image: int) -> str:
-    folder, name = os.path.split(rows.image_paths[image])
-    if os.path.exists(os.path.join(folder.rstrip(), name.strip())):
-        return "remove the blanks around the path"
-    return rows.missing_remedy
-
-
-def _check_declared_sizes(
-    rows: Rows, sizes: np.ndarray, findings: Findings, on_bad_box: str
-) -> None:
-    wrong = (rows.sizes != sizes).any(axis=1) & rows.sizes.all(axis=1) & sizes.all(axis=1)
-    for image in np.flatnonzero(wrong):
-        width, height = sizes[image].tolist()
-        turned = rows.sizes[image].tolist() == [height, width]
-        remedy = "correct it, and the boxes if they were drawn on another version of the image"
-        if turned:
-            remedy = (
-                "boxes are in pixels of the upright image, after EXIF orientation: annotate it "
-                "upright, or remove the orientation from the file"
-            )
-        findings.add(
-            **rows.place_of_image(image),
-            what=f"the size differs from that of the image, {width} x {height} pixels",
-            value="{} x {}".format(*rows.sizes[image]),
-            remedy=remedy,
-            kind="size-differs",
-            effect="refuse" if turned or on_bad_box == "error" else "note",
-        )
-
-
-def _effect(on_bad_box: str) -> str:
-    return "refuse" if on_bad_box == "error" else "drop"
 
 
 def _check_shapes(
@@ -221,7 +149,8 @@ def _check_repeats(rows: Rows, boxes: np.ndarray, findings: Findings, effect: st
     for position in np.flatnonzero(same) + 1:
         row, previous = order[position], order[position - 1]
         first = first if position > 1 and same[position - 2] else previous
-        if rows.labels[row] < 0 and not rows.regions[row]:
+        # An area may be ignored for two reasons, and an unknown class is a finding of its own.
+        if rows.labels[row] < 0 or rows.regions[row]:
             continue
         repeats[row] = True
         findings.add(
@@ -264,6 +193,8 @@ def _index_of(rows: Rows, sizes: np.ndarray, boxes: np.ndarray, keep: np.ndarray
             image_lines=rows.image_lines,
             box_lines=rows.lines[objects],
             items=(rows.items,) * len(rows.files),
+            image_items=rows.image_items,
+            box_items=None if rows.box_items is None else rows.box_items[objects],
         ),
     )
     return index if readable.all() else index.subset(np.flatnonzero(readable))

@@ -25,9 +25,10 @@ def test_lines_of_a_csv_survive_sorting_and_choosing(tmp_path):
 def test_positions_in_files_without_lines_and_joined_sets():
     def part(file, items):
         lines = np.array([7, 8])
-        return Places((file,), np.zeros(2, np.int64), lines, lines + 10, (items,))
+        numbers = (lines - 7, lines - 6) if items else ()
+        return Places((file,), np.zeros(2, np.int64), lines, lines + 10, (items,), *numbers)
 
     both = Places.joined([part("a.csv", None), part("b.json", ("images[{}]", "annotations[{}]"))])
     assert both.of_image(1) == {"file": "a.csv", "line": 8, "item": ""}
-    assert both.of_image(2) == {"file": "b.json", "line": 0, "item": "images[7]"}
-    assert both.of_box(3, 3) == {"file": "b.json", "line": 0, "item": "annotations[18]"}
+    assert both.of_image(2) == {"file": "b.json", "line": 7, "item": "images[0]"}
+    assert both.of_box(3, 3) == {"file": "b.json", "line": 18, "item": "annotations[2]"}
