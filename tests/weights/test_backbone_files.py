@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import jax
 import numpy as np
@@ -66,6 +67,11 @@ def test_fully_connected_layers_are_thinned_out_as_ssd_does(tmp_path):
 
 THIN = 0.125
 RESNET50 = dict(blocks=(3, 4, 6, 3), bottleneck=True)
+# As in the files that torchvision publishes: `norm.1` for `norm1`.
+PUBLISHED_DENSENET = {
+    re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): shape
+    for name, shape in torch_form.densenet(growth=8).items()
+}
 # Shapes of a file, its backbone, and some of our tensors with their names there.
 FILES = {
     "vgg16": (
@@ -99,6 +105,34 @@ FILES = {
         ("resnet50", THIN, False),
         {"layer1_1/shortcut/conv/kernel": "layer1.0.downsample.0.weight",
          "layer3_6/conv3/norm/var": "layer3.5.bn3.running_var"},
+    ),
+    "mobilenet_v2": (
+        torch_form.mobilenet_v2(),
+        ("mobilenet_v2", 1.0, False),
+        {"features_1/project/conv/kernel": "features.1.conv.1.weight",
+         "features_5/depthwise/conv/kernel": "features.5.conv.1.0.weight",
+         "features_18/norm/var": "features.18.1.running_var"},
+    ),
+    "mobilenet_v2, timm": (
+        torch_form.mobilenet_v2(timm=True),
+        ("mobilenet_v2", 1.0, False),
+        {"features_1/project/conv/kernel": "blocks.0.0.conv_pw.weight",
+         "features_5/depthwise/norm/mean": "blocks.2.1.bn2.running_mean",
+         "features_17/project/conv/kernel": "blocks.6.0.conv_pwl.weight"},
+    ),
+    "densenet121": (
+        torch_form.densenet(growth=8),
+        ("densenet121", 0.25, False),
+        {"denseblock2_layer12/conv2/norm/var":
+             "features.denseblock2.denselayer12.norm2.running_var",
+         "transition3/conv/kernel": "features.transition3.conv.weight",
+         "norm5/scale": "features.norm5.weight"},
+    ),
+    "densenet121, old names": (
+        PUBLISHED_DENSENET,
+        ("densenet121", 0.25, False),
+        {"denseblock2_layer12/conv2/norm/var":
+             "features.denseblock2.denselayer12.norm.2.running_var"},
     ),
 }  # fmt: skip
 
