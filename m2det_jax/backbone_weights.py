@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import pathlib
 
 import jax
@@ -96,8 +97,13 @@ def _check_kind(path: str, loaded: BackboneWeights, model: ConfigDict) -> None:
     has = {"backbone": loaded.backbone, "backbone_width": loaded.width}
     if loaded.backbone.startswith("vgg"):  # the others have BatchNorm whatever the key says
         has["backbone_norm"] = loaded.norm
-    wrong = {key: value for key, value in has.items() if model[key] != value}
+    wrong = {key: value for key, value in has.items() if not _same(model[key], value)}
     if wrong:
         asked = ", ".join(f"config.model.{key}={model[key]}" for key in wrong)
         flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
         raise ValueError(f"{path}: the weights are not for {asked}; set {flags}, or give others")
+
+
+def _same(asked, has) -> bool:
+    """Whether two values of a config agree; a width that was read off tensors is rounded."""
+    return math.isclose(asked, has, rel_tol=1e-6) if isinstance(has, float) else asked == has
