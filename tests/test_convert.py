@@ -151,6 +151,16 @@ def test_other_classes_need_permission_and_get_random_heads(official, converted,
         support.assert_trees_equal(ours.variables["params"][part], before.variables["params"][part])
 
 
+def test_fine_tuning_starts_from_a_converted_checkpoint(converted):
+    source = restore(converted)
+    config = source.config
+    config.init_from = str(converted)
+    variables = prepare.initial_variables(config, prepare.build_detector(config, ("x", "y")))
+    for part in ("backbone", "mlfpn", "box_head"):
+        support.assert_trees_equal(variables["params"][part], source.variables["params"][part])
+    assert variables["params"]["class_head"]["scale_1"]["kernel"].shape[-1] == 6 * 3
+
+
 def test_a_checkpoint_of_another_form_is_not_written(whole, tmp_path):
     text = error_of("to_official", tmp_path / "out.safetensors", "--workdir", whole[0])
     for key in ("model.backbone_width=0.125", "loss.kind='focal'", "data.channel_order='rgb'"):

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -117,13 +118,12 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: refused, it is damaged or holds more than tensors, and code from a weights "
-            f"file is never run ({_reason(error)})"
+            f"{path}: refused, it {_asked_for(error)}; code from a weights file is never run"
         ) from error
     except Exception as error:  # a damaged file raises anything between EOFError and RuntimeError
         raise ValueError(
             f"{path}: damaged or cut off, or not a PyTorch file at all "
-            f"({type(error).__name__}: {_reason(error)})"
+            f"({type(error).__name__}: {' '.join(str(error).split())[:80]})"
         ) from error
     return {name: _to_numpy(torch, t) for name, t in _state_dict(torch, loaded, path).items()}
 
@@ -156,5 +156,7 @@ def _to_numpy(torch, tensor) -> np.ndarray:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _asked_for(error: pickle.UnpicklingError) -> str:
+    """What a refused file wanted, in our words: PyTorch's advise to load it all the same."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"calls {found[1]}" if found else "is damaged or holds more than tensors"
