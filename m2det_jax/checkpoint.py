@@ -89,13 +89,20 @@ def make_meta(
     class_names: tuple[str, ...],
     progress: dict[str, Any],
     data: dict[str, str] | None = None,
+    class_ids: tuple[int | str, ...] = (),
 ) -> dict[str, Any]:
-    """Returns what is stored beside the arrays, as JSON values; `data`: fingerprints by name."""
+    """Returns what is stored beside the arrays, as JSON values.
+
+    Args:
+      data: fingerprints by name.
+      class_ids: category ids of the data set's own; (): 0..C-1.
+    """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "format": 1,
         "config": config.to_dict(),
         "class_names": list(class_names),
+        "class_ids": list(class_ids),
         "data": data or {},
         "versions": versions | {"m2det_jax": m2det_jax.__version__},
         "progress": progress,
@@ -206,6 +213,7 @@ class Restored:
       class_names: name of each class id.
       config: the config that it was trained with.
       step: optimiser step of the checkpoint.
+      class_ids: category ids of the training set's own, for results; (): 0..C-1.
     """
 
     detector: Detector
@@ -213,6 +221,7 @@ class Restored:
     class_names: tuple[str, ...]
     config: ConfigDict
     step: int
+    class_ids: tuple[int | str, ...] = ()
 
 
 def restore(workdir: str | pathlib.Path, checkpoint: str | int = "latest") -> Restored:
@@ -240,7 +249,8 @@ def restore(workdir: str | pathlib.Path, checkpoint: str | int = "latest") -> Re
         detector = build_detector(config, class_names)
         item = ocp.args.StandardRestore(_abstract_variables(detector))
         variables = _restore(manager, step, model=item).model
-    return Restored(detector, variables, class_names, config, step)
+    class_ids = tuple(meta.get("class_ids", ()))  # younger than the first checkpoints
+    return Restored(detector, variables, class_names, config, step, class_ids)
 
 
 def stored_config(meta: dict[str, Any]) -> ConfigDict:

@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 
 # A workdir may be resumed with other values of these: they decide where a run ends, how fast it
 # goes, what it writes, or what happens when something fails, but not what its steps compute. (The
-# CSV files may move; what is in them is compared by itself. config.epochs stretches a cosine
-# schedule, which is said.) All other keys are part of what a run is.
+# data set may move or change its format; what is in it is compared by itself. config.epochs
+# stretches a cosine schedule, which is said.) All other keys are part of what a run is.
 FREE_KEYS = frozenset(
     (
         "epochs max_steps platform deterministic sharding distributed.coordinator "
         "distributed.num_processes distributed.process_id model.remat on_nonfinite "
-        "max_nonfinite data.train_csv "
+        "max_nonfinite data.format data.root data.train_split data.val_split data.extra_train "
+        "data.class_map data.labels_filter data.parent_label data.on_bad_box data.train_csv "
         "data.val_csv data.classes_csv data.num_workers data.num_threads data.on_bad_image "
         "eval.every_epochs eval.batch_size eval.patience log.every_steps log.sample_images "
         "checkpoint.every_steps checkpoint.keep_latest"
@@ -74,6 +75,17 @@ def _data() -> ConfigDict:
             #   x2 and y2 exclusive edges; `path,,,,,` is an image without objects
             val_csv="data/val.csv",  # "": a seeded part of the training images is split off
             classes_csv="data/classes.csv",  # rows class_name,id; ids from 0
+            format="csv",  # or "coco", "voc", "kitti", "openimages", "yolo", or a Python module of
+            #   your own with read(root, split); docs/data.md has the layout of each
+            root="",  # other formats than "csv": folder of the data set
+            train_split="train",  # and the names of its splits
+            val_split="val",  # "": a seeded part of the training images is split off
+            extra_train=(),  # more training sets: CSV files, or roots with the same train_split
+            class_map=(),  # ((from, to), ...): rename, merge, or (to "") drop classes when reading
+            labels_filter=(),  # classes to keep, in this order, after class_map; (): all
+            parent_label="",  # "openimages": only this class of the hierarchy and those under it
+            on_bad_box="error",  # boxes that leave their image, have no area or are there twice:
+            #   refuse to train, "clip" (cut to the image; what is no box is left out), or "drop"
             val_fraction=0.2,  # share of images split off where val_csv is ""
             image_size=(512, 512),  # (height, width) of the network input, pixels
             train_sizes=(),  # ((height, width), ...): one drawn per step, each compiled once;

@@ -11,10 +11,13 @@ BACKBONES = (
     "densenet121", "densenet169", "densenet201", "mobilenet_v1", "mobilenet_v2", "resnet101",
     "resnet152", "resnet18", "resnet34", "resnet50", "vgg16", "vgg19",
 )  # fmt: skip
+# The keys of data.sources.READERS, not imported either.
+FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
 _CHOICES = {
     "sharding": ("replicated", "fsdp"),
     "anchors.kind": ("ssd", "retinanet"),
     "model.backbone": BACKBONES,
+    "data.on_bad_box": ("error", "clip", "drop"),
     "data.resize": ("stretch", "letterbox"),
     "data.channel_order": ("rgb", "bgr"),
     "model.upsample": ("nearest", "bilinear"),
@@ -116,6 +119,29 @@ def _check_lists(config: ConfigDict) -> list[str]:
             f"config.data.train_sizes={config.data.train_sizes}: give ((height, width), ...), each "
             "64 or more"
         )
+    return problems + _check_data(config.data)
+
+
+def _check_data(data: ConfigDict) -> list[str]:
+    """Checks what names the data; whether it is there shows when it is read."""
+    problems = []
+    if data.format not in FORMATS and not all(p.isidentifier() for p in data.format.split(".")):
+        problems.append(
+            f"config.data.format={data.format!r}: give {', '.join(FORMATS)}, or the dotted name of "
+            "a Python module"
+        )
+    for key in ("extra_train", "labels_filter"):
+        if not all(isinstance(entry, str) and entry for entry in data[key]):
+            problems.append(f"config.data.{key}={data[key]!r}: give texts, such as ('a','b')")
+        elif len(set(data[key])) < len(data[key]):
+            problems.append(f"config.data.{key}={data[key]!r}: an entry is there twice")
+    pairs = [isinstance(pair, tuple | list) and len(pair) == 2 for pair in data.class_map]
+    if not all(pairs) or not all(isinstance(name, str) for p in data.class_map for name in p):
+        problems.append(
+            f"config.data.class_map={data.class_map!r}: give pairs, such as (('van','car'),)"
+        )
+    if data.parent_label and data.format != "openimages":
+        problems.append('config.data.parent_label is for config.data.format="openimages"')
     return problems
 
 

@@ -18,6 +18,7 @@ from absl.flags import argparse_flags
 from m2det_jax import devices, runtime
 from m2det_jax.checkpoint import restore
 from m2det_jax.data import DetectionIndex, eval_batches, read_csv
+from m2det_jax.datasets import load_validation
 from m2det_jax.detect import Detector
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
 from m2det_jax.train_step import StepSettings, losses_of, make_targets
@@ -145,12 +146,15 @@ def evaluate_checkpoint(
         result form, go beside it.
     """
     restored = restore(workdir, checkpoint)
-    split = workdir / "split" / "val.csv"
-    csv = csv or restored.config.data.val_csv or str(split)
-    index = read_csv(csv, restored.class_names)
+    if csv:
+        index, source = read_csv(csv, restored.class_names), csv
+    else:
+        index, source = load_validation(
+            restored.config, workdir, restored.class_names, restored.class_ids
+        )
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
-    log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, csv)
+    log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     replicated, by_batch = devices.data_mesh()
     eval_step = make_eval_step(restored.detector, step_settings(restored.config))
     metrics, detections = evaluate(
@@ -163,7 +167,7 @@ def evaluate_checkpoint(
     )
     target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
     target.parent.mkdir(parents=True, exist_ok=True)
-    record = without_nan(metrics) | {"step": restored.step, "csv": str(csv)}
+    record = without_nan(metrics) | {"step": restored.step, "data": source}
     target.write_text(json.dumps(record, indent=2) + "\n")
     results = target.with_name(f"{target.stem}_detections.json")
     results.write_text(json.dumps(coco_results(index, detections)) + "\n")

@@ -97,6 +97,7 @@ def predict(
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
     index = index_of(find_images(paths), restored.class_names)
+    index = dataclasses.replace(index, class_ids=restored.class_ids)
     detector = dataclasses.replace(restored.detector, score_threshold=threshold)
     detect, (replicated, by_batch) = detector.detect_fn(), devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)

@@ -127,7 +127,8 @@ def loop(
             metrics = watch.pause(validate_state, config, run, state, watch.history, progress)
         # History before checkpoint: a run that dies between the two repeats the evaluation and
         # cuts the doubled record; the other way round the record would be lost.
-        meta = checkpoint.make_meta(config, run.train_index.class_names, progress, run.fingerprints)
+        names, ids = run.train_index.class_names, run.train_index.class_ids
+        meta = checkpoint.make_meta(config, names, progress, run.fingerprints, ids)
         ap = {"AP": progress["AP"]} if evaluating else None
         watch.pause(checkpoint.save, manager, state, watch.running, meta, ap)
         if evaluating and 0 < config.eval.patience <= progress["evaluations_since_best"]:

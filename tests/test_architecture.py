@@ -17,6 +17,7 @@ VERBS = {
     "datasets", "watch", "runtime", "anchor_layout", "convert", "conversion", "official_config",
     "backbone_weights", "check", "inspection", "inspect_anchors", "inspect_contents",
     "inspect_pictures", "fine_tune", "guard", "damage", "resume", "stored_config", "devices",
+    "splits", "convert_dataset",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

@@ -53,7 +53,7 @@ def test_evaluate_on_other_annotations_and_another_checkpoint(whole, drawn_files
     arguments = dict(csv=str(drawn_files.train), checkpoint="3", output=str(output), batch_size=16)
     metrics = evaluate_checkpoint(whole[0], **arguments)
     written = json.loads(output.read_text())
-    assert (written["step"], written["csv"]) == (3, str(drawn_files.train))
+    assert (written["step"], written["data"]) == (3, str(drawn_files.train))
     assert metrics["loss"] != pytest.approx(whole[1]["loss"], rel=1e-4)
     with pytest.raises(ValueError, match="--batch_size=3 does not divide over 8 devices"):
         evaluate_checkpoint(whole[0], batch_size=3)

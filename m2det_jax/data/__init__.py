@@ -5,6 +5,7 @@ from m2det_jax.data.describe import describe_augmentation, describe_sampling
 from m2det_jax.data.errors import EFFECTS, KINDS, DataError, Finding, Findings
 from m2det_jax.data.images import load_image, read_size
 from m2det_jax.data.index import DetectionIndex, split_by_image
+from m2det_jax.data.own_source import make_index
 from m2det_jax.data.pipeline import eval_batches, train_batches
 from m2det_jax.data.sampling import epoch_length, image_factors
 from m2det_jax.data.settings import AugmentSettings, ResizeSettings
@@ -27,6 +28,7 @@ __all__ = [
     "image_factors",
     "inspect_dataset",
     "load_image",
+    "make_index",
     "read_classes",
     "read_csv",
     "read_dataset",

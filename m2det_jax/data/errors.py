@@ -121,6 +121,13 @@ class Findings:
             value = value if len(value) <= 200 else value[:197] + "..."
             self._found.append(Finding(kind, name, line, item, what, value, remedy, effect, image))
 
+    def extend(self, other: "Findings") -> None:
+        """Takes over all findings of another collection, and its counts."""
+        for finding in other:
+            self._file_order.setdefault(finding.file, len(self._file_order))
+            self._found.append(finding)
+        self.counts.update(other.counts)
+
     def count(self, effect: str) -> int:
         """Returns the number of findings with that effect."""
         return sum(n for (_, found), n in self.counts.items() if found == effect)

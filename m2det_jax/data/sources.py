@@ -12,6 +12,7 @@ from m2det_jax.data.formats.openimages import read_openimages
 from m2det_jax.data.formats.voc import read_voc
 from m2det_jax.data.formats.yolo import read_yolo
 from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.own_source import read_own
 from m2det_jax.data.row_checks import build_index
 from m2det_jax.data.rows import Rows
 
@@ -81,7 +82,10 @@ def inspect_dataset(
     The index is None where nothing could be read at all.
     """
     findings = Findings()
-    rows = READERS[source.format](source, findings)
+    if source.format in READERS:
+        rows = READERS[source.format](source, findings)
+    else:
+        rows = read_own(source.format, source.root, source.split, findings)
     if rows is None:
         return None, findings
     return build_index(rows, findings, on_bad_box=on_bad_box), findings
