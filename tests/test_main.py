@@ -145,6 +145,7 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
         ("evaluate", ["--workdir", "--checkpoint", "--csv", "--batch_size", "--output"]),
         ("predict", ["PATH", "--workdir", "--checkpoint", "--threshold", "--output"]),
         ("demo", ["--workdir", "--seed"]),
+        ("convert_dataset", ["--from", "--to", "--split", "--output", "--force", "--copy_images"]),
         ("check", ["--config", "--output", "--fit_anchors", "--max_images", "--samples"]),
     ],
 )
@@ -175,7 +176,7 @@ def test_console_commands_point_at_functions():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert set(project["scripts"]) == {
         "m2det-demo", "m2det-train", "m2det-check", "m2det-evaluate", "m2det-predict",
-        "m2det-convert",
+        "m2det-convert", "m2det-convert-dataset",
     }  # fmt: skip
     for target in project["scripts"].values():
         module, function = target.split(":")

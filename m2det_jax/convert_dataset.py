@@ -1,0 +1,164 @@
+"""Converts data sets between CSV, COCO, Pascal VOC, KITTI, Open Images and YOLO.
+
+    python -m m2det_jax.convert_dataset --from csv --input data --split train.csv --split val.csv \
+        --classes classes.csv --to coco --output data_coco
+    python -m m2det_jax.convert_dataset --from voc --input VOCdevkit/VOC2012 --split train \
+        --split val --to yolo --output voc_yolo
+
+The data set is checked as training does it. What the new format cannot hold is listed. CSV and COCO
+name the images where they are; the other formats want them in folders of their own, where they are
+put as hard links. docs/data.md says how each format is laid out.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "m2det-convert-dataset", description=__doc__, formatter_class=raw
+    )
+    add = parser.add_argument
+    add("--from", dest="source", required=True, metavar="FORMAT",
+        help="csv, coco, voc, kitti, openimages, yolo, or a Python module of your own")  # fmt: skip
+    add("--to", dest="target", required=True, choices=FORMATS)
+    add("--input", default="", help="folder of the data set; default: the current one")
+    add("--split", action="append", required=True, dest="splits",
+        help="its name, or the CSV or JSON file; repeat it for more")  # fmt: skip
+    add("--as", action="append", default=[], dest="names",
+        help="name of each split in the output, in the same order; default: the same")  # fmt: skip
+    add("--classes", default="", help="csv: the class file")
+    add("--output", required=True, help="folder for the new data set")
+    add("--copy_images", action="store_true", help="copy the images, also for csv and coco")
+    add("--force", action="store_true", help="write into a folder that is not empty")
+    add("--on_bad_box", choices=("error", "clip", "drop"), default="error",
+        help="boxes that are none or leave their image (default: refuse)")  # fmt: skip
+    add("--class_map", nargs="+", default=[], metavar="FROM=TO",
+        help="rename or merge classes; FROM= drops one")  # fmt: skip
+    add("--labels_filter", nargs="+", default=[], metavar="CLASS", help="keep only these")
+    add("--parent_label", default="", help="openimages: only this class and those under it")
+    return parser.parse_args(argv)
+
+
+def convert_dataset(options: argparse.Namespace) -> None:
+    """Reads, says what is lost, and writes.
+
+    Raises:
+      ValueError, OSError: the data are refused, or the output is not free.
+    """
+    # Imported late: `--help` and a misspelt flag answer at once.
+    from m2det_jax.data.formats.losses import losses
+    from m2det_jax.data.formats.write import write_dataset
+
+    output = pathlib.Path(options.output)
+    names = _output_names(options)
+    _check_output(output, options)
+    splits = dict(zip(names, _read(options), strict=True))
+    for name, index in splits.items():
+        print(
+            f"{name}: {index.num_images} images, {len(index.boxes)} objects, "
+            f"{len(index.class_names)} classes"
+        )
+        inside = [path for path in index.image_paths if _is_inside(path, output)]
+        if inside:
+            raise ValueError(f"--output {output} holds images of the input, such as {inside[0]}")
+    for name, index in splits.items():
+        for loss in losses(index, options.target):
+            print(f"{name}: not held by {options.target}: {loss}")
+    done = write_dataset(splits, options.target, output, copy_images=options.copy_images)
+    images = [
+        f"{count} {what}"
+        for count, what in (
+            (done.referred, "named where they are"),
+            (done.linked, "hard links"),
+            (done.copied, "copies"),
+            (done.renamed, "with a new name"),
+        )
+        if count
+    ]
+    print(f"written: {options.target} in {output}; images: {', '.join(images) or 'none'}")
+
+
+def _output_names(options: argparse.Namespace) -> list[str]:
+    names = options.names or [_plain_name(split) for split in options.splits]
+    if len(names) != len(options.splits) or len(set(names)) < len(names):
+        raise ValueError(
+            f"{len(options.splits)} splits and the names {', '.join(names)}: give --as once for "
+            "each --split, all different"
+        )
+    wrong = [name for name in names if not name or set(name) & set("/\\") or name.startswith(".")]
+    if wrong:
+        raise ValueError(f"--as {wrong[0]!r}: a name without / is needed; give --as")
+    return names
+
+
+def _plain_name(split: str) -> str:
+    name = pathlib.PurePath(split).name
+    for ending in (".csv", ".json"):
+        name = name.removesuffix(ending)
+    return name.removeprefix("instances_")
+
+
+def _check_output(output: pathlib.Path, options: argparse.Namespace) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: there is a file of that name")
+    if output.is_dir() and any(output.iterdir()) and not options.force:
+        raise ValueError(f"--output {output}: not empty; give another folder, or --force")
+    if output.is_dir() and os.path.samefile(output, options.input or "."):
+        raise ValueError(f"--output {output}: that is the input; give another folder")
+
+
+def _is_inside(path: str, folder: pathlib.Path) -> bool:
+    return pathlib.Path(path).is_relative_to(folder.absolute())
+
+
+def _read(options: argparse.Namespace) -> list:
+    """Returns the splits, with the same classes."""
+    from m2det_jax.data import EFFECTS, KINDS, Source, inspect_dataset
+    from m2det_jax.data.combine import all_classes, map_classes, select_classes, use_classes
+
+    pairs = [tuple(pair.partition("=")[::2]) for pair in options.class_map]
+    splits = []
+    for split in options.splits:
+        source = Source(options.source, options.input, split, options.classes, options.parent_label)
+        index, findings = inspect_dataset(source, on_bad_box=options.on_bad_box)
+        findings.raise_if_any()
+        if index is None:
+            raise ValueError(f"{split}: nothing to read")
+        for (kind, effect), count in sorted(findings.counts.items()):
+            print(f"{split}: {KINDS[kind]}, {count} times: {EFFECTS[effect]}")
+        index, dropped = map_classes(index, pairs)
+        if options.labels_filter:
+            known = [name for name in options.labels_filter if name in index.class_names]
+            index, more = select_classes(index, known)
+            dropped += more
+        if dropped:
+            print(f"{split}: {dropped} objects of other classes left out")
+        splits.append(index)
+    first = splits[0].class_names
+    # Formats that name classes only with their objects may lack some in a split.
+    names = first if options.source not in ("voc", "kitti") else all_classes(splits)
+    pairs = zip(options.splits, splits, strict=True)
+    return [use_classes(index, names, f"--split {split}") for split, index in pairs]
+
+
+def cli(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `m2det-convert-dataset`."""
+    options = parse(argv)
+    try:
+        convert_dataset(options)
+    except (ValueError, OSError) as error:
+        if os.environ.get("M2DET_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    cli()
