@@ -76,9 +76,13 @@ class Finding:
         place = f"{self.file}:{self.line}" if self.line else self.file
         place += f": {self.item}" if self.item else ""
         value = f" ({self.value})" if self.value else ""
-        # A quoted field may hold a line end, and a finding is one line.
         text = f"{place}: {self.what}{value}; {self.remedy}"
-        return text.replace("\r", "\\r").replace("\n", "\\n")
+        # A quoted field may hold line ends and what terminals obey; a finding is one line of text.
+        return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 class Findings:

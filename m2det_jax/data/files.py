@@ -34,7 +34,7 @@ def read_bytes(path: Path, findings: Findings, *, limit: int = LARGE) -> bytes |
         with open(open_plain(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= limit:
-                return file.read(limit)
+                return file.read(size)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         findings.add(

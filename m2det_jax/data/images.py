@@ -170,7 +170,8 @@ def _explain(path: str | os.PathLike, error: Exception) -> str:
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = "not an image file that Pillow knows"
     else:
-        reason = str(error) or type(error).__name__
+        # An operating system's own text would name the file once more.
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"cannot read image {os.fspath(path)}: {reason}"
 
 

@@ -129,7 +129,9 @@ def _note_outside(rows: Rows, row: int, sizes: np.ndarray, findings: Findings, e
     width, height = (int(side) for side in sizes[rows.images[row]])
     x1, y1, x2, y2 = rows.edges_of(row, sizes)
     remedy = "clip the box to the image, or correct it"
-    if min(x1, y1) >= 0 and x2 <= height and y2 <= width:
+    if rows.style == "xyxy_from_1" and min(x1, y1) == -1:
+        remedy = "VOC counts pixels from 1: add 1 to what was counted from 0, or clip the box"
+    elif not rows.is_normalised and min(x1, y1) >= 0 and x2 <= height and y2 <= width:
         # What comes of annotating a photograph in a program that ignores its EXIF orientation.
         remedy = (
             "it fits the image with width and height swapped: boxes are in pixels of the upright "

@@ -102,8 +102,8 @@ class _Stream:
             raise self._error("not valid JSON", error.msg) from None
         except RecursionError:
             raise self._error("not usable JSON", "nested too deeply") from None
-        except ValueError as error:  # an integer of thousands of digits
-            raise self._error("not usable JSON", str(error)[:100]) from None
+        except ValueError:
+            raise self._error("not usable JSON", "a number of thousands of digits") from None
         return value
 
     def _line_here(self) -> int:
