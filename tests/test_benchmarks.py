@@ -169,3 +169,14 @@ def test_compilations_are_counted_by_function():
     jitted = jax.jit(a_new_function)
     jitted(np.ones(3, np.float32)), jitted(np.ones(3, np.float32)), jitted(np.ones(4, np.float32))
     assert [n for name, n in compilations.items() if "a_new_function" in name] == [2]
+
+
+def test_index_size_reads_what_it_draws(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.index_size", "--images", "30", "--boxes", "200"]
+    result = subprocess.run(
+        [*command, "--folder", str(tmp_path)], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["csv", "coco"]
+    assert all("30 images, 200 boxes:" in line for line in lines) and not any(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import pathlib
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from m2det_jax.data import DataError, read_classes, read_csv
 from m2det_jax.data.formats.write import write_dataset
 from m2det_jax.data.sources import READERS
 from m2det_jax.datasets import inspect_datasets, load_datasets, load_validation
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -168,24 +171,10 @@ def test_bad_boxes_are_refused_by_default(bad_boxes):
     assert all(f.image.endswith("a.png") for f in findings)
 
 
-OWN_SOURCE = """
-import json, os
-from m2det_jax.data import make_index
-
-def read(root, split):
-    with open(os.path.join(root, f"{split}.json")) as file:
-        entries = json.load(file)
-    images = [
-        (os.path.join(root, entry["picture"]),
-         [(*mark["box"], mark["kind"]) for mark in entry["marks"]])
-        for entry in entries
-    ]
-    return make_index(images, class_names=("cat", "dog"))
-"""
-
-
 def test_a_source_of_the_users_own(tmp_path, monkeypatch):
-    (tmp_path / "own_marks.py").write_text(OWN_SOURCE)
+    # The example of docs/data.md, as it is printed there.
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    (tmp_path / "own_marks.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     marks = [{"box": [1, 2, 40, 30], "kind": "dog"}, {"box": [0, 0, 9, 9.5], "kind": "cat"}]
