@@ -150,8 +150,9 @@ def figures(
     return {
         "Anchors": [
             plots.histogram(
-                by_iou.edges, by_iou.counts, title="Best IoU of each training box with an anchor",
-                axis="IoU", ticks=(0, 0.25, 0.5, 0.75, 1), mark=(threshold, f"{threshold:g}"),
+                by_iou.edges, by_iou.counts, title="Best IoU of training boxes with an anchor",
+                axis="IoU", ticks=(0, 0.25, 0.5, 0.75, 1),
+                mark=(threshold, f"threshold {threshold:g}"),
                 label=lambda v: number(v, 2),
             ),
             plots.histogram(

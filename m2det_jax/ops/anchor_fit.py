@@ -16,6 +16,7 @@ from m2det_jax.ops.coverage import best_anchors
 
 _SAMPLE = 3000  # boxes that the search looks at
 _TRIALS = 400
+_SMALLEST_STEP = 1.1  # of one size to the next: the maps differ by 2 in their cells
 _SMALLEST_RATIO = 1.1
 
 
@@ -139,7 +140,7 @@ def _rounded(sizes: np.ndarray, ratios: np.ndarray) -> AnchorShapes:
     """Rounds to what is worth writing into a config: rising sizes, ratios apart from 1."""
     rising: list[float] = []
     for size in sizes:
-        lowest = rising[-1] + 0.1 if rising else 1.0
+        lowest = rising[-1] * _SMALLEST_STEP + 0.05 if rising else 1.0
         rising.append(round(max(float(size), lowest), 1))
     # A ratio below 1 is the same pair of anchors as its inverse.
     ratios = np.maximum(np.maximum(ratios, 1 / ratios), _SMALLEST_RATIO)

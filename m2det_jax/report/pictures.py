@@ -47,7 +47,7 @@ def figure(picture: Picture, uri: str) -> str:
     caption += f", {forced} without an anchor" if forced else ""
     if len(drawn) < len(picture.boxes):
         caption += f" ({len(drawn)} drawn)"
-    style = f"--text:{max(width, height) / 42:.1f}px"
+    style = f"--text:{max(width, height) / 26:.1f}px"
     return (
         f'<figure class="picture" data-forced="{forced}">'
         f'<button type="button" class="open" aria-label="Enlarge {escape(picture.title)}">'

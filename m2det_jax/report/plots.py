@@ -182,9 +182,9 @@ def _mark(x: float, text: str) -> str:
 
 
 def _nice_ceiling(value: int) -> int:
-    """Returns the least of 2, 4, 6, 10, 20, 40, 60, 100, ... that is not below value."""
+    """Returns the least of 2, 3, 4, 5, 6, 8, 10, 20, 30, ... that is not below value."""
     return next(
-        step * 10**power for power in itertools.count() for step in (2, 4, 6, 10)
+        step * 10**power for power in itertools.count() for step in (2, 3, 4, 5, 6, 8, 10)
         if step * 10**power >= value
     )  # fmt: skip
 

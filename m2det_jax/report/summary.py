@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from m2det_jax.report.contents import Contents, Finding
-from m2det_jax.report.markup import count, number, percent, printable, shorten
+from m2det_jax.report.markup import count, percent, printable, shorten
 
 _EXAMPLES = 3
 
@@ -28,7 +28,7 @@ def render_summary(contents: Contents) -> str:
             share = row.covered / row.boxes if row.boxes else float("nan")
             lines.append(
                 f"  {printable(row.name):<{width}}  {count(row.boxes):>10} boxes"
-                f"  {percent(share):>8} reached  mean best IoU {number(row.mean_iou, 2)}"
+                f"  {percent(share):>8} reached  mean best IoU {row.mean_iou:.2f}"
             )
     lines += _fit_lines(contents)
     return "\n".join(lines)

@@ -111,7 +111,7 @@ def coverage_table(caption: str, rows: Sequence[CoverageRow]) -> str:
         missed = row.boxes - row.covered
         body.append(
             (escape(row.name), count(row.boxes), percent(share), count(missed),
-             number(row.mean_iou, 2))
+             f"{row.mean_iou:.2f}" if row.boxes else "–")
         )  # fmt: skip
     headings = ("Boxes", "Number", "Reached", "Not reached", "Mean best IoU")
     return table(headings, body, caption=caption, css="coverage")
@@ -122,8 +122,8 @@ def fit_section(fit: Fit) -> str:
     rows = []
     for split, (share, mean) in fit.before.items():
         after = fit.after[split]
-        rows.append((SPLITS[split], percent(share), percent(after[0]), number(mean, 3),
-                     number(after[1], 3)))  # fmt: skip
+        means = f"{mean:.3f}", f"{after[1]:.3f}"
+        rows.append((SPLITS[split], percent(share), percent(after[0]), *means))
     headings = ("Boxes", "Reached now", "Reached fitted", "Mean best IoU now", "Fitted")
     text = "The fitted anchors reach more. Add to the command line, or write into the experiment:"
     if not fit.better:
