@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import support
 from PIL import Image
 
 from m2det_jax.config import default_config
@@ -104,6 +105,12 @@ def test_several_training_sets_and_mapped_classes(tmp_path, written, drawn_index
     expected = sorted(renamed.get(name, name) for name in whole if name != "ring")
     assert sorted(names_of(train)) == expected
     assert f"class_map left out {names_of(drawn_index['val']).count('ring')} objects" in caplog.text
+
+
+def test_an_image_in_two_training_sets(tmp_path, written):
+    config = config_of("coco", written["coco"], extra_train=(str(written["coco"]),))
+    with pytest.raises(ValueError, match=r"two of the training sets have the image .*\.jpg; leave"):
+        load_datasets(config, tmp_path)
 
 
 def test_filtered_classes_in_the_order_given(tmp_path, written, drawn_index):
@@ -220,3 +227,32 @@ def test_impossible_values(change, message):
     with pytest.raises(ValueError) as caught:
         validate(config)
     assert message in str(caught.value)
+
+
+def test_a_run_on_coco_maps_category_and_image_ids_back(tmp_path, drawn_files, drawn_index):
+    from m2det_jax.evaluate import evaluate_checkpoint
+    from m2det_jax.predict import predict
+    from m2det_jax.train import train
+
+    ids = (1, 3, 17, 18, 44, 90)
+    splits = {
+        split: dataclasses.replace(
+            index, class_ids=ids, image_ids=tuple(range(500, 500 + index.num_images))
+        )
+        for split, index in drawn_index.items()
+    }
+    write_dataset(splits, "coco", tmp_path / "coco")
+    config = support.short_config(drawn_files, max_steps=1)
+    config.data.update({"format": "coco", "root": str(tmp_path / "coco")})
+    train(config, tmp_path / "run")
+    metrics = evaluate_checkpoint(tmp_path / "run")
+    assert 0 <= metrics["AP"] <= 1
+    written = tmp_path / "run" / "evaluation" / "00000001_detections.json"
+    records = json.loads(written.read_text())
+    assert {r["category_id"] for r in records} <= set(ids) and max(
+        r["category_id"] for r in records
+    ) > 6
+    assert {r["image_id"] for r in records} <= set(range(500, 512))
+    predict(tmp_path / "run", [drawn_index["val"].image_paths[0]], threshold=0.0)
+    records = json.loads((tmp_path / "run" / "predictions" / "predictions.json").read_text())
+    assert records and {r["category_id"] for r in records} <= set(ids)

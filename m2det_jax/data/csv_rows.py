@@ -3,7 +3,6 @@
 import array
 import csv
 import difflib
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import read_text
+from m2det_jax.data.files import read_lines
 from m2det_jax.data.rows import Rows
 
 COORDINATES = ("x1", "y1", "x2", "y2")
@@ -25,11 +24,8 @@ def read_records(path: Path, findings: Findings) -> Iterator[tuple[int, list[str
     A byte order mark and any kind of line end are accepted; a file that cannot be read as UTF-8
     CSV text ends with a finding.
     """
-    text = read_text(path, findings)
-    if text is None:
-        return
     # strict: an unclosed quote would otherwise swallow the rest of the file as one field.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(read_lines(path, findings), strict=True)
     line = 1
     try:
         for fields in reader:

@@ -2,11 +2,13 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from m2det_jax.data.errors import Findings
 
 SMALL = 16 * 2**20  # bytes: lists, and annotations of a single image
+LONGEST_LINE = 2**20  # characters
 LARGE = 4 * 2**30  # bytes: annotations of a whole data set
 # Opening a pipe would wait for somebody to write to it.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -30,20 +32,15 @@ def open_plain(path: str | os.PathLike) -> int:
 
 def read_bytes(path: Path, findings: Findings, *, limit: int = LARGE) -> bytes | None:
     """Returns the content of a file, or None after a finding."""
-    try:
-        with open(open_plain(path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= limit:
-                return file.read(size)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        findings.add(
-            path, 0, "cannot read the file", "check the path", kind="no-file", value=reason
-        )
+    descriptor = _open(path, findings, limit)
+    if descriptor is None:
         return None
-    what = f"the file has {size} bytes, at most {limit} are read"
-    findings.add(path, 0, what, "split it", kind="not-text")
-    return None
+    with open(descriptor, "rb") as file:
+        try:
+            return file.read(os.fstat(descriptor).st_size)
+        except OSError as error:
+            _note(path, error, findings)
+            return None
 
 
 def read_text(path: Path, findings: Findings, *, limit: int = LARGE) -> str | None:
@@ -59,3 +56,42 @@ def read_text(path: Path, findings: Findings, *, limit: int = LARGE) -> str | No
             path, 0, "not UTF-8 text", "save the file as UTF-8", kind="not-text", value=value
         )
         return None
+
+
+def read_lines(path: Path, findings: Findings, *, limit: int = LARGE) -> Iterator[str]:
+    """Yields the lines of a UTF-8 file as `read_text`, with their ends, without holding it whole.
+
+    A line of more than LONGEST_LINE characters comes in pieces.
+    """
+    descriptor = _open(path, findings, limit)
+    if descriptor is None:
+        return
+    with open(descriptor, encoding="utf-8-sig", newline="") as file:
+        try:
+            while line := file.readline(LONGEST_LINE):
+                yield line
+        except OSError as error:
+            _note(path, error, findings)
+        except UnicodeDecodeError:
+            read_text(path, findings, limit=limit)  # says where
+
+
+def _open(path: Path, findings: Findings, limit: int) -> int | None:
+    """Opens a file of at most so many bytes; None after a finding."""
+    try:
+        descriptor = open_plain(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        _note(path, error, findings)
+        return None
+    size = os.fstat(descriptor).st_size
+    if size <= limit:
+        return descriptor
+    os.close(descriptor)
+    what = f"the file has {size} bytes, at most {limit} are read"
+    findings.add(path, 0, what, "split it", kind="not-text")
+    return None
+
+
+def _note(path: Path, error: Exception, findings: Findings) -> None:
+    reason = getattr(error, "strerror", None) or str(error)
+    findings.add(path, 0, "cannot read the file", "check the path", kind="no-file", value=reason)

@@ -44,7 +44,7 @@ def read_coco(root: Path, split: str, findings: Findings) -> Rows | None:
         findings.add(path, error.line, error.what, remedy, kind="not-text", value=error.value)
         return None
     folders = [root / split, root / "images" / split, root / "images", path.parent, root]
-    return reader.rows([folder for folder in folders if folder.suffix != ".json"])
+    return reader.rows([folder.absolute() for folder in folders if folder.suffix != ".json"])
 
 
 class _Reader:

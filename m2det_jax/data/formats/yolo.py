@@ -2,6 +2,7 @@
 
     ROOT/data.yaml (or ROOT is the .yaml file itself), with the keys
       path          folder that the others start from, relative to the file; default: its folder
+                    (a leading ../ that leads nowhere is left away, for Roboflow's exports)
       train, val..  a folder of images (at any depth), a .txt list of images, or a list of these
       names         class names, a list or {id: name}
 
@@ -122,6 +123,9 @@ def _images(path: Path, data: dict, split: str, findings: Findings) -> list[str]
     found: dict[str, None] = {}
     for entry in entries:
         place = Path(os.path.abspath(path.parent / base / entry))
+        if not place.exists() and entry.startswith("../"):
+            # As exported by Roboflow: relative to a folder beside the file, as it were.
+            place = Path(os.path.abspath(path.parent / base / entry[3:]))
         if place.is_dir():
             # Ordered by name, as a listing; directory order differs between machines.
             inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)

@@ -1,13 +1,14 @@
 """One data set in all six formats is the same data set, and evaluates the same."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data import DetectionIndex, Source, read_dataset
+from m2det_jax.data import DataError, DetectionIndex, Source, read_dataset
 from m2det_jax.data.formats.losses import losses
 from m2det_jax.data.formats.write import write_dataset
 from m2det_jax.metrics import ImageDetections, coco_metrics
@@ -171,3 +172,47 @@ def test_what_is_plain_loses_nothing(drawn, format):
     plain = dataclasses.replace(drawn, class_names=("bird", "car", "ring"))
     said = losses(plain.subset([i for i in range(12) if plain.counts[i]]), format)
     assert [text for text in said if "fractions" not in text] == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_relative_roots_give_absolute_paths(tmp_path, drawn, format, monkeypatch):
+    write_dataset({"val": drawn}, format, tmp_path / "set", copy_images=True)
+    monkeypatch.chdir(tmp_path)
+    index = read_dataset(source(format, "set"))
+    assert all(path.startswith(str(tmp_path / "set")) for path in index.image_paths)
+
+
+def test_a_yaml_as_roboflow_exports_it(tmp_path, drawn):
+    write_dataset({"valid": drawn}, "yolo", tmp_path)
+    (tmp_path / "images" / "valid").rename(tmp_path / "pictures")
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "pictures").rename(tmp_path / "valid" / "images")
+    (tmp_path / "labels" / "valid").rename(tmp_path / "valid" / "labels")
+    (tmp_path / "data.yaml").write_text("val: ../valid/images\nnames: [bird, blue car, ring]\n")
+    index = read_dataset(source("yolo", tmp_path))
+    assert index.num_images == 12 and len(index.boxes) == len(drawn.boxes)
+
+
+def test_vocdevkit_with_several_years(tmp_path, drawn):
+    first, second = drawn.subset(range(5)), drawn.subset(range(5, 12))
+    write_dataset({"val": first}, "voc", tmp_path / "VOC2007")
+    write_dataset({"val": second}, "voc", tmp_path / "VOC2012")
+    index = read_dataset(source("voc", tmp_path))
+    assert index.num_images == 12 and len(set(index.image_ids)) == 12
+    np.testing.assert_allclose(index.boxes, drawn.boxes, atol=1e-4)
+
+
+def test_hierarchy_of_open_images(tmp_path, drawn):
+    index = dataclasses.replace(drawn, class_ids=("/m/1", "/m/2", "/m/3"))
+    write_dataset({"val": index}, "openimages", tmp_path)
+    tree = {"LabelName": "/m/0", "Subcategory": [
+        {"LabelName": "/m/1", "Subcategory": [{"LabelName": "/m/3"}]}, {"LabelName": "/m/2"}
+    ]}  # fmt: skip
+    (tmp_path / "bbox_labels_600_hierarchy.json").write_text(json.dumps(tree))
+    below = dataclasses.replace(source("openimages", tmp_path), parent_label="bird")
+    found = read_dataset(below)
+    assert found.class_names == ("bird", "ring") and found.class_ids == ("/m/1", "/m/3")
+    assert len(found.boxes) == (drawn.labels != 1).sum()
+    wrong = dataclasses.replace(below, parent_label="brid")
+    with pytest.raises(DataError, match=r"parent_label is not in it \(brid\); did you mean bird"):
+        read_dataset(wrong)
