@@ -17,7 +17,7 @@ def get_config():
     config.epochs = 50.0
     config.data.image_size = (320, 320)
     # The port only mirrors, unless it is told otherwise.
-    config.augment.update(expand_probability=0.0, crop_probability=0.0, photometric_probability=0.0)
+    config.augment.pipeline = ("flip",)
     config.model.update(head="retinanet", upsample="bilinear")
     # 3 ratios x 3 octave scales, 10 to 320 px; IoU 0.4 to 0.5 is ignored.
     config.anchors.update(

@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 # A workdir may be resumed with other values of these: they decide where a run ends, how fast it
 # goes, what it writes, or what happens when something fails, but not what its steps compute. (The
 # data set may move or change its format; what is in it is compared by itself. config.epochs
-# stretches a cosine schedule, which is said.) All other keys are part of what a run is.
+# stretches a cosine schedule, which is said. What a run started from is not read again.) All other
+# keys are part of what a run is.
 FREE_KEYS = frozenset(
     (
-        "epochs max_steps platform deterministic sharding distributed.coordinator "
+        "epochs max_steps init_from init_checkpoint "
+        "platform deterministic sharding distributed.coordinator "
         "distributed.num_processes distributed.process_id model.remat on_nonfinite "
         "max_nonfinite data.format data.root data.train_split data.val_split data.extra_train "
         "data.class_map data.labels_filter data.parent_label data.on_bad_box data.train_csv "

@@ -56,8 +56,8 @@ def start_from(config: ConfigDict, detector: Detector, fresh: dict[str, Any]) ->
     if problems:
         settings = [f"config.{key} is {new!r} here, {old!r} there" for key, new, old in differing]
         raise ValueError(
-            f"config.init_from={config.init_from}: {len(problems)} tensors do not fit this model: "
-            f"{'; '.join(problems)}. Settings that differ: {'; '.join(settings) or 'none'}"
+            f"config.init_from={config.init_from}: {len(problems)} tensors do not fit this model. "
+            f"Settings that differ: {', '.join(settings) or 'none'}. Tensors: {'; '.join(problems)}"
         )
     log.info("initial weights: moving averages of step %d in %s", source.step, config.init_from)
     _log_loaded({path: ours[path] for path in ours if path not in kept})

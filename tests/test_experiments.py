@@ -67,7 +67,7 @@ def test_the_shipped_ones_are_there():
     official = {f"official_vgg{size}" for size in (320, 512, 704, 800)}
     assert {"quickstart", "small320", "vgg320", "vgg512", "vgg800", "keras_vgg320"} <= set(NAMES)
     assert official | {"official_resnet101_320"} <= set(NAMES)
-    assert {"resnet101_320", "resnet101_512", "resnet50_512"} <= set(NAMES)
+    assert {"resnet101_320", "resnet101_512", "resnet50_512", "mobilenet320"} <= set(NAMES)
 
 
 def test_the_official_recipe():
@@ -106,7 +106,7 @@ def test_the_form_of_the_keras_port():
 def test_a_step_of_each_network_is_tried():
     names = set(one_of_each_network())
     assert {"quickstart", "vgg800", "official_vgg800", "official_resnet101_320"} <= names
-    assert {"resnet101_512", "keras_vgg320"} <= names
+    assert {"resnet101_512", "mobilenet320", "keras_vgg320"} <= names
     assert not {"vgg320", "official_vgg704", "resnet101_320", "resnet50_512"} & names
 
 

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import support
 
+from m2det_jax import backbone_weights
 from m2det_jax.checkpoint import restore
 from m2det_jax.detect import build_detector
 from m2det_jax.model import is_class_output
 from m2det_jax.prepare import initial_variables, make_optimizer_settings, make_plan
 from m2det_jax.train import train
+from m2det_jax.weights.backbones import BackboneWeights
+from m2det_jax.weights.preprocessing import IMAGENET
 
 
 @pytest.fixture
@@ -130,6 +133,15 @@ def test_other_preprocessing_and_anchors_are_warned_of(source, tiny_run, log_of_
 def test_a_path_without_checkpoints_says_what_to_give(tmp_path, tiny_run):
     with pytest.raises(ValueError, match="give the --workdir of a training run"):
         start(tmp_path / "nothing", tiny_run.run.train_index.class_names)
+
+
+def test_a_backbone_alone_is_no_start(tmp_path, tiny_run):
+    kernel = np.zeros((3, 3, 3, 64), np.float32)
+    variables = {"params": {"conv1_1": {"conv": {"kernel": kernel}}}, "batch_stats": {}}
+    weights = BackboneWeights("vgg16", 1.0, True, variables, IMAGENET)
+    backbone_weights.save(tmp_path / "vgg16", weights, "a test")
+    with pytest.raises(ValueError, match="a backbone alone.*backbone_weights="):
+        start(tmp_path / "vgg16", tiny_run.run.train_index.class_names)
 
 
 def test_a_run_starts_there_and_then_goes_on_from_its_own(

@@ -61,6 +61,7 @@ def test_forward_pass_equals_the_official_one(reference_dir, name):
         value = np.asarray(out[ours][0])
         expected = reference[f"{name}/{theirs}"]
         error = np.abs(value[reference[f"{name}/index"]] - expected).max()
+        print(f"{name} {theirs}: largest error {error / value.std():.2g} standard deviations")
         assert error < 2e-5 * value.std()
         summary += [value.mean(), value.std()]
     np.testing.assert_allclose(summary, reference[f"{name}/summary"], rtol=1e-4)

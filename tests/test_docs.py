@@ -1,0 +1,40 @@
+"""What docs/fidelity.md names is there: experiments, config keys and tests."""
+
+import pathlib
+import re
+
+import pytest
+
+from m2det_jax.config import default_config
+from m2det_jax.experiment import experiments_dir, flatten
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def quoted() -> set[str]:
+    """All that stands between backticks outside of code blocks."""
+    text = (REPOSITORY / "docs/fidelity.md").read_text()
+    return set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)))
+
+
+def test_config_keys_exist(quoted):
+    keys = flatten(default_config())
+    sections = {key.partition(".")[0] for key in keys if "." in key}
+    named = {name.partition("=")[0] for name in quoted if name.partition(".")[0] in sections}
+    assert len(named) > 12
+    assert named <= keys.keys()
+
+
+def test_experiments_exist(quoted):
+    shipped = {path.stem for path in experiments_dir().glob("*.py")}
+    pattern = r"(official_|keras_)?(vgg|resnet\d+_|mobilenet)\d{3}|official_resnet101_320"
+    named = {name for name in quoted if re.fullmatch(pattern, name)}
+    assert named == {name for name in shipped if re.fullmatch(pattern, name)}
+    assert len(named) >= 12
+
+
+def test_tests_exist(quoted):
+    named = {name for name in quoted if name.startswith("tests/")}
+    assert len(named) > 5
+    assert all((REPOSITORY / name).exists() for name in named), named
