@@ -1,9 +1,6 @@
 """What `check` does: reads, decodes, measures, fits, and writes the report."""
 
 import collections
-import dataclasses
-import json
-import math
 import pathlib
 from collections.abc import Sequence
 
@@ -11,8 +8,6 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from m2det_jax import inspect_contents
-from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.config_checks import validate
 from m2det_jax.data import DetectionIndex
 from m2det_jax.data import statistics as stats
@@ -20,12 +15,13 @@ from m2det_jax.data.box_checks import check_boxes, check_classes
 from m2det_jax.data.errors import EFFECTS
 from m2det_jax.data.file_checks import check_files, check_repeats
 from m2det_jax.data.image_facts import ImageFacts, iterate_facts
-from m2det_jax.data.remarks import ERROR, NOTE, Remark, from_finding, remark
+from m2det_jax.data.remarks import NOTE, Remark, from_finding, remark
 from m2det_jax.datasets import augment_settings, inspect_datasets
 from m2det_jax.inspect_anchors import Anchors, config_anchors, fit_to
 from m2det_jax.inspect_contents import Found, Split
 from m2det_jax.inspect_pictures import augmented_pictures, choose, whole_picture
-from m2det_jax.report import Contents, Fit, Picture, render_page, render_summary
+from m2det_jax.inspect_report import assemble, write
+from m2det_jax.report import Contents, Picture, render_summary
 
 SPLITS = {"train": "training", "val": "validation"}
 
@@ -169,76 +165,3 @@ def whole_pictures(
             for image, reason in tqdm.tqdm(chosen, "pictures", leave=False, disable=None)
         ]
     return pictures
-
-
-def assemble(
-    config: ConfigDict,
-    name: str,
-    splits: dict[str, Split],
-    found: Found,
-    fitted: Fit | None,
-    pictures: Sequence[Picture],
-    augmented: Sequence[Picture],
-) -> Contents:
-    """Returns what the page shows."""
-    train, val = splits["train"], splits["val"]
-    threshold = config.anchors.positive_threshold
-    size = tuple(config.data.image_size)
-    groups = found.groups()
-    return Contents(
-        name=name,
-        facts=[("Input", f"{size[1]} x {size[0]} px, {config.data.resize}")],
-        tiles=inspect_contents.tiles(train, val, threshold),
-        refused=any(group.severity == ERROR for group in groups),
-        groups=groups,
-        findings=found.findings(),
-        classes=inspect_contents.class_rows(train, val),
-        coverage=inspect_contents.size_tables(train, val),
-        figures=inspect_contents.figures(train, val, make_anchors(config), size, threshold),
-        pictures=pictures,
-        augmented=augmented,
-        fit=fitted,
-        threshold=threshold,
-        notes=_notes(splits, pictures, augmented),
-    )
-
-
-def _notes(splits: dict[str, Split], pictures: Sequence, augmented: Sequence) -> list[str]:
-    total = sum(split.index.num_images for split in splits.values())
-    return [
-        f"Pictures: {len(pictures)} of {total:,} images; of each split a third with the most boxes "
-        "that no anchor reaches, a third with findings, the rest drawn at random by a fixed seed.",
-        f"Augmented: the first {len(augmented)} samples of a run with the config's seed.",
-        "The same image is one with the same bytes, or the same decoded pixels; a picture that was "
-        "scaled or compressed again is not recognised.",
-        "Counts, tables and plots are of all annotations; the scatter plot shows a sample.",
-    ]
-
-
-def write(output: pathlib.Path, report: Contents) -> None:
-    """Writes report.html and findings.json."""
-    (output / "report.html").write_text(render_page(report), encoding="utf-8")
-    groups = [dataclasses.asdict(group) for group in report.groups]
-    everything = {
-        "experiment": report.name,
-        "refused": report.refused,
-        "groups": groups,
-        "coverage": {
-            caption: [dataclasses.asdict(row) for row in rows]
-            for caption, rows in report.coverage.items()
-        },
-        "classes": [dataclasses.asdict(row) for row in report.classes],
-        "fit": report.fit and dataclasses.asdict(report.fit),
-        "findings": [dataclasses.asdict(finding) for finding in report.findings],
-    }
-    text = json.dumps(_without_nan(everything), indent=1)
-    (output / "findings.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _without_nan(value):
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -16,8 +16,8 @@ VERBS = {
     "predict", "demo", "checkpoint", "command_line", "config", "config_checks", "experiment",
     "datasets", "watch", "runtime", "anchor_layout", "convert", "conversion", "official_config",
     "backbone_weights", "check", "inspection", "inspect_anchors", "inspect_contents",
-    "inspect_pictures", "fine_tune", "guard", "damage", "resume", "stored_config", "devices",
-    "splits", "convert_dataset",
+    "inspect_report", "inspect_pictures", "fine_tune", "guard", "damage", "resume",
+    "stored_config", "devices", "splits", "convert_dataset",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

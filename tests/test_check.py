@@ -1,5 +1,7 @@
 """The check of a data set: what it finds, what it prints, and when it refuses."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import support
 from PIL import Image
 from test_main import ONE_DEVICE, REPOSITORY
 
-from m2det_jax import inspection
+from m2det_jax import convert_dataset, inspection
 from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.data import read_classes
 from m2det_jax.data.synthetic import DatasetFiles
@@ -55,17 +57,12 @@ def bad(drawn_files, tmp_path_factory):
     return *report, files, {"grey": first, "cut": other, "rows": len(rows)}
 
 
-def inspected(files, folder, **options):
-    from _pytest.capture import MultiCapture, SysCapture
-
-    capture = MultiCapture(in_=None, out=SysCapture(1), err=None)
-    capture.start_capturing()
-    try:
-        contents = inspection.inspect(support.tiny_config(files), folder, name="tiny", **options)
-    finally:
-        printed = capture.readouterr().out
-        capture.stop_capturing()
-    return contents, folder, printed
+def inspected(files, folder, overrides=None, **options):
+    """Inspects the data set `files` with the tiny config: (contents, folder, what was printed)."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        config = support.tiny_config(files, overrides)
+        contents = inspection.inspect(config, folder, name="tiny", **options)
+    return contents, folder, printed.getvalue()
 
 
 def test_sound_data(sound, drawn_files):
@@ -151,6 +148,41 @@ def test_chosen_pictures(tiny_run):
     assert len(chosen) == len(dict(chosen)) == 6 and 7 not in dict(chosen)
     assert chosen == choose(index, reached, remarked, readable, 6)
     assert len(choose(index, reached, remarked, readable, 100)) == index.num_images - 1
+
+
+def test_mended_boxes_are_warnings(bad, tmp_path):
+    """What config.data.on_bad_box mends is said, and does not refuse; what it cannot mend does."""
+    files = bad[3]
+    rows = files.train.read_text().splitlines()
+    mendable = files.train.with_name("mendable.csv")
+    mendable.write_text("\n".join(rows[:-2]))  # without the unknown class and the missing image
+    whole = files._replace(train=mendable)
+    options = {"data.on_bad_box": "clip"}
+    contents, folder, _ = inspected(whole, tmp_path, options, max_images=1, samples=0)
+    groups = {group.kind: group for group in contents.groups}
+    assert groups["outside"].severity == groups["swapped"].severity == "warning"
+    assert groups["outside"].effect == "the box is cut to the image"
+    assert groups["swapped"].effect == "the box is left out"
+    assert not contents.refused
+    boxes = sum(
+        row["train"] for row in json.loads((folder / "findings.json").read_text())["classes"]
+    )
+    assert boxes == sum(",,,," not in row for row in rows[:-2]) - 1
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_other_formats(drawn_files, tmp_path, form):
+    root = tmp_path / form
+    arguments = ["--from=csv", f"--input={drawn_files.train.parent}", "--classes=classes.csv"]
+    arguments += ["--split=train.csv", "--as=train", f"--to={form}", f"--output={root}"]
+    convert_dataset.convert_dataset(convert_dataset.parse(arguments))
+    data = {"data.format": form, "data.root": str(root), "data.train_split": "train",
+            "data.val_split": ""}  # fmt: skip
+    contents, _, _ = inspected(drawn_files, tmp_path / "out", data, samples=2, smallest_side=20.0)
+    assert not contents.refused and len(contents.pictures) == 2
+    places = [f.where for f in contents.findings if f.kind == "tiny-box"]
+    expected = r"annotations\[\d+\]" if form == "coco" else r"\.txt:\d+$"
+    assert places and all(re.search(expected, place) for place in places), places[:3]
 
 
 @pytest.mark.parametrize("whole_set", [True, False])

@@ -34,8 +34,8 @@ class Remark:
         split: "train", "val", or "" for both together.
         what: the finding, in one clause.
         effect: what training does about it.
-        file, line, item: the annotation file and the line in it, from 1; 0 where lines say
-            nothing, and `item` may say where.
+        file, line, item: the annotation file, the line in it, from 1 (0: the file as a whole),
+            and, where lines say little, the item, such as "annotations[17]".
         image: path of the image that it is about, or "".
         remedy: what to do, or "".
     """

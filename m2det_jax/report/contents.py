@@ -16,7 +16,7 @@ class Finding:
     split: str  # "train", "val" or ""
     file: str
     line: int  # 0 where there is none to name
-    item: str  # the place in a file whose lines say nothing
+    item: str  # the place in a file whose lines say little, such as annotations[17]
     image: str
     what: str
     effect: str
@@ -25,9 +25,8 @@ class Finding:
     @property
     def where(self) -> str:
         """The file and the place in it."""
-        if self.line:
-            return f"{self.file}:{self.line}"
-        return f"{self.file}: {self.item}" if self.item else self.file
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.item}" if self.item else place
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,13 +92,14 @@ def _boxes(picture: Picture, drawn: np.ndarray) -> str:
         title += _plural(int(positives[i]), "positive anchor", "positive anchors")
         title += "" if picture.covered[i] else ", forced"
         parts.append(_rect(picture.boxes[i], f"box {css}", title))
-    # Names above all boxes, so that no line crosses a word.
+    # Names above all boxes, so that no line crosses a word; at the right they end with the box.
     for i in drawn:
-        x, y = (float(v) for v in picture.boxes[i][:2])
+        x1, y, x2, _ = (float(v) for v in picture.boxes[i])
         css = "covered" if picture.covered[i] else "forced"
+        at_edge = x1 > 0.8 * picture.size[0]
+        place = f'x="{x2:.1f}" text-anchor="end"' if at_edge else f'x="{x1:.1f}" dx="0.2em"'
         parts.append(
-            f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" dy="0.95em" dx="0.2em">'
-            f"{escape(picture.names[i])}</text>"
+            f'<text class="{css}" {place} y="{y:.1f}" dy="0.95em">{escape(picture.names[i])}</text>'
         )
     return "".join(parts)
 
