@@ -1,6 +1,7 @@
 """Starting from other weights: what is taken, what is not, and what the log says of it."""
 
 import logging
+import pathlib
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import support
 
 from m2det_jax import backbone_weights
 from m2det_jax.checkpoint import restore
+from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.detect import build_detector
 from m2det_jax.model import is_class_output
 from m2det_jax.prepare import initial_variables, make_optimizer_settings, make_plan
@@ -144,20 +146,31 @@ def test_a_backbone_alone_is_no_start(tmp_path, tiny_run):
         start(tmp_path / "vgg16", tiny_run.run.train_index.class_names)
 
 
+def renamed(files: DatasetFiles, folder: pathlib.Path) -> DatasetFiles:
+    """The same data set with the class "disc" called "coin"."""
+    for name, file in files._asdict().items():
+        lines = file.read_text().replace("disc", "coin").splitlines()
+        start = "" if name == "classes" else f"{file.parent}/"  # of the images' paths
+        (folder / file.name).write_text("".join(f"{start}{line}\n" for line in lines))
+    return DatasetFiles(*(folder / file.name for file in files))
+
+
 def test_a_run_starts_there_and_then_goes_on_from_its_own(
     source, drawn_files, tmp_path, log_of_run, tiny_run
 ):
-    config = support.short_config(drawn_files, init_from=str(source), max_steps=1)
+    files = renamed(drawn_files, tmp_path)
+    config = support.short_config(files, init_from=str(source), max_steps=1)
     train(config, tmp_path / "run")
     assert "initial weights: moving averages of step 2" in log_of_run.text
-    # One small step from the source's weights, which are not those that the seed draws.
+    assert log_of_run.text.count("not loaded: params/class_head/") == 4
+    # One small step from the source's weights, and for the classes from those that the seed draws.
     trained = by_path(jax.device_get(restore(tmp_path / "run").variables["params"]))
-    before = by_path(support.state_at(tiny_run, 2).ema_params)
-    random = by_path(tiny_run.initial.params)
-    kernels = [path for path in trained if path[-1] == "kernel"]
-    for path in kernels:
-        moved, drawn = (np.abs(trained[path] - tree[path]).max() for tree in (before, random))
-        assert 0 < moved < drawn, path
+    loaded = by_path(support.state_at(tiny_run, 2).ema_params)
+    drawn = by_path(tiny_run.initial.params)
+    for path in (path for path in trained if path[-1] == "kernel"):
+        near, far = (drawn, loaded) if is_class_output(path) else (loaded, drawn)
+        distances = [np.abs(trained[path] - tree[path]).max() for tree in (near, far)]
+        assert 0 < distances[0] < distances[1], path
 
     log_of_run.clear()
     config.max_steps = 2
