@@ -123,7 +123,11 @@ def check_all(
     remarks = []
     for name, split in splits.items():
         index = split.index
-        remarks += check_files(name, facts[name], index.sizes, index.place_of_image)
+        # Evaluation needs every image of its split.
+        skipped = name == "train" and config.data.on_bad_image == "skip"
+        remarks += check_files(
+            name, facts[name], index.sizes, index.place_of_image, skipped=skipped
+        )
         remarks += check_boxes(
             name,
             index,

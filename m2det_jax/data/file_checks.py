@@ -1,12 +1,15 @@
 """Remarks on image files, and on images that are there more than once."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from m2det_jax.data.image_facts import ImageFacts
-from m2det_jax.data.remarks import Remark, remark
+from m2det_jax.data.remarks import WARNING, Remark, remark
 
 # Where an image stands in the annotations: position in the split -> its file, line and item.
 Place = Callable[[int], dict[str, str | int]]
+
+_SKIPPED = "config.data.on_bad_image: training takes the next image instead, and says so"
 
 _REMEDIES = {
     "missing-image": "correct the path, or remove its rows",
@@ -18,7 +21,12 @@ _REMEDIES = {
 
 
 def check_files(
-    split: str, facts: Mapping[int, ImageFacts], sizes: Sequence, place: Place
+    split: str,
+    facts: Mapping[int, ImageFacts],
+    sizes: Sequence,
+    place: Place,
+    *,
+    skipped: bool = False,
 ) -> list[Remark]:
     """Returns what there is to say of image files, each on its own.
 
@@ -27,12 +35,16 @@ def check_files(
         facts: by position of the image in the split.
         sizes: (width, height) of every image of the split, as read from the headers.
         place: of an image.
+        skipped: training takes another image for one that it cannot read.
     """
     remarks = []
     for i, fact in facts.items():
         for kind, what in _file_remarks(fact, tuple(int(side) for side in sizes[i])):
             remedy = _REMEDIES.get(kind, "")
-            remarks.append(remark(kind, split, what, place(i), image=fact.path, remedy=remedy))
+            found = remark(kind, split, what, place(i), image=fact.path, remedy=remedy)
+            if skipped and fact.problem:
+                found = dataclasses.replace(found, severity=WARNING, effect=_SKIPPED)
+            remarks.append(found)
     return remarks
 
 

@@ -83,6 +83,13 @@ def test_broken_files(tmp_path, picture):
         (tmp_path / name).write_bytes(content)
         assert kinds_of(tmp_path / name) == [kind]
     assert kinds_of(tmp_path / "gone.jpg") == ["missing-image"]
+    facts = {0: read_facts(str(tmp_path / "truncated.jpg"))}
+    refused, skipped = (
+        check_files("train", facts, [SIZE], lambda image: {}, skipped=skip)[0]
+        for skip in (False, True)
+    )
+    assert (refused.severity, skipped.severity) == ("error", "warning")
+    assert "stops" in refused.effect and "next image instead" in skipped.effect
 
 
 def test_the_same_image_by_bytes_and_by_pixels(tmp_path, picture):
