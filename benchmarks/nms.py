@@ -62,7 +62,7 @@ def measure(config: ConfigDict, *, classes: int, num_high: int, rounds: int) -> 
     samples = timing.take_turns(works, rounds)
     share = 100 * statistics.median(samples["nms"]) / statistics.median(samples["forward"])
     probability = jax.nn.sigmoid(outputs["class_logits"])
-    threshold = detector.score_threshold
+    threshold = detector.suppression.score_threshold
     above, kept = (probability > threshold).sum(), postprocess(outputs).valid.sum()
     timing.print_figure("anchors x classes", f"{len(detector.anchors)} x {classes}")
     timing.print_figure(f"scores above {threshold}", f"{above}, kept after suppression: {kept}")

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,8 +21,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 import m2det_jax
 from m2det_jax import damage
-from m2det_jax.config import default_config
+from m2det_jax.config_checks import validate
 from m2det_jax.detect import Detector, build_detector
+from m2det_jax.experiment import stored_config
 from m2det_jax.model import variable_shapes
 from m2det_jax.train_state import TrainState
 
@@ -224,15 +226,18 @@ class Restored:
     class_ids: tuple[int | str, ...] = ()
 
 
-def restore(workdir: str | pathlib.Path, checkpoint: str | int = "latest") -> Restored:
+def restore(
+    workdir: str | pathlib.Path, checkpoint: str | int = "latest", overrides: Sequence[str] = ()
+) -> Restored:
     """Restores a trained detector from its workdir alone.
 
     Args:
       workdir: what training was given as --workdir.
       checkpoint: "latest", "best" (by validation AP), or a step.
+      overrides: changes of config.eval, such as "eval.nms=soft_linear".
 
     Raises:
-      ValueError: there is no such checkpoint, or it is damaged; names those that exist.
+      ValueError: there is no such checkpoint, it is damaged, or an override does not fit.
     """
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise ValueError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
@@ -244,20 +249,14 @@ def restore(workdir: str | pathlib.Path, checkpoint: str | int = "latest") -> Re
                 f"{workdir}: a backbone alone, no detector; train one from it with "
                 f"--config.model.backbone_weights={workdir}"
             )
-        config = stored_config(meta)
+        config = stored_config(meta["config"], overrides)
+        validate(config)
         class_names = tuple(meta["class_names"])
         detector = build_detector(config, class_names)
         item = ocp.args.StandardRestore(_abstract_variables(detector))
         variables = _restore(manager, step, model=item).model
     class_ids = tuple(meta.get("class_ids", ()))  # younger than the first checkpoints
     return Restored(detector, variables, class_names, config, step, class_ids)
-
-
-def stored_config(meta: dict[str, Any]) -> ConfigDict:
-    """Returns the config of a checkpoint; keys that are younger than it have their defaults."""
-    config = default_config()
-    config.update(meta["config"])
-    return config
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, **items):

@@ -16,6 +16,7 @@ from m2det_jax.anchor_layout import anchors_per_cell, make_anchors
 from m2det_jax.data import ResizeSettings
 from m2det_jax.datasets import fill_colour
 from m2det_jax.model import PRIOR, M2Det
+from m2det_jax.suppression import Suppression
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,8 +33,7 @@ class Detector:
       variances: of centre and size in the box encoding.
       background: the class logits are those of a softmax, whose index 0 is the background; else
         each class has a sigmoid.
-      score_threshold, iou_threshold, pre_nms_top_k, max_detections, class_agnostic: see
-        config.eval.
+      suppression: how the boxes of an image become its detections.
     """
 
     model: M2Det
@@ -45,11 +45,7 @@ class Detector:
     channel_order: str
     variances: tuple[float, float]
     background: bool
-    score_threshold: float
-    iou_threshold: float
-    pre_nms_top_k: int
-    max_detections: int
-    class_agnostic: bool
+    suppression: Suppression
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """Returns the network input, float32 [B, H, W, 3], of uint8 RGB images of that shape."""
@@ -69,23 +65,21 @@ class Detector:
             return jax.nn.softmax(logits, axis=-1)[..., 1:]
         return jax.nn.sigmoid(logits)
 
-    def postprocess(self, outputs: dict[str, jax.Array]) -> ops.Detections:
-        """Returns detections [B, K] (boxes xyxy in network pixels) of the model's raw outputs."""
+    def candidates(self, outputs: dict[str, jax.Array]) -> ops.Candidates:
+        """Returns candidates [B, G, N] (boxes xyxy in network pixels) of the raw outputs."""
         anchors = jnp.asarray(self.anchors)
 
         def one_image(logits, deltas):  # [A, C], [A, 4]
             boxes = ops.decode(deltas, anchors, self.variances)
-            return ops.multiclass_nms(
-                ops.clip(boxes, self.resize.image_size),
-                self.class_scores(logits),
-                iou_threshold=self.iou_threshold,
-                score_threshold=self.score_threshold,
-                pre_nms_top_k=self.pre_nms_top_k,
-                max_outputs=self.max_detections,
-                class_agnostic=self.class_agnostic,
+            return self.suppression.candidates(
+                ops.clip(boxes, self.resize.image_size), self.class_scores(logits)
             )
 
         return jax.vmap(one_image)(outputs["class_logits"], outputs["box_deltas"])
+
+    def postprocess(self, outputs: dict[str, jax.Array]) -> ops.Detections:
+        """Returns detections [B, K] (boxes xyxy in network pixels) of the model's raw outputs."""
+        return jax.vmap(self.suppression.detections)(self.candidates(outputs))
 
     def detect_fn(self) -> Callable[[dict, jax.Array], ops.Detections]:
         """Returns the jitted function (variables, uint8 [B, H, W, 3]) -> Detections [B, K]."""
@@ -122,9 +116,11 @@ def build_detector(config: ConfigDict, class_names: tuple[str, ...]) -> Detector
         channel_order=config.data.channel_order,
         variances=tuple(config.anchors.variances),
         background=background,
-        score_threshold=config.eval.score_threshold,
-        iou_threshold=config.eval.iou_threshold,
-        pre_nms_top_k=config.eval.pre_nms_top_k,
-        max_detections=config.eval.max_detections,
-        class_agnostic=config.eval.class_agnostic,
+        suppression=make_suppression(config),
     )
+
+
+def make_suppression(config: ConfigDict) -> Suppression:
+    """Returns the plain values of config.eval that choose among the boxes of an image."""
+    names = [field.name for field in dataclasses.fields(Suppression)]
+    return Suppression(**{name: config.eval[name] for name in names})

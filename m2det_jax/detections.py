@@ -45,3 +45,25 @@ def check_detections(index: DetectionIndex, detections: Sequence[ImageDetections
                 f"{where}: labels {sorted(outside)} are not among the"
                 f" {len(index.class_names)} classes, 0 to {len(index.class_names) - 1}"
             )
+
+
+def to_original(found, batch: dict, index: DetectionIndex) -> list[ImageDetections]:
+    """Maps a batch of Detections from network pixels to pixels of the original images.
+
+    Args:
+      found: fields are numpy arrays [B, K, ...].
+      batch: image_id [B], of which -1 is no image; scale and offset [B, 2] as `data.eval_batches`.
+    """
+    results = []
+    for i, image_id in enumerate(batch["image_id"]):
+        if image_id < 0:
+            continue
+        valid = found.valid[i]
+        scale, offset = np.tile(batch["scale"][i], 2), np.tile(batch["offset"][i], 2)
+        width, height = index.sizes[image_id]
+        boxes = (found.boxes[i][valid] - offset) / scale
+        boxes = np.clip(boxes, 0, np.array([width, height, width, height]))
+        results.append(
+            ImageDetections(int(image_id), boxes, found.scores[i][valid], found.labels[i][valid])
+        )
+    return results

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -16,12 +16,14 @@ from absl import app
 from absl.flags import argparse_flags
 
 from m2det_jax import devices, runtime
-from m2det_jax.checkpoint import restore
+from m2det_jax.checkpoint import Restored, restore
 from m2det_jax.data import DetectionIndex, eval_batches, read_csv
 from m2det_jax.datasets import load_validation
 from m2det_jax.detect import Detector
+from m2det_jax.detections import to_original
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
-from m2det_jax.train_step import StepSettings, losses_of, make_targets
+from m2det_jax.multiscale import MultiScale, make_views
+from m2det_jax.train_step import StepSettings, eval_losses
 
 log = logging.getLogger("m2det_jax")
 
@@ -35,12 +37,7 @@ def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
 
     def eval_step(variables, batch):
         outputs = detector.model.apply(variables, detector.normalize(batch["image"]), train=False)
-        targets = make_targets(detector, settings, batch)
-        real = (batch["image_id"] >= 0)[:, None]  # [B, 1]
-        targets = targets._replace(
-            positive=targets.positive & real, negative=targets.negative & real
-        )
-        return detector.postprocess(outputs), losses_of(outputs, targets, settings)
+        return detector.postprocess(outputs), eval_losses(detector, settings, outputs, batch)
 
     return eval_step
 
@@ -78,6 +75,34 @@ def evaluate(
         placing = {k: batch[k] for k in ("image_id", "scale", "offset")}
         detections += to_original(*devices.fetch((found, placing)), index)
         losses.append(jax.device_get(terms))
+    return summarize(index, detections, losses)
+
+
+def evaluate_views(
+    multi: MultiScale,
+    variables: dict,
+    index: DetectionIndex,
+    *,
+    batch_size: int,
+    sharding: jax.sharding.Sharding,
+    num_threads: int = 2,
+) -> tuple[dict, list[ImageDetections]]:
+    """As `evaluate`, by several views of each image; `multi` is made with settings of the loss."""
+    found = multi.detect(
+        variables, index, batch_size=batch_size, sharding=sharding, num_threads=num_threads
+    )
+    detections, losses = [], []
+    total = -(-index.num_images // batch_size)
+    for images, terms in tqdm.tqdm(found, "evaluate", total, leave=False, disable=None):
+        detections += images
+        losses.append(jax.device_get(terms))
+    return summarize(index, detections, losses)
+
+
+def summarize(
+    index: DetectionIndex, detections: list[ImageDetections], losses: list[dict]
+) -> tuple[dict, list[ImageDetections]]:
+    """Returns (metrics, detections) of `evaluate` from the loss terms of its batches."""
     # Several processes have dealt the images among them; ties in score go by this order.
     detections.sort(key=lambda one: one.image_id)
     metrics = coco_metrics(index, detections)
@@ -86,23 +111,6 @@ def evaluate(
     for name in ("loss", "loss_class", "loss_box"):
         metrics[name] = float(np.average([terms[name] for terms in losses], weights=weights))
     return metrics, detections
-
-
-def to_original(found, batch: dict, index: DetectionIndex) -> list[ImageDetections]:
-    """Maps a batch of Detections from network pixels to pixels of the original images."""
-    results = []
-    for i, image_id in enumerate(batch["image_id"]):
-        if image_id < 0:
-            continue
-        valid = found.valid[i]
-        scale, offset = np.tile(batch["scale"][i], 2), np.tile(batch["offset"][i], 2)
-        width, height = index.sizes[image_id]
-        boxes = (found.boxes[i][valid] - offset) / scale
-        boxes = np.clip(boxes, 0, np.array([width, height, width, height]))
-        results.append(
-            ImageDetections(int(image_id), boxes, found.scores[i][valid], found.labels[i][valid])
-        )
-    return results
 
 
 def without_nan(value):
@@ -136,6 +144,7 @@ def evaluate_checkpoint(
     csv: str = "",
     batch_size: int = 0,
     output: str = "",
+    overrides: Sequence[str] = (),
 ) -> dict:
     """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
 
@@ -144,8 +153,9 @@ def evaluate_checkpoint(
       batch_size: images per call, over all devices; 0: that of the config.
       output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections, in COCO
         result form, go beside it.
+      overrides: changes of config.eval, such as "eval.nms=soft_linear".
     """
-    restored = restore(workdir, checkpoint)
+    restored = restore(workdir, checkpoint, overrides)
     if csv:
         index, source = read_csv(csv, restored.class_names), csv
     else:
@@ -155,25 +165,31 @@ def evaluate_checkpoint(
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
-    replicated, by_batch = devices.data_mesh()
-    eval_step = make_eval_step(restored.detector, step_settings(restored.config))
-    metrics, detections = evaluate(
-        jax.jit(eval_step),
-        jax.device_put(restored.variables, replicated),
-        index,
-        restored.detector,
-        batch_size=batch_size,
-        sharding=by_batch,
-    )
+    metrics, detections = _evaluate_restored(restored, index, batch_size)
     target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     record = without_nan(metrics) | {"step": restored.step, "data": source}
+    record["eval"] = restored.config.eval.to_dict()
     target.write_text(json.dumps(record, indent=2) + "\n")
     results = target.with_name(f"{target.stem}_detections.json")
     results.write_text(json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))
     print(f"written: {target} and {results.name}")
     return metrics
+
+
+def _evaluate_restored(
+    restored: Restored, index: DetectionIndex, batch_size: int
+) -> tuple[dict, list[ImageDetections]]:
+    detector, settings = restored.detector, step_settings(restored.config)
+    replicated, by_batch = devices.data_mesh()
+    variables = jax.device_put(restored.variables, replicated)
+    common = dict(batch_size=batch_size, sharding=by_batch)
+    if views := make_views(restored.config):
+        multi = MultiScale(detector, views, settings)
+        return evaluate_views(multi, variables, index, **common)
+    eval_step = jax.jit(make_eval_step(detector, settings))
+    return evaluate(eval_step, variables, index, detector, **common)
 
 
 def _parser() -> argparse_flags.ArgumentParser:
@@ -185,6 +201,7 @@ def _parser() -> argparse_flags.ArgumentParser:
     parser.add_argument("--csv", default="", help="annotations; default: the run's validation set")
     parser.add_argument("--batch_size", type=int, default=0, help="default: that of the config")
     parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
+    runtime.add_overrides(parser)
     return parser
 
 

@@ -1,11 +1,15 @@
 """Finding experiments, and the dotted keys of their configs."""
 
+import ast
 import difflib
 import importlib.resources
 import importlib.util
 import pathlib
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
+
+from m2det_jax.config import default_config
 
 
 def get(config: ConfigDict, dotted: str):
@@ -33,6 +37,46 @@ def nearest_key(config: ConfigDict, dotted: str) -> str:
     last = {key.rpartition(".")[2]: key for key in keys}
     found = difflib.get_close_matches(dotted.rpartition(".")[2], list(last), n=1, cutoff=0.0)
     return last[found[0]]
+
+
+def stored_config(stored: Mapping, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Returns the config that a checkpoint holds; keys that are younger have their defaults.
+
+    Args:
+      overrides: changes of its section eval, such as "eval.score_threshold=0.3".
+
+    Raises:
+      ValueError: no such key in that section, or a value of another type; names the nearest key.
+    """
+    config = default_config()
+    config.update(stored)
+    for override in overrides:
+        _override_eval(config, override)
+    return config
+
+
+def _override_eval(config: ConfigDict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    section = ConfigDict({"eval": config.eval})
+    if not equals:
+        raise ValueError(f"--set {override}: give KEY=VALUE, such as eval.score_threshold=0.3")
+    if key not in flatten(section):
+        raise ValueError(
+            f"--set {key}: there is no such key among those of section eval, which alone can "
+            f"change after training; the nearest is {nearest_key(section, key)}"
+        )
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text  # a plain word
+    old = get(config, key)
+    if isinstance(old, tuple) and not isinstance(value, (tuple, list)):
+        value = (value,)
+    try:
+        config.update_from_flattened_dict({key: value})
+    except TypeError:
+        kind = type(old).__name__
+        raise ValueError(f"--set {override}: give a value of type {kind}, now {old!r}") from None
 
 
 def experiments_dir() -> pathlib.Path:

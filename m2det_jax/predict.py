@@ -1,26 +1,28 @@
 """Draws detections on images and folders of images, and writes them as COCO results.
 
-    python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
+python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
 """
 
 import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 import tqdm
 from absl import app
 from absl.flags import argparse_flags
+from PIL import Image
 
 from m2det_jax import devices, runtime
-from m2det_jax.checkpoint import restore
+from m2det_jax.checkpoint import Restored, restore
 from m2det_jax.data import DetectionIndex, eval_batches, load_image, read_size
+from m2det_jax.detections import to_original
 from m2det_jax.draw import draw_boxes
-from m2det_jax.evaluate import to_original
 from m2det_jax.metrics import ImageDetections, coco_results
+from m2det_jax.multiscale import MultiScale, make_views
 
 log = logging.getLogger("m2det_jax")
 
@@ -81,52 +83,71 @@ def predict(
     output: str = "",
     threshold: float = 0.5,
     batch_size: int = 0,
+    overrides: Sequence[str] = (),
 ) -> list[ImageDetections]:
     """Detects objects in images, draws them and writes all as JSON.
 
     Args:
       paths: image files and folders.
       output: folder for pictures and predictions.json; "": workdir/predictions.
-      threshold: lowest score that is drawn and written, 0..1.
+      threshold: lowest score that is drawn and written, 0..1; instead of config.eval's.
       batch_size: images per call, over all devices; 0: one per device.
+      overrides: changes of config.eval, such as "eval.nms=soft_linear".
 
     Returns:
       One ImageDetections per image, in pixels of the original image.
     """
-    restored = restore(workdir, checkpoint)
+    if any(override.startswith("eval.score_threshold=") for override in overrides):
+        raise ValueError("--set eval.score_threshold: give predict --threshold instead")
+    restored = restore(workdir, checkpoint, overrides)
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
     index = index_of(find_images(paths), restored.class_names)
     index = dataclasses.replace(index, class_ids=restored.class_ids)
-    detector = dataclasses.replace(restored.detector, score_threshold=threshold)
-    detect, (replicated, by_batch) = detector.detect_fn(), devices.data_mesh()
-    variables = jax.device_put(restored.variables, replicated)
     folder = pathlib.Path(output or workdir / "predictions")
     folder.mkdir(parents=True, exist_ok=True)
     names = picture_names(index.image_paths)
 
     results = []
-    batches = eval_batches(index, resize=detector.resize, batch_size=batch_size)
-    with tqdm.tqdm(None, "predict", index.num_images, leave=False, disable=None) as bar:
-        for batch in batches:
-            found = detect(variables, jax.device_put(batch["image"], by_batch))
-            for detections in to_original(jax.device_get(found), batch, index):
-                path = index.image_paths[detections.image_id]
-                picture = draw_boxes(
-                    load_image(path),
-                    detections.boxes,
-                    detections.labels,
-                    index.class_names,
-                    detections.scores,
-                )
-                picture.save(folder / names[detections.image_id], quality=92)
-                results.append(detections)
-                bar.update()
+    found = detect_images(restored, index, threshold, batch_size)
+    for detections in tqdm.tqdm(found, "predict", index.num_images, leave=False, disable=None):
+        draw(detections, index).save(folder / names[detections.image_id], quality=92)
+        results.append(detections)
     target = folder / "predictions.json"
     target.write_text(json.dumps(coco_results(index, results), indent=1) + "\n")
     count = sum(len(detections.scores) for detections in results)
     print(f"{count} detections in {len(results)} images; pictures and {target.name} in {folder}")
     return results
+
+
+def detect_images(
+    restored: Restored, index: DetectionIndex, threshold: float, batch_size: int
+) -> Iterator[ImageDetections]:
+    """Yields the detections of every image of an index, in order, by the views of the config."""
+    suppression = restored.detector.suppression.at_threshold(threshold)
+    detector = dataclasses.replace(restored.detector, suppression=suppression)
+    replicated, by_batch = devices.data_mesh()
+    variables = jax.device_put(restored.variables, replicated)
+    if views := make_views(restored.config):
+        multi = MultiScale(detector, views)
+        for images, _ in multi.detect(variables, index, batch_size=batch_size, sharding=by_batch):
+            yield from images
+        return
+    detect = detector.detect_fn()
+    for batch in eval_batches(index, resize=detector.resize, batch_size=batch_size):
+        found = detect(variables, jax.device_put(batch["image"], by_batch))
+        yield from to_original(jax.device_get(found), batch, index)
+
+
+def draw(detections: ImageDetections, index: DetectionIndex) -> Image.Image:
+    """Returns the picture of an image with its detections."""
+    return draw_boxes(
+        load_image(index.image_paths[detections.image_id]),
+        detections.boxes,
+        detections.labels,
+        index.class_names,
+        detections.scores,
+    )
 
 
 def picture_names(paths: Sequence[str]) -> list[str]:
@@ -153,6 +174,7 @@ def _parser() -> argparse_flags.ArgumentParser:
     parser.add_argument("--output", default="", help="folder; default: WORKDIR/predictions")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (default 0.5)")
     parser.add_argument("--batch_size", type=int, default=0, help="default: one per device")
+    runtime.add_overrides(parser)
     return parser
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint, damage
 from m2det_jax.config import FREE_KEYS
-from m2det_jax.experiment import flatten
+from m2det_jax.experiment import flatten, stored_config
 from m2det_jax.prepare import Run
 
 log = logging.getLogger("m2det_jax")
@@ -75,7 +75,7 @@ def refuse_other_run(
             f"{folder} was trained on the classes {meta['class_names']}, the data has "
             f"{list(run.train_index.class_names)}; use another --workdir"
         )
-    changed, free = changed_keys(checkpoint.stored_config(meta), config)
+    changed, free = changed_keys(stored_config(meta["config"]), config)
     for what, before in meta.get("data", {}).items():
         if before != run.fingerprints[what]:
             changed.append(f"the {what} set: {before}, now {run.fingerprints[what]}")

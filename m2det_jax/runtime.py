@@ -1,5 +1,6 @@
 """The process around a verb: log lines, devices, compilation cache, and one-line error endings."""
 
+import argparse
 import logging
 import os
 import pathlib
@@ -89,6 +90,19 @@ _EXPECTED = ("did not provide metrics", "read_only=True", "Given directory is re
 
 def _worth_reading(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in _EXPECTED)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds --set, whose values `checkpoint.restore` takes as overrides."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="eval.KEY=VALUE",
+        help="change a key of config.eval, such as eval.nms=soft_linear or "
+        "eval.test_sizes=320,512; may be repeated",
+    )
 
 
 def one_line_errors(verb: Callable, *args, **kwargs):

@@ -73,6 +73,16 @@ def losses_of(
     )
 
 
+def eval_losses(
+    detector: Detector, settings: StepSettings, outputs: dict[str, jax.Array], batch: Batch
+) -> Metrics:
+    """Returns the losses of an evaluation batch; images with image_id -1 count nowhere."""
+    targets = make_targets(detector, settings, batch)
+    real = (batch["image_id"] >= 0)[:, None]  # [B, 1]
+    targets = targets._replace(positive=targets.positive & real, negative=targets.negative & real)
+    return losses_of(outputs, targets, settings)
+
+
 def make_train_step(
     detector: Detector,
     optimizer: optax.GradientTransformation,

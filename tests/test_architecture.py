@@ -17,7 +17,7 @@ VERBS = {
     "datasets", "watch", "runtime", "anchor_layout", "convert", "conversion", "official_config",
     "backbone_weights", "check", "inspection", "inspect_anchors", "inspect_contents",
     "inspect_report", "inspect_pictures", "fine_tune", "guard", "damage", "resume",
-    "stored_config", "devices", "splits", "convert_dataset",
+    "stored_config", "devices", "splits", "convert_dataset", "multiscale",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

@@ -142,8 +142,8 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
     ("module", "options"),
     [
         ("main", ["--config", "--workdir", "--config.section.key=value"]),
-        ("evaluate", ["--workdir", "--checkpoint", "--csv", "--batch_size", "--output"]),
-        ("predict", ["PATH", "--workdir", "--checkpoint", "--threshold", "--output"]),
+        ("evaluate", ["--workdir", "--checkpoint", "--csv", "--batch_size", "--output", "--set"]),
+        ("predict", ["--set", "PATH", "--workdir", "--checkpoint", "--threshold", "--output"]),
         ("demo", ["--workdir", "--seed"]),
         ("convert_dataset", ["--from", "--to", "--split", "--output", "--force", "--copy_images"]),
         ("check", ["--config", "--output", "--fit_anchors", "--max_images", "--samples"]),

@@ -158,6 +158,45 @@ def retinanet_anchors(
     return _to_xyxy(np.concatenate(scales))
 
 
+def spread_anchors(
+    anchors: Float[np.ndarray, "A 4"],
+    feature_maps: Sequence[Size],
+    *,
+    new_feature_maps: Sequence[Size],
+    new_image_size: Size,
+) -> Float[np.ndarray, "B 4"]:
+    """Lays the anchors of one image size out on the feature maps of another.
+
+    Each scale keeps the widths and heights, in pixels, of its cell anchors: a convolution answers
+    to the size of an object in pixels, whatever the size of the image around it. Centres are those
+    of the new cells, which divide the new image evenly.
+
+    Args:
+        anchors: All cells of a scale have the same widths and heights.
+        feature_maps: (height, width) in cells of every scale that they were made for.
+        new_feature_maps: As many.
+        new_image_size: (height, width) in pixels.
+
+    Raises:
+        ValueError: If the anchors are not those of the feature maps.
+    """
+    image_height, image_width = _checked_size("new_image_size", new_image_size)
+    cells = [rows * columns for rows, columns in feature_maps]
+    per_cell, rest = divmod(len(anchors), sum(cells))
+    if rest or len(new_feature_maps) != len(feature_maps):
+        raise ValueError(
+            f"{len(anchors)} anchors do not fit {len(feature_maps)} feature maps of {sum(cells)} "
+            f"cells, or these not the {len(new_feature_maps)} new ones"
+        )
+    scales, start = [], 0
+    for count, (rows, columns) in zip(cells, new_feature_maps, strict=True):
+        first_cell = anchors[start : start + per_cell].astype(np.float64)
+        shapes = [tuple(shape) for shape in (first_cell[:, 2:] - first_cell[:, :2]).tolist()]
+        scales.append(_grid((rows, columns), (image_height / rows, image_width / columns), shapes))
+        start += count * per_cell
+    return _to_xyxy(np.concatenate(scales))
+
+
 def _ssd_shapes(
     size: float, next_size: float, aspect_ratios: list[float]
 ) -> list[tuple[float, float]]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Num
 
 from m2det_jax.ops.boxes import ArrayLike, Real, iou
+from m2det_jax.ops.candidates import Candidates, top_candidates
 
 # Boxes are settled this many at a time: bounds memory at _TILE * N overlaps, and allows to stop
 # when the outputs are full. Larger tiles mean fewer steps, which is what a GPU wants.
@@ -68,6 +69,7 @@ def multiclass_nms(
     pre_nms_top_k: int = 1000,
     max_outputs: int = 300,
     class_agnostic: bool = False,
+    max_per_class: int = 0,
 ) -> Detections:
     """Turns scores of every anchor and class into the detections of one image.
 
@@ -79,39 +81,75 @@ def multiclass_nms(
         pre_nms_top_k: Only so many (anchor, class) pairs of the image, the highest, take part.
         max_outputs: K.
         class_agnostic: Boxes of all classes suppress each other.
+        max_per_class: At most so many detections of a class; 0: no limit.
     """
-    boxes, scores = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
-    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    pair_scores, anchor, label = _top_pairs(scores, pre_nms_top_k)
-    pair_boxes = boxes[anchor]
-    keep = _greedy_keep(
-        pair_boxes,
-        None if class_agnostic else label,
-        pair_scores > score_threshold,
-        iou_threshold,
-        max_outputs,
+    return suppress(
+        top_candidates(boxes, scores, count=pre_nms_top_k, per_class=False),
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        max_per_class=max_per_class,
+        max_outputs=max_outputs,
+        class_agnostic=class_agnostic,
     )
+
+
+def suppress(
+    candidates: Candidates,
+    *,
+    iou_threshold: Real = 0.5,
+    score_threshold: Real = 0.05,
+    max_per_class: int = 0,
+    max_outputs: int = 300,
+    class_agnostic: bool = False,
+) -> Detections:
+    """Turns the candidates of one image, in one group by falling score, into its detections.
+
+    The other args are those of `multiclass_nms`.
+    """
+    boxes, scores, labels = (field[0] for field in candidates)  # [1, N, ...] -> [N, ...]
+    keep = _greedy_keep(
+        boxes,
+        None if class_agnostic else labels,
+        scores > score_threshold,
+        iou_threshold,
+        scores.shape[0] if max_per_class else max_outputs,  # what a full class keeps counts not
+    )
+    return best_detections(
+        boxes, scores, labels, keep, max_per_class=max_per_class, max_outputs=max_outputs
+    )
+
+
+def best_detections(
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, "N"],
+    labels: Int32[Array, "N"],
+    keep: Bool[Array, "N"],
+    *,
+    max_per_class: int,
+    max_outputs: int,
+) -> Detections:
+    """Returns the first K = max_outputs kept ones of boxes that come by falling score.
+
+    max_per_class: of a class so many at most; 0: no limit.
+    """
+    if max_per_class:
+        keep &= _rank_within(labels, keep) < max_per_class
     rank, valid = _first_kept(keep, max_outputs)
     return Detections(
-        boxes=jnp.where(valid[:, None], pair_boxes[rank], 0),
-        scores=jnp.where(valid, pair_scores[rank], 0),
-        labels=jnp.where(valid, label[rank], -1),
+        boxes=jnp.where(valid[:, None], boxes[rank], 0),
+        scores=jnp.where(valid, scores[rank], 0),
+        labels=jnp.where(valid, labels[rank], -1),
         valid=valid,
     )
 
 
-def _top_pairs(scores: Array, count: int) -> tuple[Array, Array, Array]:
-    """Returns scores, anchors and classes of the `count` highest of all [A, C] scores, sorted.
-
-    Exactly a top_k of the flattened scores, equal ones in their order, but without sorting A * C
-    numbers: an anchor with a pair among the first k is among the k anchors with the best pairs.
-    """
-    num_classes = scores.shape[1]
-    _, anchors = jax.lax.top_k(scores.max(axis=1), min(count, scores.shape[0]))
-    anchors = jnp.sort(anchors)  # in their old order, so that ties are broken as before
-    candidates = scores[anchors].reshape(-1)  # [k * C]
-    top, index = jax.lax.top_k(candidates, min(count, candidates.shape[0]))
-    return top, anchors[index // num_classes], (index % num_classes).astype(jnp.int32)
+def _rank_within(labels: Array, keep: Array) -> Array:
+    """Returns how many kept boxes [N] of the same class come before each box."""
+    by_label = jnp.argsort(labels, stable=True)
+    before = jnp.cumsum(keep[by_label]) - keep[by_label]
+    sorted_labels = labels[by_label]
+    first = jnp.searchsorted(sorted_labels, sorted_labels, side="left")
+    return jnp.zeros_like(labels).at[by_label].set((before - before[first]).astype(jnp.int32))
 
 
 def _greedy_keep(

@@ -133,6 +133,28 @@ def test_classes_do_not_suppress_each_other():
     assert int(together.valid.sum()) == 1
 
 
+def test_at_most_so_many_of_a_class():
+    rng = np.random.default_rng(6)
+    boxes, scores = random_boxes(rng, 400), rng.uniform(size=(400, 3)).astype(np.float32)
+    options = dict(top_k=700, iou=0.6, threshold=0.05, max_outputs=700)
+    _, _, labels = everything = multiclass_by_loops(boxes, scores, **options)
+    rank = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)])
+    expected = [field[rank < 4][:10] for field in everything]
+    got = jax.jit(
+        lambda b, s: ops.multiclass_nms(
+            b,
+            s,
+            iou_threshold=0.6,
+            pre_nms_top_k=700,
+            max_outputs=10,
+            max_per_class=4,
+        )
+    )(boxes, scores)
+    assert got.valid.all() and len(expected[0]) == 10
+    for field, want in zip(("boxes", "scores", "labels"), expected, strict=True):
+        np.testing.assert_array_equal(getattr(got, field), want, err_msg=field)
+
+
 def test_no_score_above_the_threshold():
     boxes = random_boxes(np.random.default_rng(3), 20)
     got = jax.jit(ops.multiclass_nms)(boxes, np.full((20, 3), 0.01, np.float32))

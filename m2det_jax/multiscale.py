@@ -1,0 +1,182 @@
+"""Multi-scale testing: an image at several input sizes and mirrored, detections merged.
+
+The network is the one that was trained; at another size its maps, and with them the anchors, are
+more or fewer, but as large in pixels. The boxes of every view of an image are brought to pixels of
+the original image and go through the suppression of the config together. Each size is compiled
+once. B batch, G groups, N candidates of a group, K detections of an image.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from m2det_jax import devices, ops
+from m2det_jax.anchor_layout import make_anchors
+from m2det_jax.data import DetectionIndex, eval_batches
+from m2det_jax.datasets import train_sizes
+from m2det_jax.detect import Detector
+from m2det_jax.detections import ImageDetections, to_original
+from m2det_jax.model import feature_map_sizes
+from m2det_jax.train_step import StepSettings, eval_losses
+
+_ON_DEVICE = ("image", "boxes", "labels", "mask", "image_id", "scale", "offset")
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How to look at an image.
+
+    Attributes:
+      sizes: of the input, (height, width) in pixels.
+      flip: each is also seen mirrored.
+      anchors: those that the network was trained with at a size, where it was trained at several.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    flip: bool
+    anchors: dict[tuple[int, int], np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def make_views(config: ConfigDict) -> Views | None:
+    """Returns the views of config.eval; None where they are the plain one that training uses."""
+    own = tuple(config.data.image_size)
+    sizes = [(s, s) if isinstance(s, int) else tuple(s) for s in config.eval.test_sizes]
+    sizes = tuple(dict.fromkeys(sizes)) or (own,)
+    if sizes == (own,) and not config.eval.test_flip:
+        return None
+    anchors = {size: make_anchors(config, size) for size in train_sizes(config)}
+    return Views(sizes, config.eval.test_flip, anchors)
+
+
+def detector_at(
+    detector: Detector, image_size: tuple[int, int], anchors: np.ndarray | None = None
+) -> Detector:
+    """Returns the detector for another input size: the same network, other anchors.
+
+    anchors: those of training at that size; None: the detector's own, spread over the new maps.
+
+    Raises:
+      ValueError: the size does not carry the network's scales.
+    """
+    if image_size == detector.resize.image_size:
+        return detector
+    num_scales = detector.model.num_scales
+    try:
+        new_maps = feature_map_sizes(image_size, num_scales)
+    except ValueError as error:
+        raise ValueError(f"config.eval.test_sizes: {error}") from None
+    if anchors is None:
+        anchors = ops.spread_anchors(
+            detector.anchors,
+            feature_map_sizes(detector.resize.image_size, num_scales),
+            new_feature_maps=new_maps,
+            new_image_size=image_size,
+        )
+    resize = dataclasses.replace(detector.resize, image_size=image_size)
+    return dataclasses.replace(detector, anchors=anchors, resize=resize)
+
+
+def make_view_step(detector: Detector, settings: StepSettings | None) -> Callable:
+    """Returns the jitted (variables, batch, mirror) -> (candidates, loss terms) of one size.
+
+    batch: that of `data.eval_batches`. mirror: bool scalar, whether to see the images mirrored;
+    the candidates [B, G, N] are in pixels of the original images either way. Loss terms: None
+    without settings, and meant for images that are not mirrored.
+    """
+
+    @jax.jit
+    def view_step(variables, batch, mirror):
+        images = jnp.where(mirror, batch["image"][:, :, ::-1], batch["image"])
+        outputs = detector.model.apply(variables, detector.normalize(images), train=False)
+        found = detector.candidates(outputs)
+        x1, y1, x2, y2 = jnp.moveaxis(found.boxes, -1, 0)  # each [B, G, N]
+        width = detector.resize.image_size[1]
+        x1, x2 = jnp.where(mirror, width - x2, x1), jnp.where(mirror, width - x1, x2)
+        scale = jnp.tile(batch["scale"], 2)[:, None, None]  # [B, 1, 1, 4]
+        offset = jnp.tile(batch["offset"], 2)[:, None, None]
+        boxes = (jnp.stack([x1, y1, x2, y2], axis=-1) - offset) / scale
+        terms = None if settings is None else eval_losses(detector, settings, outputs, batch)
+        return found._replace(boxes=boxes), terms
+
+    return view_step
+
+
+class MultiScale:
+    """Detects the objects of a data set by several views of each image."""
+
+    def __init__(
+        self, detector: Detector, views: Views, settings: StepSettings | None = None
+    ) -> None:
+        """Prepares the programs, which are compiled when they are first needed.
+
+        Args:
+          settings: compute the losses, too, always at the detector's own size, which is then
+            looked at even where it is none of the views.
+        """
+        own = detector.resize.image_size
+        sizes = dict.fromkeys((*views.sizes, own) if settings else views.sizes)
+        self._views = views
+        self._detectors = {
+            size: detector_at(detector, size, views.anchors.get(size)) for size in sizes
+        }
+        self._steps = {
+            size: make_view_step(at_size, settings if size == own else None)
+            for size, at_size in self._detectors.items()
+        }
+
+        @jax.jit
+        def merge(candidates: Sequence[ops.Candidates]) -> ops.Detections:
+            def one_image(candidates):
+                return detector.suppression.detections(ops.merge_candidates(candidates))
+
+            return jax.vmap(one_image)(candidates)
+
+        self._merge = merge
+
+    def detect(
+        self,
+        variables: dict,
+        index: DetectionIndex,
+        *,
+        batch_size: int,
+        sharding: jax.sharding.Sharding,
+        num_threads: int = 2,
+    ) -> Iterator[tuple[list[ImageDetections], dict | None]]:
+        """Yields for every batch its images' detections, in original pixels, and its loss terms."""
+        batches = [
+            eval_batches(
+                index,
+                resize=detector.resize,
+                batch_size=batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                num_threads=num_threads,
+            )
+            for detector in self._detectors.values()
+        ]
+        for same_images in zip(*batches, strict=True):
+            by_size = dict(zip(self._detectors, same_images, strict=True))
+            found, ids, terms = self._detect_batch(variables, by_size, sharding)
+            found, ids = devices.fetch((found, ids))
+            identity = {"scale": np.ones((len(ids), 2)), "offset": np.zeros((len(ids), 2))}
+            yield to_original(found, {"image_id": ids} | identity, index), terms
+
+    def _detect_batch(
+        self, variables: dict, by_size: dict, sharding: jax.sharding.Sharding
+    ) -> tuple[ops.Detections, jax.Array, dict | None]:
+        """Returns detections [B, K] in original pixels, image_id [B] and loss terms of a batch."""
+        candidates, terms = [], None
+        for size, batch in by_size.items():
+            batch = devices.put_batch({key: batch[key] for key in _ON_DEVICE}, sharding)
+            for mirror in (False, True) if self._views.flip else (False,):
+                found, losses = self._steps[size](variables, batch, mirror)
+                terms = losses if losses is not None and not mirror else terms
+                if size in self._views.sizes:
+                    candidates.append(found)
+                else:
+                    break
+        return self._merge(candidates), batch["image_id"], terms
