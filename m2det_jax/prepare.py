@@ -117,8 +117,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     )
 
 
-def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> int:
-    """Returns the images that an epoch shows: all of them once, or by repeat-factor sampling."""
+def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> float:
+    """Returns how many images an epoch shows: each once, or by repeat-factor sampling."""
     threshold = config.data.repeat_threshold
     if not threshold:
         return index.num_images
@@ -149,8 +149,8 @@ def make_step(config: ConfigDict, detector: Detector, optimizer, schedule, setti
     return train_step
 
 
-def make_plan(config: ConfigDict, num_images: int) -> Plan:
-    """Turns the epochs of a config into steps for a training set of that many images."""
+def make_plan(config: ConfigDict, num_images: float) -> Plan:
+    """Turns the epochs of a config into steps, for so many images an epoch."""
     per_epoch = num_images / config.batch_size
     steps = max(1, round(config.epochs * per_epoch))
     return Plan(
@@ -161,7 +161,7 @@ def make_plan(config: ConfigDict, num_images: int) -> Plan:
     )
 
 
-def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: int) -> OptimizerSettings:
+def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: float) -> OptimizerSettings:
     """Turns config.optimizer into plain values in steps, with the learning rate scaled."""
     c = config.optimizer
     per_epoch = num_images / config.batch_size

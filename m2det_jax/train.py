@@ -85,7 +85,7 @@ def run_locked(
         try:
             return loop(config, workdir, run, state, lock, manager, batches, watch, signals)
         except NonFiniteLoss as error:
-            raise FloatingPointError(f"{explain(error, run)}; {what_is_left(workdir)}") from None
+            raise FloatingPointError(f"{explain(error, run, config)}; {what_is_left(workdir)}") from None
 
 
 def loop(
@@ -209,11 +209,13 @@ def save_samples(
     log.info("augmented training pictures: %s", path)
 
 
-def explain(error: NonFiniteLoss, run: Run) -> str:
+def explain(error: NonFiniteLoss, run: Run, config: ConfigDict) -> str:
     """Says where the loss broke."""
+    mixing = [name for name in ("mosaic", "paste", "mixup") if name in config.augment.pipeline]
+    others = f" (beside what {', '.join(mixing)} added)" if mixing else ""
     names = ", ".join(run.train_index.image_paths[i] for i in error.image_ids)
     return (
-        f"{error}. Images of that batch: {names}. Look at them, or lower "
+        f"{error}. Images of that batch{others}: {names}. Look at them, or lower "
         "config.optimizer.learning_rate, lengthen warmup_epochs, lower clip_norm, or leave out a "
         "few such steps with --config.on_nonfinite=skip"
     )

@@ -82,6 +82,6 @@ def describe_sampling(index: DetectionIndex, threshold: float) -> str:
     lines.append(f"  the other {others} classes: 1" if raised else "  1 for every class")
     lines.append(
         f"  images: factors {images.min():.2f} to {images.max():.2f}, an epoch has "
-        f"{epoch_length(images)} of {index.num_images}"
+        f"{epoch_length(images):.1f} of {index.num_images}"
     )
     return "\n".join(lines)

@@ -4,11 +4,13 @@ Repeat-factor sampling (LVIS, arXiv 1908.03195, section 4.2 of its appendix): an
 class is seen more often in an epoch. f(c) is the share of images with class c, t the threshold:
 r(c) = max(1, sqrt(t / f(c))), r(I) = the largest r(c) of the image's classes, 1 without objects.
 
-An epoch visits every image floor(r(I)) times and some once more, drawn so that the expected visits
-are r(I); its length is the whole part of the sum of r(I), the same in every epoch, for which the
-chances of one more visit are scaled by less than one image's worth in all. Everything is a function
-of (seed, epoch) or (seed, step). N images, C classes, L visits of an epoch.
+An epoch visits every image floor(r(I)) times, and some once more, so that the visits are r(I) in
+the mean over the epochs. Its length is the sum of r(I), rounded down or up by turns so that the
+mean is right: epoch e begins at visit floor(e * sum), and any visit of a long run is found at once.
+Everything is a function of (seed, epoch) or (seed, step). N images, C classes, L visits an epoch.
 """
+
+import math
 
 import numpy as np
 
@@ -35,31 +37,41 @@ def image_factors(index: DetectionIndex, threshold: float) -> np.ndarray:
     return factors
 
 
-def epoch_length(factors: np.ndarray) -> int:
-    """Returns L, the images of an epoch."""
-    return int(np.floor(factors).sum()) + _num_extra(factors)
+def epoch_length(factors: np.ndarray) -> float:
+    """Returns the images of an epoch, in the mean."""
+    base, extra = _parts(factors)
+    return base + extra
+
+
+def epoch_start(factors: np.ndarray, epoch: int) -> int:
+    """Returns the number of visits before an epoch."""
+    base, extra = _parts(factors)
+    return epoch * base + math.floor(epoch * extra)
 
 
 def epoch_order(factors: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Returns the images of an epoch in their order, int64 [L]."""
     rng = np.random.default_rng((_EPOCH_STREAM, seed, epoch))
+    base, extra = _parts(factors)
+    wanted = epoch_start(factors, epoch + 1) - epoch_start(factors, epoch) - base
+    # Systematic rounding: one offset for the running sum of the chances gives each image one more
+    # visit with its own chance. Which offsets give as many as are wanted is known beforehand.
+    share = extra - math.floor(extra)
+    low, high = (0, 1 - share) if wanted == math.floor(extra) else (1 - share, 1)
     visits = np.floor(factors).astype(np.int64)
-    extra = _num_extra(factors)
-    if extra:
-        # Systematic rounding: one random offset for the running sum of the chances. Each image gets
-        # one more visit with its own chance, and all together get `extra`.
-        order = rng.permutation(len(factors))
-        chances = (factors - visits)[order]
-        total = np.cumsum(chances) * (extra / chances.sum())
-        total[-1] = extra
-        steps = np.floor(total + rng.random()).astype(np.int64)
-        visits[order] += np.diff(steps, prepend=0)
+    order = rng.permutation(len(factors))
+    sums = np.cumsum((factors - visits)[order]) + rng.uniform(low, high)
+    steps = np.minimum(np.floor(sums).astype(np.int64), wanted)
+    steps[-1] = wanted  # whatever the rounding of the sum
+    visits[order] += np.diff(steps, prepend=0)
     return rng.permutation(np.repeat(np.arange(len(factors)), visits))
 
 
-def _num_extra(factors: np.ndarray) -> int:
-    # Sums such as 3 * (1 / 3) must not lose an image to rounding.
-    return int(np.floor((factors - np.floor(factors)).sum() + 1e-9))
+def _parts(factors: np.ndarray) -> tuple[int, float]:
+    """Returns the sure visits of an epoch, and the mean number of those beyond."""
+    whole = np.floor(factors)
+    # Rounded, as a sum such as 3 * (1 / 3) is meant to be 1.
+    return int(whole.sum()), round(float((factors - whole).sum()), 9)
 
 
 class EpochOrder:
@@ -67,18 +79,29 @@ class EpochOrder:
 
     def __init__(self, factors: np.ndarray, seed: int) -> None:
         self._factors, self._seed, self._length = factors, seed, epoch_length(factors)
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __getitem__(self, visit: int) -> int:
-        epoch, position = divmod(visit, self._length)
+        epoch = int(visit / self._length)
+        start, order = self._epoch(epoch)
+        if visit < start:
+            start, order = self._epoch(epoch - 1)
+        elif visit >= start + len(order):
+            start, order = self._epoch(epoch + 1)
+        return int(order[visit - start])
+
+    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
         orders = self._orders
         if epoch not in orders:
-            # Threads stand on both sides of an epoch's end, hence the last two; a new dict, as
+            found = (
+                epoch_start(self._factors, epoch),
+                epoch_order(self._factors, self._seed, epoch),
+            )
+            # Threads stand on both sides of an epoch's end, hence the last three; a new dict, as
             # others may be looking at the old one.
-            order = epoch_order(self._factors, self._seed, epoch)
-            orders = {known: orders[known] for known in sorted(orders)[-1:]} | {epoch: order}
+            orders = {known: orders[known] for known in sorted(orders)[-2:]} | {epoch: found}
             self._orders = orders
-        return int(orders[epoch][position])
+        return orders[epoch]
 
 
 def size_of_step(sizes: tuple[tuple[int, int], ...], seed: int, step: int) -> int:

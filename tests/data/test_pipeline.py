@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+import zlib
 
 import numpy as np
 import pytest
@@ -198,3 +199,69 @@ def test_bccd_sample(bccd_dir):
     (batch,) = take(1, whole, settings=settings, batch_size=8)
     assert batch["image"].shape == (8, 320, 320, 3) and batch["boxes"].shape == (8, 32, 4)
     assert batch["mask"].any(axis=1).all()
+
+
+def test_the_default_stream_is_that_of_the_first_version(index):
+    """Scores were measured with it. Written down from the version before the steps had names."""
+    batches = take(6, index)
+    boxes = b"".join(batch["boxes"].tobytes() + batch["mask"].tobytes() for batch in batches)
+    ids = [batch["image_id"].tolist() for batch in batches]
+    means = [batch["image"].mean() for batch in batches]
+    assert ids == [
+        [3, 9, 10, 8], [1, 0, 6, 5], [7, 2, 4, 7], [6, 10, 5, 9], [0, 4, 3, 2], [8, 1, 6, 1]
+    ]  # fmt: skip
+    assert zlib.crc32(boxes) == 692687559
+    assert np.allclose(means, [123.168, 120.288, 111.278, 119.015, 124.484, 123.206], atol=0.02)
+
+
+BUSY = dataclasses.replace(SETTINGS, pipeline=("mosaic", "affine", "crop", "paste", "mixup"))
+VARIED = {"settings": BUSY, "repeat_threshold": 0.9, "sizes": ((48, 64), (64, 48), (32, 80))}
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_threads": 0}, {"num_threads": 5}, {"num_workers": 2}, {"start_step": 4}]
+)
+def test_several_images_sizes_and_factors_are_a_function_of_the_step(index, options):
+    start = options.get("start_step", 0)
+    expected = take(8, index, **VARIED)[start:]
+    assert len({batch["image"].shape for batch in expected}) > 1
+    got = take(len(expected), index, **VARIED | options)
+    assert all(equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_processes_share_a_step_and_its_size(index):
+    expected = take(6, index, **VARIED)
+    shares = [take(6, index, **VARIED, process_index=i, process_count=2) for i in range(2)]
+    for step, batch in enumerate(expected):
+        for key in KEYS:
+            merged = np.stack([share[step][key] for share in shares], axis=1)
+            assert np.array_equal(merged.reshape(batch[key].shape), batch[key])
+
+
+def test_padding_holds_the_fullest_picture(index):
+    # At most 3 objects an image: four images, 3 pasted, and the same once more.
+    (batch,) = take(1, index, **VARIED)
+    assert batch["boxes"].shape[1] == 32
+    with pytest.raises(ValueError, match="a picture can have 30 objects, got 29"):
+        take(1, index, **VARIED, max_objects=29)
+
+
+def test_rare_classes_come_more_often(index):
+    labels = np.where(np.arange(len(index.labels)) == 0, 0, index.labels).astype(np.int32)
+    rare = dataclasses.replace(index, labels=labels)
+    holder = int(np.searchsorted(rare.offsets, 1) - 1)  # the image with the only object of class 0
+    threshold = 4 / 11  # r = 2 for that image, 1 for all others: 12 images an epoch
+    plain = dataclasses.replace(SETTINGS, enabled=False)
+    batches = take(6, rare, settings=plain, repeat_threshold=threshold)
+    ids = np.concatenate([batch["image_id"] for batch in batches]).reshape(2, 12)
+    for epoch in ids:
+        assert sorted(epoch) == sorted([*range(11), holder])
+    assert ids[0].tolist() != ids[1].tolist()
+
+
+def test_one_size_takes_the_place_of_the_settings(index):
+    (batch,), (same,) = (
+        take(1, index, sizes=((32, 80),)),
+        take(1, index, settings=dataclasses.replace(SETTINGS, image_size=(32, 80))),
+    )
+    assert batch["image"].shape == (4, 32, 80, 3) and equal(batch, same)
