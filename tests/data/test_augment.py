@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m2det_jax.data.affine import compose, random_matrix
 from m2det_jax.data.augment import STEPS, augment, mix
-from m2det_jax.data.canvas import Sample, finish, whole
+from m2det_jax.data.canvas import Sample, boxes_in_plane, finish, whole
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.settings import STEP_NAMES, AugmentSettings
 from m2det_jax.data.transforms import scale_to_fit
@@ -182,6 +183,33 @@ def test_pasted_objects_come_whole_and_hide_no_more_than_they_may(index, mode):
     assert pasted > 60 and covered > 3
 
 
+@pytest.mark.parametrize("before", [(), ("crop",), ("scale_jitter",)])
+def test_pasted_objects_lie_in_the_window_as_a_whole(index, before):
+    settings = settings_for((*before, "paste"), paste_scale=(0.5, 6.0), paste_max_covered=1.0)
+    pasted = 0
+    for seed in SEEDS:
+        canvas = canvas_of(index, seed % 6, settings, np.random.default_rng(seed))
+        for layer in canvas.layers[1:]:
+            x1, y1, x2, y2 = layer.boxes[0]
+            low, high = (layer.matrix @ [x, y, 1] for x, y in ((x1, y1), (x2, y2)))
+            assert (low >= np.array(canvas.window[:2]) - 1e-6).all()
+            assert (high <= np.array(canvas.window[2:]) + 1e-6).all()
+            pasted += 1
+    assert pasted > 20
+
+
+def test_objects_that_others_cover_are_not_taken(index):
+    boxes = index.boxes.copy()
+    boxes[1::4] = boxes[0::4] + (0, 0, 20, 20)  # around the first of each image
+    crowded = dataclasses.replace(index, boxes=boxes)
+    settings = settings_for(("paste",), paste_max_covered=0.3)
+    taken = set()
+    for seed in SEEDS:
+        taken |= set(augment(crowded, 0, settings, np.random.default_rng(seed)).rows[4:] % 4)
+    # The first is covered whole, the one around it by more than 0.3 of its area.
+    assert taken == {2, 3}
+
+
 def test_pasting_nothing_when_nothing_may_be_covered(index):
     # One object as large as its picture: every place would cover it.
     full = dataclasses.replace(index, boxes=index.boxes.copy()).subset([0])
@@ -237,6 +265,51 @@ def test_a_mosaic_shows_four_images(index):
         assert 0.24 <= joint[0] / 208 <= 0.76 and 0.24 <= joint[1] / 144 <= 0.76
         counts.add(len(finish(canvas, settings).rows))
     assert max(counts) > 8
+
+
+def test_steps_after_a_mosaic_are_guided_by_what_it_shows(index):
+    settings = settings_for(("mosaic",))
+    for seed in SEEDS[:20]:
+        canvas = canvas_of(index, 0, settings, np.random.default_rng(seed))
+        # The plane of a mosaic is that of the network input, but for the rounding to pixels.
+        assert np.allclose(boxes_in_plane(canvas), finish(canvas, settings).boxes, atol=1)
+
+
+def test_an_affine_map_turns_about_the_centre():
+    window, center = (10.0, 20.0, 210.0, 120.0), (110, 70)
+    settings = settings_for(("affine",), affine_translation=0.0)
+    moving = settings_for(("affine",), affine_translation=0.25)
+    moves = []
+    for seed in range(300):
+        matrix = random_matrix(window, settings, np.random.default_rng(seed))
+        assert np.allclose(matrix @ [*center, 1], center)
+        moved = random_matrix(window, moving, np.random.default_rng(seed))
+        assert np.array_equal(moved[:, :2], matrix[:, :2])
+        moves.append(moved @ [*center, 1] - center)
+        point = np.array([3.0, 4.0])
+        inner = moved @ [*point, 1]
+        assert np.allclose(compose(matrix, moved) @ [*point, 1], matrix @ [*inner, 1])
+    lengths = np.linalg.norm(moves, axis=1)
+    assert 45 < lengths.max() <= np.hypot(50, 25) + 1e-6 and lengths.min() < 10
+    turned = random_matrix(window, settings_for(
+        ("affine",), affine_shear=0.0, affine_scale=(2.0, 2.0), affine_translation=0.0
+    ), np.random.default_rng(0))  # fmt: skip
+    assert np.allclose(turned[:, :2] @ turned[:, :2].T, 4 * np.eye(2))
+
+
+def test_scale_jitter_puts_the_picture_anywhere(index):
+    settings = settings_for(("scale_jitter",), jitter_scale=(0.5, 2.0))
+    windows = np.array([
+        canvas_of(index, 0, settings, np.random.default_rng(seed)).window for seed in range(300)
+    ])  # fmt: skip
+    width, height = SIZES[0]
+    sides = windows[:, 2:] - windows[:, :2]
+    factors = (width, height) / sides
+    assert np.allclose(factors[:, 0], factors[:, 1])
+    assert 0.5 <= factors.min() < 0.53 and 1.95 < factors.max() <= 2
+    places = windows[:, :2] / ((width, height) - sides)
+    assert (places >= -1e-9).all() and (places <= 1 + 1e-9).all()
+    assert places.min() < 0.05 and places.max() > 0.95 and abs(places.mean() - 0.5) < 0.05
 
 
 def test_an_affine_map_without_range_changes_nothing(index):
