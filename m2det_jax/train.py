@@ -85,7 +85,8 @@ def run_locked(
         try:
             return loop(config, workdir, run, state, lock, manager, batches, watch, signals)
         except NonFiniteLoss as error:
-            raise FloatingPointError(f"{explain(error, run, config)}; {what_is_left(workdir)}") from None
+            why = explain(error, run, config)
+            raise FloatingPointError(f"{why}; {what_is_left(workdir)}") from None
 
 
 def loop(

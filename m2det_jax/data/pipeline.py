@@ -7,20 +7,14 @@ changes nothing but speed, and a run resumes at any step by asking for it.
 B images of one process, M objects (padded), H, W. Boxes are xyxy pixels of the network input.
 """
 
-import dataclasses
-
 import grain
-import numpy as np
 
-from m2det_jax.data.augment import augment
-from m2det_jax.data.batches import Batch, Batches, iterate
-from m2det_jax.data.images import UnreadableImage
+from m2det_jax.data.batches import Batches, iterate
+from m2det_jax.data.elements import AtSize, Augment, Replace, Resize, Size, Visit
 from m2det_jax.data.index import DetectionIndex
-from m2det_jax.data.sampling import EpochOrder, image_factors, size_of_step
+from m2det_jax.data.sampling import EpochOrder, image_factors
 from m2det_jax.data.settings import AugmentSettings, ResizeSettings
-from m2det_jax.data.transforms import map_boxes, place_whole, render
 
-Size = tuple[int, int]
 _OBJECTS_MULTIPLE = 8
 
 
@@ -66,7 +60,8 @@ def train_batches(
         sizes: (height, width) of the pictures, one drawn for each step; (): settings.image_size.
         on_bad_image: "error": an image that cannot be read ends the iteration. "skip": the next
             one of the index stands in its place (the first follows the last), until one can be
-            read; a batch is then a function of the readable files as well.
+            read, and images that steps join in are drawn anew; a batch is then a function of the
+            readable files as well.
 
     Returns:
         An iterator to be closed, of dicts: image uint8 [B, H, W, 3] RGB; boxes float32 [B, M, 4];
@@ -85,14 +80,14 @@ def train_batches(
     _check_reading(num_workers, num_threads)
     if repeat_threshold > 0:
         order = EpochOrder(image_factors(index, repeat_threshold), seed)
-        samples = grain.MapDataset.range(1).seed(seed).repeat().map_with_index(_Visit(order))
+        samples = grain.MapDataset.range(1).seed(seed).repeat().map_with_index(Visit(order))
     else:
         samples = grain.MapDataset.range(index.num_images).seed(seed).shuffle().repeat()
     if len(sizes) > 1:
-        samples = samples.map_with_index(_AtSize(sizes, seed, batch_size))
+        samples = samples.map_with_index(AtSize(sizes, seed, batch_size))
     mine = samples[process_index::process_count]
-    sample = _Augment(index, settings, sizes, max_objects)
-    samples = samples.random_map(sample if on_bad_image == "error" else _Replace(sample, index))
+    sample = Augment(index, settings, sizes, max_objects)
+    samples = samples.random_map(sample if on_bad_image == "error" else Replace(sample, index))
     batches = samples[process_index::process_count].batch(share, drop_remainder=True)
 
     def images_of(batch: int) -> list[str]:
@@ -126,108 +121,9 @@ def eval_batches(
     share = _check_share(index, batch_size, process_index, process_count)
     _check_reading(num_workers, num_threads)
     padded = -(-index.num_images // batch_size) * batch_size
-    samples = grain.MapDataset.range(padded).map(_Resize(index, resize, max_objects))
+    samples = grain.MapDataset.range(padded).map(Resize(index, resize, max_objects))
     batches = samples[process_index::process_count].batch(share, drop_remainder=True)
     return iterate(batches, num_workers, num_threads)
-
-
-class _Visit(grain.transforms.MapWithIndex):
-    """Number of a visit -> image number."""
-
-    def __init__(self, order: EpochOrder) -> None:
-        self._order = order
-
-    def map_with_index(self, index: int, element: int) -> int:
-        return self._order[index]
-
-
-class _AtSize(grain.transforms.MapWithIndex):
-    """Image number -> (image number, number of the size that its step has)."""
-
-    def __init__(self, sizes: tuple[Size, ...], seed: int, batch_size: int) -> None:
-        self._sizes, self._seed, self._batch_size = sizes, seed, batch_size
-
-    def map_with_index(self, index: int, element: int) -> tuple[int, int]:
-        return element, size_of_step(self._sizes, self._seed, index // self._batch_size)
-
-
-class _Augment(grain.transforms.RandomMap):
-    """Image number (with that of a size, if there are several) -> sample, padded to M objects."""
-
-    def __init__(
-        self,
-        index: DetectionIndex,
-        settings: AugmentSettings,
-        sizes: tuple[Size, ...],
-        max_objects: int,
-    ) -> None:
-        self._index, self._max_objects = index, max_objects
-        self._settings = [dataclasses.replace(settings, image_size=size) for size in sizes]
-        self._settings = self._settings or [settings]
-
-    def random_map(self, element: int | tuple[int, int], rng: np.random.Generator) -> Batch:
-        image_id, size = element if isinstance(element, tuple) else (element, 0)
-        image, boxes, rows = augment(self._index, image_id, self._settings[size], rng)
-        return _sample(image, boxes, self._index.labels[rows], image_id, self._max_objects)
-
-
-class _Replace(grain.transforms.RandomMap):
-    """As _Augment, with the next readable image of the index in place of one that is not."""
-
-    def __init__(self, augment: _Augment, index: DetectionIndex) -> None:
-        self._augment, self._index = augment, index
-
-    def random_map(self, element: int | tuple[int, int], rng: np.random.Generator) -> Batch:
-        image_id, *size = element if isinstance(element, tuple) else (element,)
-        errors = []
-        for _ in range(self._index.num_images):
-            try:
-                sample = self._augment.random_map((image_id, *size) if size else image_id, rng)
-            except UnreadableImage as error:
-                errors.append(error)
-                image_id = (image_id + 1) % self._index.num_images
-                continue
-            bad = self._index.image_paths.index(errors[0].path) if errors else -1
-            return sample | {"replaced": np.int32(bad)}
-        raise errors[0]
-
-
-class _Resize(grain.transforms.Map):
-    """Image number -> evaluation sample, padded to M objects; numbers past the end are filling."""
-
-    def __init__(self, index: DetectionIndex, settings: ResizeSettings, max_objects: int) -> None:
-        self._index, self._settings, self._max_objects = index, settings, max_objects
-
-    def map(self, image_id: int) -> Batch:
-        index, settings = self._index, self._settings
-        if image_id >= index.num_images:
-            image = np.full((*settings.image_size, 3), settings.fill, np.uint8)
-            boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
-            scale, offset, image_id = np.ones(2), np.zeros(2), -1
-        else:
-            size = tuple(index.sizes[image_id].tolist())
-            placement = place_whole(size, settings)
-            image = render(index.image_paths[image_id], size, placement, settings)
-            boxes, labels = map_boxes(*index.objects(image_id), placement)
-            scale, offset = placement.scale, placement.offset
-        sample = _sample(image, boxes, labels, image_id, self._max_objects)
-        return sample | {"scale": scale.astype(np.float32), "offset": offset.astype(np.float32)}
-
-
-def _sample(
-    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, image_id: int, max_objects: int
-) -> Batch:
-    count = len(labels)
-    padded_boxes = np.zeros((max_objects, 4), np.float32)
-    padded_labels = np.zeros(max_objects, np.int32)
-    padded_boxes[:count], padded_labels[:count] = boxes, labels
-    return {
-        "image": image,
-        "boxes": padded_boxes,
-        "labels": padded_labels,
-        "mask": np.arange(max_objects) < count,
-        "image_id": np.int32(image_id),
-    }
 
 
 def _check_max_objects(

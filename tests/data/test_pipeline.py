@@ -265,3 +265,19 @@ def test_one_size_takes_the_place_of_the_settings(index):
         take(1, index, settings=dataclasses.replace(SETTINGS, image_size=(32, 80))),
     )
     assert batch["image"].shape == (4, 32, 80, 3) and equal(batch, same)
+
+
+def test_images_that_join_in_are_drawn_anew_where_they_cannot_be_read(index, tmp_path):
+    bad = str(tmp_path / "absent.png")
+    broken = dataclasses.replace(index, image_paths=(*index.image_paths[:10], bad))
+    settings = dataclasses.replace(SETTINGS, pipeline=("mosaic",), mosaic_probability=1.0)
+    with pytest.raises(ValueError, match="absent.png"):
+        take(5, broken, settings=settings)
+    expected = [batch["image_id"] for batch in take(5, index, settings=settings)]
+    batches = take(5, broken, settings=settings, on_bad_image="skip")
+    for batch, ids in zip(batches, expected, strict=True):
+        # Only the bad image itself gives its place to the next one; good ones keep theirs.
+        assert batch["image_id"].tolist() == np.where(ids == 10, 0, ids).tolist()
+        assert (batch["replaced"][ids == 10] == 10).all()
+    again = take(3, broken, settings=settings, on_bad_image="skip", start_step=2)
+    assert all(equal(a, b) for a, b in zip(batches[2:], again, strict=True))
