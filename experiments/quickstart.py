@@ -49,6 +49,7 @@ def get_config():
         learning_rate=2e-3,
         reference_batch_size=8,
         weight_decay=0.02,
+        clip_norm=10.0,
         schedule="cosine",
         warmup_epochs=1.0,
         ema_decay=0.99,
