@@ -215,8 +215,8 @@ def _optimizer() -> ConfigDict:
             reference_batch_size=32,  # sgd scales linearly from it, adamw with the square root
             momentum=0.9,  # sgd
             weight_decay=5e-4,  # on kernels only, not on biases and norms
-            clip_norm=1000.0,  # global gradient norm; 0: no clipping. Eight TUMs multiply gradients:
-            #   from random weights they start in the thousands, and 10 would all but stop the heads
+            clip_norm=1000.0,  # global gradient norm; 0: none. Eight TUMs multiply gradients: those
+            #   of random weights are in the thousands, and 10 would all but stop the heads
             schedule="step",  # or "cosine", "constant"
             backbone_factor=1.0,  # times the learning rate, for the backbone's parameters
             warmup_epochs=5.0,  # linear, to the learning rate
