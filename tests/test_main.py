@@ -146,7 +146,7 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
         ("predict", ["--set", "PATH", "--workdir", "--checkpoint", "--threshold", "--output"]),
         ("demo", ["--workdir", "--seed"]),
         ("convert_dataset", ["--from", "--to", "--split", "--output", "--force", "--copy_images"]),
-        ("check", ["--config", "--output", "--fit_anchors", "--max_images", "--samples"]),
+        ("check", ["--config", "--output", "fit_anchors", "--max_images", "--samples"]),
     ],
 )
 def test_help_shows_the_options(module, options, tmp_path):
