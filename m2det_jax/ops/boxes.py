@@ -25,6 +25,7 @@ VARIANCES = (0.1, 0.2)
 MAX_LOG_RATIO = 30.0
 
 
+@jax.jit
 def xyxy_to_cxcywh(boxes: Num[ArrayLike, "*batch 4"]) -> Float[Array, "*batch 4"]:
     """Returns (centre x, centre y, width, height) of xyxy boxes."""
     boxes = jnp.asarray(boxes, jnp.float32)
@@ -32,6 +33,7 @@ def xyxy_to_cxcywh(boxes: Num[ArrayLike, "*batch 4"]) -> Float[Array, "*batch 4"
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
+@jax.jit
 def cxcywh_to_xyxy(boxes: Num[ArrayLike, "*batch 4"]) -> Float[Array, "*batch 4"]:
     """Returns (x1, y1, x2, y2) of boxes given as (centre x, centre y, width, height)."""
     boxes = jnp.asarray(boxes, jnp.float32)
@@ -39,11 +41,13 @@ def cxcywh_to_xyxy(boxes: Num[ArrayLike, "*batch 4"]) -> Float[Array, "*batch 4"
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
+@jax.jit
 def area(boxes: Num[ArrayLike, "*batch 4"]) -> Float[Array, "*batch"]:
     """Returns areas in square pixels; 0 for a box whose x2 <= x1 or y2 <= y1."""
     return _area(_coordinates(boxes))
 
 
+@jax.jit
 def clip(
     boxes: Num[ArrayLike, "*batch 4"], image_size: Sequence[Real] | ArrayLike
 ) -> Float[Array, "*batch 4"]:
@@ -55,6 +59,7 @@ def clip(
     return jnp.stack(columns, axis=-1).astype(jnp.float32)
 
 
+@jax.jit
 def iou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
     """Intersection over union of every pair, in [0, 1].
 
@@ -64,6 +69,7 @@ def iou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float
     return _safe_divide(intersection, union)
 
 
+@jax.jit
 def giou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
     """Generalized IoU of every pair, in [-1, 1]: IoU - (hull - union) / hull (arXiv 1902.09630).
 
@@ -76,6 +82,7 @@ def giou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Floa
     return _safe_divide(intersection, union) - _safe_divide(hull - union, hull)
 
 
+@jax.jit
 def diou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
     """Distance IoU of every pair, in [-1, 1] (arXiv 1911.08287, equation 7).
 
@@ -85,6 +92,7 @@ def diou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Floa
     return _safe_divide(*_intersection_and_union(a, b)) - _centre_penalty(a, b)
 
 
+@jax.jit
 def ciou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
     """Complete IoU of every pair: DIoU - alpha v (arXiv 1911.08287, equations 8 to 11).
 
@@ -98,6 +106,7 @@ def ciou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Floa
     return overlap - _centre_penalty(a, b) - weight * shape
 
 
+@jax.jit
 def encode(
     boxes: Num[ArrayLike, "... 4"],
     anchors: Num[ArrayLike, "... 4"],
@@ -115,6 +124,7 @@ def encode(
     return jnp.concatenate([offset / variances[0], jnp.log(ratio) / variances[1]], axis=-1)
 
 
+@jax.jit
 def decode(
     deltas: Num[ArrayLike, "... 4"],
     anchors: Num[ArrayLike, "... 4"],

@@ -3,6 +3,7 @@
 Letters: A anchors, C classes, G groups, N candidates of a group.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class Candidates(NamedTuple):
     labels: Int32[Array, "*batch G N"]
 
 
+@functools.partial(jax.jit, static_argnames=("count", "per_class"))
 def top_candidates(
     boxes: Num[ArrayLike, "A 4"], scores: Num[ArrayLike, "A C"], *, count: int, per_class: bool
 ) -> Candidates:
@@ -47,6 +49,7 @@ def top_candidates(
     return Candidates(boxes[anchor], scores[anchor, label], label)
 
 
+@jax.jit
 def merge_candidates(views: Sequence[Candidates]) -> Candidates:
     """Puts the candidates of several views of one image together, in one frame of coordinates.
 

@@ -3,6 +3,9 @@
 Computed in float32 whatever dtype comes in. Letters: B batch, A anchors, C classes.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
@@ -10,6 +13,7 @@ from m2det_jax.ops.boxes import ArrayLike, Real
 from m2det_jax.ops.matching import Targets
 
 
+@jax.jit
 def sigmoid_focal_loss(
     logits: Num[ArrayLike, "*shape"],
     onehot_targets: Num[ArrayLike, "*shape"] | Bool[ArrayLike, "*shape"],
@@ -37,6 +41,7 @@ def sigmoid_focal_loss(
     return (jnp.where(is_target, alpha, 1 - alpha) * modulation * cross_entropy).astype(jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnames="beta")
 def smooth_l1(
     pred: Num[ArrayLike, "*shape"], target: Num[ArrayLike, "*shape"], *, beta: Real = 1.0
 ) -> Float[Array, "*shape"]:
@@ -57,6 +62,7 @@ def smooth_l1(
     return near * near * (0.5 / beta) + (distance - near)
 
 
+@functools.partial(jax.jit, static_argnames="beta")
 def sum_box_losses(
     box_deltas: Num[ArrayLike, "*batch 4"], targets: Targets, *, beta: Real = 1.0
 ) -> Float[Array, ""]:
@@ -65,6 +71,7 @@ def sum_box_losses(
     return jnp.where(targets.positive, distance, 0).sum()
 
 
+@functools.partial(jax.jit, static_argnames="beta")
 def detection_losses(
     class_logits: Num[ArrayLike, "B A C"],
     box_deltas: Num[ArrayLike, "B A 4"],

@@ -4,6 +4,7 @@ Letters: A anchors, M objects of an image (padded; the mask says which are real)
 for one image; batch by vmap. Memory stays at a few [chunk_size, A] arrays however large M is.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,9 @@ class _Overlaps(NamedTuple):
     box_anchor: Array  # [M] that anchor; lowest index if several
 
 
+@functools.partial(
+    jax.jit, static_argnames=("positive_threshold", "negative_threshold", "chunk_size")
+)
 def match(
     anchors: Num[ArrayLike, "A 4"],
     boxes: Num[ArrayLike, "M 4"],
@@ -95,6 +99,9 @@ def match(
     )
 
 
+@functools.partial(
+    jax.jit, static_argnames=("positive_threshold", "negative_threshold", "chunk_size")
+)
 def assign_targets(
     anchors: Num[ArrayLike, "A 4"],
     boxes: Num[ArrayLike, "M 4"],

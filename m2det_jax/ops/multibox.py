@@ -5,6 +5,8 @@ Most anchors see background. Per image only its hardest, a few for every positiv
 Letters: B batch, A anchors, D = 1 + C: the background and the classes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
@@ -14,6 +16,7 @@ from m2det_jax.ops.losses import sum_box_losses
 from m2det_jax.ops.matching import Targets
 
 
+@jax.jit
 def mine_hard_negatives(
     hardness: Num[ArrayLike, "*batch A"],
     positive: Bool[ArrayLike, "*batch A"],
@@ -50,6 +53,7 @@ def mine_hard_negatives(
     return (harder | first) & negative & (wanted > 0)
 
 
+@functools.partial(jax.jit, static_argnames="beta")
 def multibox_losses(
     class_logits: Num[ArrayLike, "B A D"],
     box_deltas: Num[ArrayLike, "B A 4"],

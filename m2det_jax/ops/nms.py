@@ -5,6 +5,7 @@ and a box goes if its IoU with one that was taken is above the threshold. All sh
 everything runs under jit; batch by vmap. Letters: N boxes, A anchors, C classes, K outputs.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ class Detections(NamedTuple):
     valid: Bool[Array, "*batch K"]
 
 
+@functools.partial(jax.jit, static_argnames="max_outputs")
 def nms(
     boxes: Num[ArrayLike, "N 4"],
     scores: Num[ArrayLike, "N"],
@@ -60,6 +62,9 @@ def nms(
     return jnp.where(valid, order[rank], 0).astype(jnp.int32), valid
 
 
+@functools.partial(
+    jax.jit, static_argnames=("pre_nms_top_k", "max_outputs", "class_agnostic", "max_per_class")
+)
 def multiclass_nms(
     boxes: Num[ArrayLike, "A 4"],
     scores: Num[ArrayLike, "A C"],
@@ -93,6 +98,7 @@ def multiclass_nms(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("max_per_class", "max_outputs", "class_agnostic"))
 def suppress(
     candidates: Candidates,
     *,

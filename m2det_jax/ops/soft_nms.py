@@ -8,6 +8,7 @@ That is done here as well, for all groups of boxes at once. All shapes are fixed
 Letters: N boxes, A anchors, C classes, G groups, K outputs, P picks of a group.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -30,6 +31,7 @@ class _List(NamedTuple):
     scores: Array  # [G, N] of the boxes, decayed so far
 
 
+@functools.partial(jax.jit, static_argnames=("max_outputs", "method"))
 def soft_nms(
     boxes: Num[ArrayLike, "N 4"],
     scores: Num[ArrayLike, "N"],
@@ -74,6 +76,10 @@ def soft_nms(
     return jnp.pad(index[0], padding), jnp.pad(taken[0], padding), jnp.pad(found[0], padding)
 
 
+@functools.partial(
+    jax.jit,
+    static_argnames=("method", "candidates", "max_per_class", "max_outputs", "class_agnostic"),
+)
 def multiclass_soft_nms(
     boxes: Num[ArrayLike, "A 4"],
     scores: Num[ArrayLike, "A C"],
@@ -113,6 +119,7 @@ def multiclass_soft_nms(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("method", "max_per_class", "max_outputs"))
 def soft_suppress(
     candidates: Candidates,
     *,
