@@ -148,7 +148,8 @@ class History:
             raise FileNotFoundError(f"{self._file.name} was removed during the run")
         self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
         self._file.flush()
-        self._events.add_scalars(int(step), numbers)
+        # TensorBoard shows no NaN, and tensorboardX warns of each.
+        self._events.add_scalars(int(step), {n: v for n, v in finite.items() if v is not None})
 
     def write_image(self, step: int, name: str, image: Image.Image | np.ndarray) -> None:
         """Writes a picture (PIL image or uint8 [H, W, 3]) to TensorBoard."""

@@ -1,6 +1,7 @@
 """The process around a verb: log lines, devices, compilation cache, and one-line error endings."""
 
 import argparse
+import contextlib
 import logging
 import os
 import pathlib
@@ -80,7 +81,11 @@ class _BesideTheBar(logging.StreamHandler):
     """Writes log lines above a progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.tqdm.external_write_mode(file=sys.stderr):
+        # A terminal that was closed, or a full disk under a log file, must not end a run.
+        with (
+            contextlib.suppress(OSError),
+            tqdm.tqdm.external_write_mode(file=sys.stderr),
+        ):
             sys.stderr.write(self.format(record) + "\n")
 
 
@@ -89,6 +94,9 @@ _EXPECTED = ("did not provide metrics", "read_only=True", "Given directory is re
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
+    # The threads of a save that fails tell it in hundreds of lines, and then it is raised as well.
+    if record.exc_info and "orbax" in record.pathname:
+        return False
     return not any(text in record.getMessage() for text in _EXPECTED)
 
 
@@ -114,7 +122,8 @@ def one_line_errors(verb: Callable, *args, **kwargs):
             raise
         sys.exit(f"error: {error}")
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(stopped, file=sys.stderr)
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
