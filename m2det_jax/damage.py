@@ -100,8 +100,9 @@ def set_aside(directory: pathlib.Path, failures: dict[int, str]) -> None:
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         (directory / target.name).rename(target)
-        log.warning("checkpoint %d is damaged: %s; moved to %s, the one before it is used",
-                    step, what, target)  # fmt: skip
+        newer = any(other > step for other in finished_steps(directory.parent))
+        log.warning("checkpoint %d is damaged: %s; moved to %s%s", step, what, target,
+                    "" if newer else ", the one before it is used")  # fmt: skip
 
 
 def none_left(directory: pathlib.Path, failures: dict[int, str]) -> ValueError:
