@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -80,6 +81,8 @@ def iterate(
         # grain's workers look at absl flags, which only an absl main has parsed.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
+        # It would start with the first worker, and lift what _signals_held_back holds back.
+        resource_tracker.ensure_running()
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
     return Batches(iter(dataset), images_of)
