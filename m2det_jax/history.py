@@ -134,8 +134,8 @@ class History:
     def write(self, step: int, scalars: Mapping[str, object]) -> None:
         """Writes one line and one TensorBoard point a scalar (numpy and jax scalars too).
 
-        NaN and infinities become null in the JSON lines, which know neither. The line is on its
-        way to the disk when this returns. Raises ValueError for what is not one number, and for a
+        NaN and infinities become null in the JSON lines, which know neither. The line is on the
+        disk when this returns, so that a checkpoint is never ahead of it. Raises ValueError for what is not one number, and for a
         scalar named "step".
         """
         if self._file is None:
@@ -148,6 +148,7 @@ class History:
             raise FileNotFoundError(f"{self._file.name} was removed during the run")
         self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
         # TensorBoard shows no NaN, and tensorboardX warns of each.
         self._events.add_scalars(int(step), {n: v for n, v in finite.items() if v is not None})
 

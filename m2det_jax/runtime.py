@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -73,6 +74,7 @@ def _configure_logging() -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+        sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
     absl.logging.set_verbosity(absl.logging.WARNING)
     absl.logging.get_absl_logger().addFilter(_worth_reading)
 
@@ -98,6 +100,12 @@ def _worth_reading(record: logging.LogRecord) -> bool:
     if record.exc_info and "orbax" in record.pathname:
         return False
     return not any(text in record.getMessage() for text in _EXPECTED)
+
+
+def _without_closed_loops(hook: Callable, unraisable: Any) -> None:
+    """Leaves out what the threads of a failed save tell an event loop that is closed by then."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

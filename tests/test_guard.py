@@ -232,3 +232,29 @@ def test_a_log_that_nobody_can_read_ends_no_run(monkeypatch):
     with pytest.raises(SystemExit) as ended:
         runtime.one_line_errors(lambda: (_ for _ in ()).throw(Stopped(signal.SIGHUP, 3)))
     assert ended.value.code == 129
+
+
+def test_a_failed_save_is_told_once(tmp_path):
+    """The disk is a limit on the file size, of a process of its own as it cannot be lifted."""
+    program = (
+        "import resource, signal, sys\n"
+        "from m2det_jax import checkpoint, runtime\n"
+        "import numpy as np, orbax.checkpoint as ocp\n"
+        "def verb():\n"
+        "    tree = {str(i): np.ones((100, 100), np.float32) for i in range(20)}\n"
+        "    with checkpoint.open_manager(sys.argv[1]) as manager:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        "        manager.save(1, args=ocp.args.Composite(model=ocp.args.StandardSave(tree)))\n"
+        "        try:\n"
+        "            manager.wait_until_finished()\n"
+        "        except (OSError, ValueError) as error:\n"
+        "            raise OSError(guard.disk_trouble(error)) from error\n"
+        "from m2det_jax import guard\n"
+        "runtime.start()\n"
+        "runtime.one_line_errors(verb)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if "devices:" not in line]
+    assert lines == ["error: a file would grow beyond the allowed file size"]
