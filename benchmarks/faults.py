@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 
@@ -27,10 +28,17 @@ class Training:
 
     def __init__(self, command: list[str], environment: dict[str, str], log: pathlib.Path):
         self.log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=file, start_new_session=True
-            )
+        log.touch()
+        # Through a pipe: what limits the command's files must not silence it.
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+        self._reader = threading.Thread(target=self._copy, daemon=True)
+        self._reader.start()
+
+    def _copy(self) -> None:
+        with self.log.open("wb", buffering=0) as file, self.process.stdout as pipe:
+            while block := pipe.read1():
+                file.write(block)
 
     @property
     def text(self) -> str:
@@ -93,6 +101,7 @@ class Training:
         while (left := self.members()) and time.monotonic() < end:
             time.sleep(0.01)
         self.kill_all()
+        self._reader.join(ENDING)
         return self.process.wait(), left
 
     def kill_all(self) -> None:

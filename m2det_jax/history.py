@@ -135,8 +135,8 @@ class History:
         """Writes one line and one TensorBoard point a scalar (numpy and jax scalars too).
 
         NaN and infinities become null in the JSON lines, which know neither. The line is on the
-        disk when this returns, so that a checkpoint is never ahead of it. Raises ValueError for what is not one number, and for a
-        scalar named "step".
+        disk when this returns, so that a checkpoint is never ahead of it. Raises ValueError for
+        what is not one number, and for a scalar named "step".
         """
         if self._file is None:
             return

@@ -76,7 +76,8 @@ def _configure_logging() -> None:
         log.propagate = False
         sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
     absl.logging.set_verbosity(absl.logging.WARNING)
-    absl.logging.get_absl_logger().addFilter(_worth_reading)
+    for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_worth_reading)
 
 
 class _BesideTheBar(logging.StreamHandler):
@@ -97,7 +98,7 @@ _EXPECTED = ("did not provide metrics", "read_only=True", "Given directory is re
 
 def _worth_reading(record: logging.LogRecord) -> bool:
     # The threads of a save that fails tell it in hundreds of lines, and then it is raised as well.
-    if record.exc_info and "orbax" in record.pathname:
+    if record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"):
         return False
     return not any(text in record.getMessage() for text in _EXPECTED)
 
