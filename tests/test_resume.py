@@ -12,7 +12,6 @@ from PIL import Image
 
 from m2det_jax import checkpoint, command_line, resume, train
 from m2det_jax.config import FREE_KEYS, default_config
-from m2det_jax.data import read_classes, read_csv
 from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.devices import place
 from m2det_jax.experiment import flatten, get, load_experiment
@@ -217,11 +216,6 @@ def broken_files(drawn_files, tmp_path_factory):
     return DatasetFiles(*(root / file.name for file in drawn_files))
 
 
-def test_an_image_that_cannot_be_read_ends_the_run_by_name(broken_files, tmp_path):
-    with pytest.raises(ValueError, match=r"cannot read image .*0000(03|11)\.jpg"):
-        train.train(support.short_config(broken_files), tmp_path / "run")
-
-
 def test_skipped_images_are_counted_through_a_stop(broken_files, tmp_path, tiny_run, log_of_run):
     config = support.short_config(broken_files, data__on_bad_image="skip", log__every_steps=1)
     train.train(config, tmp_path / "whole")
@@ -264,31 +258,3 @@ def test_a_folder_removed_during_the_run_ends_it_and_is_not_made_anew(
     with pytest.raises(FileNotFoundError, match="run.* was removed"):
         train.train(support.short_config(drawn_files), workdir)
     assert not workdir.exists()
-
-
-def test_an_early_stop_stays_one(drawn_files, tmp_path, monkeypatch, log_of_run):
-    aps = iter([0.3, 0.2, 0.1, 0.1])
-    evaluated = []
-
-    def scripted(*args, **kwargs):
-        evaluated.append(next(aps))
-        return {"AP": evaluated[-1], "AP50": 0.5, "AP75": 0.5, "loss": 1.0}, []
-
-    monkeypatch.setattr(train, "evaluate", scripted)
-    config = support.short_config(drawn_files, epochs=10.0, eval__patience=2)
-    train.train(config, tmp_path)
-    assert evaluated == [0.3, 0.2, 0.1]
-    # The same command, as a cluster that starts it again until it is done.
-    assert train.train(config, tmp_path) == {}
-    assert evaluated == [0.3, 0.2, 0.1]
-    assert "stopped early at step 9; raise config.eval.patience" in log_of_run.text
-    config.eval.patience, config.max_steps = 3, 12
-    train.train(config, tmp_path)
-    assert len(evaluated) == 4
-
-
-def test_the_index_of_the_broken_set_is_that_of_the_whole(broken_files, drawn_files):
-    broken, whole = (
-        read_csv(files.train, read_classes(files.classes)) for files in (broken_files, drawn_files)
-    )
-    assert broken.num_images == whole.num_images == support.NUM_TRAIN
