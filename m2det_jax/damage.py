@@ -7,6 +7,7 @@ the folder gets its final name.
 
 import json
 import logging
+import os
 import pathlib
 import shutil
 import zlib
@@ -29,7 +30,10 @@ def write_checksums(folder: pathlib.Path) -> None:
         for path in files
         if path.name not in _NOT_LISTED
     }
-    (folder / _FILE).write_text(json.dumps({"crc32": sums}, indent=0) + "\n")
+    with (folder / _FILE).open("w") as file:
+        file.write(json.dumps({"crc32": sums}, indent=0) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # as Orbax does with the arrays; for machines that lose power
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
@@ -100,8 +104,9 @@ def set_aside(directory: pathlib.Path, failures: dict[int, str]) -> None:
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         (directory / target.name).rename(target)
-        log.warning("checkpoint %d is damaged: %s; moved to %s, the one before it is used",
-                    step, what, target)  # fmt: skip
+        newer = any(other > step for other in finished_steps(directory.parent))
+        log.warning("checkpoint %d is damaged: %s; moved to %s%s", step, what, target,
+                    "" if newer else ", the one before it is used")  # fmt: skip
 
 
 def none_left(directory: pathlib.Path, failures: dict[int, str]) -> ValueError:

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import threading
+import time
 
 import jax
 import numpy as np
@@ -21,7 +22,9 @@ from jax.experimental import multihost_utils
 
 log = logging.getLogger("m2det_jax")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Seconds. timeout(1), srun and other wrappers pass on a signal that has come with the group's too.
+_ONE_REQUEST = 0.25
 # Some network file systems lock files opened for writing only, others lock nothing.
 _NO_FOLDER_LOCKS = {errno.EBADF, errno.EINVAL, errno.EISDIR}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -31,6 +34,7 @@ _DISK = {
     errno.EFBIG: "a file would grow beyond the allowed file size",
     errno.EROFS: "the file system is read-only",
     errno.EIO: "the disk reports an input or output error",
+    errno.ESTALE: "the server of the folder no longer knows it (stale file handle)",
 }
 
 
@@ -129,22 +133,23 @@ class Stopped(Exception):
     """A signal ended the run after its state was saved.
 
     Attributes:
-      step: the last optimiser step done, and saved.
+      step: the last optimiser step done, and saved; 0: none.
       status: exit status of the process, 128 + the number of the signal.
     """
 
     def __init__(self, number: int, step: int):
         name = signal.Signals(number).name
-        super().__init__(f"{name}: step {step} is saved; the same command goes on from there")
+        done = f"step {step} is saved; the same command goes on from there"
+        super().__init__(f"{name}: {done if step else 'left before the first step'}")
         self.step, self.status = step, 128 + number
 
 
 class StopSignals:
-    """Turns the first SIGTERM or SIGINT into a request, and leaves at once on the second.
+    """Turns the first SIGTERM, SIGINT or SIGHUP into a request, and leaves at once on the second.
 
     A thread hears them, so that the second is obeyed even while the main thread is compiling or
     waits for a device. Handlers exist inside the `with` only, and only in the main thread; without
-    them `number` stays None.
+    them `number` stays None. Under nohup, SIGHUP stays ignored.
 
     Attributes:
       number: of the signal that asked to stop; None: go on.
@@ -159,7 +164,9 @@ class StopSignals:
             return self
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._before = {number: signal.signal(number, _no_more) for number in _SIGNALS}
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        wanted = [n for n in _SIGNALS if not (nohup and n == signal.SIGHUP)]
+        self._before = {number: signal.signal(number, _no_more) for number in wanted}
         self._before_wakeup = signal.set_wakeup_fd(self._write)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
@@ -173,12 +180,15 @@ class StopSignals:
         return int(numbers.max()) or None
 
     def _listen(self) -> None:
+        since = 0.0
         while number := os.read(self._read, 1)[0]:
             if number not in _SIGNALS:
                 continue
             if self.number is not None:
-                leave_at_once(number)
-            self.number = number
+                if time.monotonic() - since > _ONE_REQUEST:
+                    leave_at_once(number)
+                continue
+            self.number, since = number, time.monotonic()
             log.warning("%s: finishing the step and saving; once more to leave at once without",
                         signal.Signals(number).name)  # fmt: skip
 

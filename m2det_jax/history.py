@@ -134,9 +134,9 @@ class History:
     def write(self, step: int, scalars: Mapping[str, object]) -> None:
         """Writes one line and one TensorBoard point a scalar (numpy and jax scalars too).
 
-        NaN and infinities become null in the JSON lines, which know neither. The line is on its
-        way to the disk when this returns. Raises ValueError for what is not one number, and for a
-        scalar named "step".
+        NaN and infinities become null in the JSON lines, which know neither. The line is on the
+        disk when this returns, so that a checkpoint is never ahead of it. Raises ValueError for
+        what is not one number, and for a scalar named "step".
         """
         if self._file is None:
             return
@@ -148,7 +148,9 @@ class History:
             raise FileNotFoundError(f"{self._file.name} was removed during the run")
         self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
         self._file.flush()
-        self._events.add_scalars(int(step), numbers)
+        os.fsync(self._file.fileno())
+        # TensorBoard shows no NaN, and tensorboardX warns of each.
+        self._events.add_scalars(int(step), {n: v for n, v in finite.items() if v is not None})
 
     def write_image(self, step: int, name: str, image: Image.Image | np.ndarray) -> None:
         """Writes a picture (PIL image or uint8 [H, W, 3]) to TensorBoard."""

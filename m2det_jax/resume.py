@@ -1,5 +1,6 @@
 """Going on with a run: whose checkpoints these are, and where they lead."""
 
+import importlib.metadata
 import json
 import logging
 import pathlib
@@ -8,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint, damage
+from m2det_jax import __version__, checkpoint, damage
 from m2det_jax.config import FREE_KEYS
 from m2det_jax.experiment import flatten, stored_config
 from m2det_jax.prepare import Run
@@ -79,6 +80,12 @@ def refuse_other_run(
     for what, before in meta.get("data", {}).items():
         if before != run.fingerprints[what]:
             changed.append(f"the {what} set: {before}, now {run.fingerprints[what]}")
+    for name, before in meta.get("versions", {}).items():
+        # Not installed from a wheel, the package itself has no version to ask for.
+        now = __version__ if name == "m2det_jax" else importlib.metadata.version(name)
+        if before != now:
+            log.warning("%s was %s, is %s now: the run may not end bit for bit as it would have",
+                        name, before, now)  # fmt: skip
     for line in free:
         log.info("changed since the last checkpoint: %s", line)
     if any("config.epochs" in line for line in free) and config.optimizer.schedule == "cosine":

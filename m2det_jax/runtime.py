@@ -1,6 +1,8 @@
 """The process around a verb: log lines, devices, compilation cache, and one-line error endings."""
 
 import argparse
+import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -72,15 +74,21 @@ def _configure_logging() -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+        sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
     absl.logging.set_verbosity(absl.logging.WARNING)
-    absl.logging.get_absl_logger().addFilter(_worth_reading)
+    for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_worth_reading)
 
 
 class _BesideTheBar(logging.StreamHandler):
     """Writes log lines above a progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.tqdm.external_write_mode(file=sys.stderr):
+        # A terminal that was closed, or a full disk under a log file, must not end a run.
+        with (
+            contextlib.suppress(OSError),
+            tqdm.tqdm.external_write_mode(file=sys.stderr),
+        ):
             sys.stderr.write(self.format(record) + "\n")
 
 
@@ -89,7 +97,16 @@ _EXPECTED = ("did not provide metrics", "read_only=True", "Given directory is re
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
+    # The threads of a save that fails tell it in hundreds of lines, and then it is raised as well.
+    if record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"):
+        return False
     return not any(text in record.getMessage() for text in _EXPECTED)
+
+
+def _without_closed_loops(hook: Callable, unraisable: Any) -> None:
+    """Leaves out what the threads of a failed save tell an event loop that is closed by then."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +131,8 @@ def one_line_errors(verb: Callable, *args, **kwargs):
             raise
         sys.exit(f"error: {error}")
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(stopped, file=sys.stderr)
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

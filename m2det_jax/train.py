@@ -44,6 +44,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
     try:
         with guard.WorkdirLock(workdir, enabled=jax.process_index() == 0) as lock:
             return run_locked(config, workdir, lock, allow_config_change)
+    except ChildProcessError as error:
+        raise ChildProcessError(f"{error}; {what_is_left(workdir)}") from error
     except (OSError, ValueError) as error:
         if (trouble := guard.disk_trouble(error)) is None:
             raise
@@ -58,6 +60,8 @@ def run_locked(
     lock.create()
     running = place(IntervalMetrics.empty(), run.replicated)
     with contextlib.ExitStack() as stack:
+        # Around the checkpoints, whose end waits for the last save.
+        signals = stack.enter_context(guard.StopSignals())
         manager = stack.enter_context(
             checkpoint.open_manager(workdir, keep_latest=config.checkpoint.keep_latest)
         )
@@ -81,7 +85,6 @@ def run_locked(
             max_nonfinite=config.max_nonfinite if config.on_nonfinite == "skip" else 0,
         )
         stack.enter_context(contextlib.closing(watch))
-        signals = stack.enter_context(guard.StopSignals())
         try:
             return loop(config, workdir, run, state, lock, manager, batches, watch, signals)
         except NonFiniteLoss as error:
@@ -108,6 +111,12 @@ def loop(
     if start >= plan.stop:
         log.info("nothing to do: step %d of %d is done; raise config.epochs to go on",
                  start, plan.stop)  # fmt: skip
+    elif start and out_of_patience(config, progress):
+        log.info("nothing to do: stopped early at step %d; raise config.eval.patience to go on",
+                 start)  # fmt: skip
+        return metrics
+    elif stopping := signals.agreed():
+        raise guard.Stopped(stopping, start)
     for step in range(start + 1, plan.stop + 1):
         batch = watch.wait_for(batches)
         image_ids, replaced = batch.pop("image_id"), batch.pop("replaced", None)
@@ -132,7 +141,7 @@ def loop(
         meta = checkpoint.make_meta(config, names, progress, run.fingerprints, ids)
         ap = {"AP": progress["AP"]} if evaluating else None
         watch.pause(checkpoint.save, manager, state, watch.running, meta, ap)
-        if evaluating and 0 < config.eval.patience <= progress["evaluations_since_best"]:
+        if evaluating and out_of_patience(config, progress):
             log.info("stopping early at step %d: no better AP in %d evaluations",
                      step, config.eval.patience)  # fmt: skip
             break
@@ -140,6 +149,11 @@ def loop(
             manager.wait_until_finished()
             raise guard.Stopped(stopping, step)
     return metrics
+
+
+def out_of_patience(config: ConfigDict, progress: dict) -> bool:
+    """Tells whether the run has had config.eval.patience evaluations without a better AP."""
+    return 0 < config.eval.patience <= progress["evaluations_since_best"]
 
 
 def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict]:

@@ -15,7 +15,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 COMMANDS = sorted(
     path.stem
     for path in (REPOSITORY / "benchmarks").glob("*.py")
-    if path.stem not in ("timing", "experiment")
+    if path.stem not in ("timing", "experiment", "faults", "outcome")
 )
 
 
@@ -36,6 +36,7 @@ def experiment():
 
 def test_all_commands_are_here():
     assert {"forward", "train_step", "matching", "nms", "loader", "startup"} <= set(COMMANDS)
+    assert "fault_storm" in COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)

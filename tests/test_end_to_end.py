@@ -147,6 +147,11 @@ def test_early_stopping_keeps_the_best(tmp_path, drawn_files, monkeypatch):
     with checkpoint.open_manager(tmp_path, read_only=True) as manager:
         assert sorted(manager.all_steps()) == [6, 12] and manager.best_step() == 6
     assert not (tmp_path / "train_samples.png").exists()
+    # The same command once more, as of a cluster that starts it until it is done.
+    assert train.train(config, tmp_path) == {}
+    assert [r["step"] for r in read_history(tmp_path) if "val_AP" in r] == [3, 6, 9, 12]
+    config.eval.patience, config.max_steps = 3, 15
+    assert train.train(config, tmp_path)["AP"] == 0.9
 
 
 def test_one_csv_is_split_by_image_and_the_split_reused(tmp_path, drawn_files):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -42,6 +43,19 @@ def test_lines_come_back(tmp_path):
         {"step": 1, "loss": 2.5, "num_positives": 7},
         {"step": 1, "val_AP": 0.25},
     ]
+
+
+def test_a_line_is_on_the_disk_before_anything_else_happens(tmp_path, monkeypatch):
+    synced = []
+
+    def note(handle):
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), os.fstat(handle).st_size))
+
+    monkeypatch.setattr("m2det_jax.history.os.fsync", note)
+    with History(tmp_path) as history:
+        history.write(1, {"loss": 2.5})
+        path = tmp_path / "history.jsonl"
+        assert (str(path), path.stat().st_size) in synced and path.stat().st_size > 10
 
 
 def test_no_history_is_empty(tmp_path):

@@ -1,16 +1,20 @@
 """The train step: it learns, compiles once, and does the same on any number of devices."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
+import optax
 import pytest
 import support
 
 from m2det_jax.detect import build_detector
 from m2det_jax.devices import place
+from m2det_jax.evaluate import step_settings
 from m2det_jax.model import init_variables
 from m2det_jax.train_state import create_train_state
+from m2det_jax.train_step import make_train_step
 
 NAMES = tuple(f"class{i}" for i in range(8))
 
@@ -206,3 +210,50 @@ def test_frozen_stages_stay_as_they_are(parts):
                     strict=True,
                 ):
                     np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+class Linear:
+    """As little of a detector's model as a step needs: A anchors, C classes, one weight each."""
+
+    anchors, classes = 6, 2
+
+    def apply(self, variables, images, train, mutable):
+        features = images.mean(axis=(1, 2, 3))[:, None, None]  # [B, 1, 1]
+        params = variables["params"]
+        outputs = {
+            "class_logits": features * params["class"][None],  # [B, A, C]
+            "box_deltas": features * params["box"][None],  # [B, A, 4]
+        }
+        mean = variables["batch_stats"]["mean"]
+        return outputs, {"batch_stats": {"mean": 0.9 * mean + 0.1 * features.mean()}}
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(skip):
+    edges = np.arange(6, dtype=np.float32) * 12
+    anchors = np.stack([edges, edges, edges + 16, edges + 16], -1)
+    detector = types.SimpleNamespace(
+        model=Linear(), anchors=anchors, variances=(0.1, 0.2), normalize=lambda x: x / 255.0
+    )
+    settings = step_settings(support.tiny_config(overrides={
+        "on_nonfinite": "skip" if skip else "stop", "accumulation": 2,
+    }))  # fmt: skip
+    optimizer = optax.adamw(0.01)
+    step = jax.jit(make_train_step(detector, optimizer, optax.constant_schedule(0.01), settings))
+    params = {"class": np.ones((6, 2), np.float32), "box": np.ones((6, 4), np.float32)}
+    variables = {"params": params, "batch_stats": {"mean": np.float32(1.0)}}
+    state, batch = create_train_state(variables, optimizer), support.random_batch(0, num_classes=2)
+    state, first = step(state, batch)
+    assert np.isfinite(first["loss"]) and not np.array_equal(state.params["class"], params["class"])
+
+    broken = batch | {"image": np.full(batch["image"].shape, np.nan, np.float32)}
+    after, metrics = step(state, broken)
+    assert not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"])
+    assert after.step == state.step + 1 == 2
+    if not skip:
+        assert not np.isfinite(after.params["class"]).all()
+        return
+    support.assert_trees_equal(dataclasses.replace(after, step=state.step), state)
+    later, _ = step(after, batch)
+    assert np.isfinite(later.params["class"]).all()
+    assert not np.array_equal(later.params["class"], after.params["class"])

@@ -1,5 +1,6 @@
 """What one sees of a run: means over an interval, rates without the pauses, a stop on NaN."""
 
+import logging
 import time
 
 import jax.numpy as jnp
@@ -88,3 +89,50 @@ def test_the_last_step_is_checked_on_demand(watch):
     watch.after_step(2, metrics(np.nan), np.array([8]))
     with pytest.raises(NonFiniteLoss, match="the loss is nan at step 2"):
         watch.check()
+
+
+@pytest.fixture
+def log_of_run(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
+    caplog.set_level(logging.WARNING, "m2det_jax")
+    return caplog
+
+
+def test_some_steps_that_are_not_finite_are_let_pass_and_counted(watch, tmp_path, log_of_run):
+    watch.max_nonfinite = 2
+    watch.after_step(1, metrics(1.0), np.array([7]))
+    watch.after_step(2, metrics(np.nan), np.array([8, 9]))
+    watch.after_step(3, metrics(3.0, grad_norm=np.inf), np.array([3]))
+    watch.after_step(4, metrics(5.0), np.array([10]))
+    assert watch.progress["nonfinite_steps"] == 2
+    assert "the loss is nan at step 2; its update is left out, the 1. of at most 2. Images: " in (
+        log_of_run.text
+    )
+    assert "8.jpg, 9.jpg" in log_of_run.text
+    assert "the norm of the gradient is inf at step 3" in log_of_run.text
+    # The means of an interval are those of its finite steps.
+    assert [r["loss"] for r in read_history(tmp_path)] == [1.0, 5.0]
+    assert read_history(tmp_path)[-1]["nonfinite_steps"] == 2
+    watch.after_step(5, metrics(np.inf), np.array([4]))
+    with pytest.raises(NonFiniteLoss, match="the loss is inf at step 5"):
+        watch.check()
+    assert watch.progress["nonfinite_steps"] == 2
+
+
+def test_the_limit_counts_through_all_stops_of_a_run(watch):
+    watch.max_nonfinite = 3
+    watch.progress["nonfinite_steps"] = 3  # as a checkpoint has it
+    watch.after_step(1, metrics(np.nan), np.array([7]))
+    with pytest.raises(NonFiniteLoss, match="at step 1"):
+        watch.check()
+
+
+def test_replaced_images_are_counted_and_named(watch, tmp_path, log_of_run):
+    watch.after_step(1, metrics(), np.arange(3), np.array([-1, 5, -1]))
+    watch.after_step(2, metrics(), np.arange(3), np.array([6, -1, 5]))
+    assert watch.progress["replaced_images"] == 3
+    assert "step 1: cannot read image 5.jpg, another one in its place; 1 times so far" in (
+        log_of_run.text
+    )
+    assert "step 2: cannot read image 6.jpg" in log_of_run.text
+    assert read_history(tmp_path)[-1]["replaced_images"] == 3

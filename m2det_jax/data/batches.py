@@ -1,17 +1,21 @@
 """Batches that threads or worker processes prepare, and how those live and die."""
 
+import contextlib
 import multiprocessing
 import os
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
 from absl import flags
 
 Batch = dict[str, np.ndarray]
+
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # by worker processes
 
 
 class Batches(Iterator[Batch]):
@@ -35,7 +39,8 @@ class Batches(Iterator[Batch]):
         if self._iterator is None:
             raise StopIteration
         try:
-            batch = next(self._iterator)
+            with contextlib.nullcontext() if self._given else _signals_held_back():
+                batch = next(self._iterator)
         except StopIteration:
             self.close()
             raise
@@ -76,18 +81,33 @@ def iterate(
         # grain's workers look at absl flags, which only an absl main has parsed.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
+        # It would start with the first worker, and lift what _signals_held_back holds back.
+        resource_tracker.ensure_running()
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
     return Batches(iter(dataset), images_of)
 
 
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Lets the worker processes that start inside inherit a deaf ear, until they see to it.
+
+    Those of a group's signals that come meanwhile wait here, or go to another thread.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(index: int, count: int) -> None:
     """Ties a worker process to its parent, which alone answers to signals.
 
-    A terminal and a cluster send SIGINT and SIGTERM to all processes of a job; the parent still
-    needs batches to finish its step. And a parent that is killed cannot end its workers.
+    A terminal and a cluster send their signals to all processes of a job; the parent still needs
+    batches to finish its step. And a parent that is killed cannot end its workers.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
     def follow_parent() -> None:

@@ -2,7 +2,12 @@
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
 import pathlib
+import signal
+import threading
+import time
 import zlib
 
 import numpy as np
@@ -125,6 +130,58 @@ def test_unreadable_image_is_named(index, tmp_path, options):
     # Nothing goes on as if the batch had not been there.
     with pytest.raises(ValueError, match=r"cut\.png"):
         next(batches)
+
+
+def strike_starting_worker(numbers):
+    """Sends signals to the first worker as soon as it exists, long before it has set itself up."""
+
+    def strike():
+        end = time.monotonic() + 60
+        while not (workers := multiprocessing.active_children()) and time.monotonic() < end:
+            time.sleep(0.001)
+        for number in numbers:
+            os.kill(workers[0].pid, number)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    return thread
+
+
+def test_a_worker_outlives_the_signals_of_its_group_and_its_death_is_told(index):
+    with train_batches(index, settings=SETTINGS, batch_size=4, seed=0, num_workers=1) as batches:
+        thread = strike_starting_worker([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+        first = next(batches)
+        thread.join()
+        assert equal(first, take(1, index, seed=0)[0])
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGTERM)
+        next(batches)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(ChildProcessError) as caught:
+            for _ in range(50):  # some batches were ready before
+                next(batches)
+        message = str(caught.value)
+        assert "a data worker was ended by signal 9 (out of memory? fewer" in message
+        assert any(path in message for path in index.image_paths)
+        with pytest.raises(ChildProcessError):
+            next(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_an_unreadable_image_is_replaced_and_told(index, tmp_path):
+    bad = str(tmp_path / "absent.png")
+    paths = (*index.image_paths[:10], bad)
+    broken = dataclasses.replace(index, image_paths=paths)
+    expected = take(6, index)
+    for batch, whole in zip(take(6, broken, on_bad_image="skip"), expected, strict=True):
+        was_bad = whole["image_id"] == 10
+        # The next of the last image is the first.
+        assert batch["image_id"].tolist() == np.where(was_bad, 0, whole["image_id"]).tolist()
+        assert batch["replaced"].tolist() == np.where(was_bad, 10, -1).tolist()
+        assert np.array_equal(batch["image"][~was_bad], whole["image"][~was_bad])
+    none = dataclasses.replace(index, image_paths=(bad,) * 11)
+    with pytest.raises(ValueError, match=r"cannot read image .*absent\.png: no such file"):
+        take(1, none, on_bad_image="skip")
 
 
 def test_closing_ends_it(index):

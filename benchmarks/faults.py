@@ -1,0 +1,217 @@
+"""What benchmarks.fault_storm strikes with: a training command, moments of it, and blows. Linux.
+
+A blow falls on a command started for real, in a session of its own, by whose id all processes that
+it leaves behind are found.
+"""
+
+import contextlib
+import os
+import pathlib
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+
+from m2det_jax.damage import finished_steps
+
+PATIENCE = 300  # seconds for whatever is waited for; after it the command counts as hanging
+ENDING = 15  # seconds for the other processes to follow the one that was killed
+
+
+class Training:
+    """A training command that runs: its process, its log, and all processes of its session."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: pathlib.Path):
+        self.log = log
+        log.touch()
+        # Through a pipe: what limits the command's files must not silence it.
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+        self._reader = threading.Thread(target=self._copy, daemon=True)
+        self._reader.start()
+
+    def _copy(self) -> None:
+        with self.log.open("wb", buffering=0) as file, self.process.stdout as pipe:
+            while block := pipe.read1():
+                file.write(block)
+
+    @property
+    def text(self) -> str:
+        """All that it has written so far."""
+        return self.log.read_text(errors="replace")
+
+    def wait_until(self, happened: Callable[[], object]) -> bool:
+        """Returns True as soon as it happened, False if the command ended before.
+
+        Raises:
+          TimeoutError: neither came.
+        """
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            if happened():
+                return True
+            if self.process.poll() is not None:
+                return bool(happened())
+            time.sleep(0.002)
+        self.kill_all()
+        raise TimeoutError(f"nothing happened for {PATIENCE} s:\n{self.text[-2000:]}")
+
+    def resumed_from(self) -> int | None:
+        """Returns the step that it went on from, 0 for a fresh start; None: not known yet."""
+        if found := re.search(r"resuming from step (\d+)", self.text):
+            return int(found[1])
+        return 0 if "augmented training pictures" in self.text else None
+
+    def steps_seen(self) -> int:
+        """Returns the last step that it has logged."""
+        return max([0, *map(int, re.findall(r"step (\d+)/\d+  loss", self.text))])
+
+    def members(self) -> list[int]:
+        """Returns the processes of its session that live."""
+        found = []
+        for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            except OSError:  # gone meanwhile
+                continue
+            if int(session) == self.process.pid and state not in "ZX":
+                found.append(int(path.parent.name))
+        return found
+
+    def workers(self) -> list[int]:
+        """Returns its data workers."""
+
+        def is_worker(pid: int) -> bool:
+            try:
+                return b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                return False
+
+        return [pid for pid in self.members() if pid != self.process.pid and is_worker(pid)]
+
+    def end(self) -> tuple[int, list[int]]:
+        """Waits for the end; returns (exit status, processes that outlived it)."""
+        self.wait_until(lambda: self.process.poll() is not None)
+        end = time.monotonic() + ENDING
+        while (left := self.members()) and time.monotonic() < end:
+            time.sleep(0.01)
+        self.kill_all()
+        self._reader.join(ENDING)
+        return self.process.wait(), left
+
+    def kill_all(self) -> None:
+        """Leaves nothing behind, whatever went wrong."""
+        for pid in self.members():
+            os.kill(pid, signal.SIGKILL)
+
+
+MOMENTS = ("starting", "compiling", "stepping", "saving", "evaluating")
+
+
+def wait_for(moment: str, training: Training, workdir: pathlib.Path, draw: random.Random) -> bool:
+    """Waits for a moment and a random while more; False: the command ended before."""
+    evaluations = r"step (6|12)/12  loss"  # logged before the evaluation of that step
+    wanted = draw.randint(1, 3)
+
+    def happens() -> bool:
+        if moment == "saving":
+            return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+        if moment == "compiling":
+            return training.resumed_from() is not None
+        if moment == "stepping":
+            return len(re.findall(r"step \d+/\d+  loss", training.text)) >= wanted
+        return bool(re.search({"starting": "devices:"}.get(moment, evaluations), training.text))
+
+    came = training.wait_until(happens)
+    longest = {"starting": 2.0, "compiling": 3.0, "stepping": 0.5, "saving": 0.15}.get(moment, 0.6)
+    time.sleep(draw.uniform(0, longest))
+    return came and training.process.poll() is None
+
+
+SIGNALS = ("kill", "SIGTERM", "SIGINT", "twice", "worker")
+DISK = ("disk full", "file size")
+DAMAGE = ("truncated", "flipped", "deleted", "emptied")
+KINDS = (*SIGNALS, *DISK, *DAMAGE)
+
+
+def strike(kind: str, training: Training, workdir: pathlib.Path, draw: random.Random) -> bool:
+    """Does what `kind` says to a command that runs; False: it ended before that was possible."""
+    process = training.process
+    if kind == "worker":
+        came = training.wait_until(training.workers)
+        for pid in training.workers()[:1]:
+            os.kill(pid, signal.SIGKILL)
+        return came
+    if kind == "disk full":
+        fill(workdir.parent, leaving=draw.choice([0, 0, draw.randrange(1 << 21)]))
+    elif kind == "file size":
+        largest = draw.choice([0, draw.randrange(1 << 16)])
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest, hard))
+    elif kind in ("SIGTERM", "SIGINT", "twice"):
+        # To the whole group, as a terminal and most clusters do.
+        number = signal.SIGINT if kind == "SIGINT" else signal.SIGTERM
+        os.killpg(process.pid, number)
+        if kind == "twice":
+            time.sleep(0.5)
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+    else:
+        # Of one checkpoint alone nothing would be left to go on from.
+        if kind in DAMAGE and not training.wait_until(lambda: len(finished_steps(workdir)) > 1):
+            return False
+        process.kill()
+        process.wait()
+        if kind in DAMAGE:
+            damage_latest(kind, workdir, draw)
+    return True
+
+
+def fill(folder: pathlib.Path, leaving: int) -> None:
+    """Fills a disk with a file "filler", but for so many bytes."""
+    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while (room := shutil.disk_usage(folder).free - leaving) > 0:
+            file.write(bytes(min(room, 1 << 20)))
+
+
+def damage_latest(kind: str, workdir: pathlib.Path, draw: random.Random) -> None:
+    """Damages a file of the newest checkpoint, one that matters, in the way that `kind` says."""
+    folder = workdir / "checkpoints" / f"{finished_steps(workdir)[-1]:08d}"
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size]
+    marks = ("commit_success.txt", "_CHECKPOINT_METADATA", "checksums.json")
+    path = draw.choice([p for p in files if p.name not in marks])
+    content = bytearray(path.read_bytes())
+    if kind == "truncated":
+        path.write_bytes(content[: draw.randrange(len(content))])
+    elif kind == "flipped":
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+    elif kind == "deleted":
+        path.unlink()
+    else:
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+
+def expected_end(kind: str, status: int, text: str) -> str | None:
+    """Says what is wrong with how a command ended after a blow; None: nothing."""
+    if "Traceback" in text:
+        return "a traceback"
+    if status == 0 and kind not in ("kill", *DAMAGE):
+        return None if re.search(r"step 12  validation", text) else "ended with 0 before its end"
+    statuses = {"SIGTERM": (143, -15), "SIGINT": (130,), "twice": (143, -15)}
+    said = {
+        "worker": "a data worker was ended by signal 9",
+        "disk full": "error: the disk is full; ",
+        "file size": "error: a file would grow beyond the allowed file size; ",
+    }
+    if kind in said:
+        clear = said[kind] in text and "the same command goes on from there" in text
+        return None if status == 1 and clear else f"status {status}, or no clear message"
+    allowed = statuses.get(kind, (-9,))
+    return None if status in allowed else f"status {status}, not {allowed}"
