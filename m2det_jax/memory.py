@@ -107,9 +107,7 @@ def train_advice(settings: MemorySettings, cost: StepCost | None, limit: int | N
     return f"{need}{has}. What takes less: {'; '.join(train_remedies(settings, cost, limit))}"
 
 
-def train_remedies(
-    settings: MemorySettings, cost: StepCost | None, limit: int | None
-) -> list[str]:
+def train_remedies(settings: MemorySettings, cost: StepCost | None, limit: int | None) -> list[str]:
     """Returns changes of the config that save memory, those that change the result least first."""
     s = settings
     remedies = []
