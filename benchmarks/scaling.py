@@ -2,38 +2,34 @@
 
     python -m benchmarks.scaling [--config vgg320 vgg512 vgg800] [--numbers FILE.json]
 
-Compiles the train step of each experiment for 8 virtual CPU devices, with 1 and with 2 images a
-device, and reads from the programs: operations, memory, and the bytes of all all-reduces. From
-these and the data sheet of a GPU it estimates weak scaling; docs/scaling.md has the result and
-what is assumed. With --numbers the figures are read from that file where it has them, and kept
-there: compiling takes minutes for each program. No step is run.
+Compiles the train step of each experiment for 8 virtual CPU devices, with one image on each, and
+reads from the program: operations, memory, and the bytes of all all-reduces. From these and the
+data sheet of a GPU it estimates weak scaling; docs/scaling.md has the result and what is assumed.
+With --numbers the figures are read from that file where it has them, and kept there: compiling
+takes a minute or more for each experiment. No step is run.
 """
 
 import argparse
 import dataclasses
-import json
-import math
 import pathlib
-import re
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
+from benchmarks.step_numbers import numbers_of
 
-from benchmarks import experiment
-from m2det_jax import devices, prepare
-from m2det_jax.detect import Detector, build_detector
-from m2det_jax.evaluate import step_settings
-from m2det_jax.model import variable_shapes
-from m2det_jax.optimizer import make_optimizer, make_schedule
-from m2det_jax.step_cost import read_cost
-from m2det_jax.train_state import create_train_state
-from m2det_jax.train_step import make_train_step
-
-DEVICES, CLASSES, OBJECTS, NUM_IMAGES = 8, 80, 64, 1000
-SMALL = 2**16  # an all-reduce of fewer bytes takes as long as one of none
-_ITEM = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "f32": 4, "s32": 4, "u32": 4}
+_ROWS = (  # title, number, unit, digits
+    ("GFLOP, traced program", "flops", 1e9, 1),
+    ("GFLOP, XLA's count of the compiled program", "compiler_flops", 1e9, 1),
+    ("parameters, MB (float32)", "parameters", 1e6, 1),
+    ("moving averages, MB", "average", 1e6, 1),
+    ("optimiser, MB", "optimizer", 1e6, 1),
+    ("state in all, MB", "state", 1e6, 1),
+    ("temporaries of a step, MB (compiled, float32)", "temporaries", 1e6, 1),
+    ("of it beside the gradients: activations, MB", "activations", 1e6, 1),
+    ("kept for the backward pass, MB an image (traced, bfloat16)", "kept_bfloat16", 1e6, 1),
+    ("all-reduced, MB (compiled)", "reduced", 1e6, 3),
+    ("of it beside the gradients, MB", "beside", 1e6, 3),
+    ("all-reduces under 64 KiB (compiled)", "small_reductions", 1, 0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,92 +60,6 @@ class Assumed:
 H100 = Gpu("NVIDIA H100 SXM, DGX H100", 989.5e12, 80e9, 8, 450e9, 50e9)
 
 
-def all_reduces(hlo: str) -> list[int]:
-    """Returns the bytes of every all-reduce in the text of a compiled program."""
-    found = re.findall(r"^ *(?:ROOT )?\S+ = (.*?) all-reduce(?:-start)?\(", hlo, re.MULTILINE)
-    return [
-        sum(
-            _ITEM[kind] * math.prod(int(n) for n in shape.split(",") if n)
-            for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
-        )
-        for result in found
-    ]
-
-
-def bytes_of(tree) -> int:
-    """Returns the bytes of a tree of arrays or shapes."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def saved_bytes(detector: Detector, variables: dict, batch_size: int) -> int:
-    """Returns the bytes that the forward pass keeps for the backward pass, as traced."""
-    images = jax.ShapeDtypeStruct((batch_size, *detector.resize.image_size, 3), np.uint8)
-
-    def backward(params, batch_stats, images):
-        def forward(params):
-            return detector.model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                detector.normalize(images), train=True, mutable=["batch_stats"],
-            )  # fmt: skip
-
-        return jax.vjp(forward, params, has_aux=True)[1]
-
-    kept = jax.eval_shape(backward, variables["params"], variables["batch_stats"], images)
-    return bytes_of(kept)
-
-
-def read_program(config: ConfigDict, per_device: int) -> dict[str, int]:
-    """Compiles the train step for DEVICES devices and reads its numbers; per device and step."""
-    config.batch_size = DEVICES * per_device
-    detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
-    settings = prepare.make_optimizer_settings(
-        config, prepare.make_plan(config, NUM_IMAGES), NUM_IMAGES
-    )
-    optimizer = make_optimizer(settings, detector.model.frozen_paths())
-    variables = variable_shapes(detector.model, detector.resize.image_size)
-    state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
-    shape = jax.ShapeDtypeStruct
-    count, objects = config.batch_size, (config.batch_size, OBJECTS)
-    batch = {
-        "image": shape((count, *detector.resize.image_size, 3), np.uint8),
-        "boxes": shape((*objects, 4), np.float32),
-        "labels": shape(objects, np.int32),
-        "mask": shape(objects, bool),
-    }
-    replicated, by_batch = devices.data_mesh()
-    step = make_train_step(detector, optimizer, make_schedule(settings), step_settings(config))
-    traced = jax.jit(
-        step, donate_argnums=0, in_shardings=(replicated, by_batch),
-        out_shardings=(replicated, replicated),
-    ).trace(state, batch)  # fmt: skip
-    compiled = traced.lower().compile()
-    cost, reduced = read_cost(traced, compiled), all_reduces(compiled.as_text())
-    return {
-        "flops": cost.flops // DEVICES,
-        "compiler_flops": cost.compiler_flops,
-        "temporaries": cost.temporaries,
-        "parameters": bytes_of(state.params),
-        "average": bytes_of((state.ema_params, state.ema_batch_stats)),
-        "optimizer": bytes_of(state.opt_state),
-        "state": bytes_of(state),
-        "reduced": sum(reduced),
-        "small_reductions": sum(size < SMALL for size in reduced),
-    }
-
-
-def read_numbers(name: str) -> dict[str, int]:
-    """Returns the numbers of an experiment: see `read_program`, and activations of an image."""
-    one, two = (read_program(experiment.load(name), count) for count in (1, 2))
-    half = experiment.load(name, ["model.dtype=bfloat16"])
-    detector = build_detector(half, tuple(f"class {i}" for i in range(CLASSES)))
-    variables = variable_shapes(detector.model, detector.resize.image_size)
-    kept = [saved_bytes(detector, variables, count) for count in (1, 2)]
-    return one | {
-        "activations": two["temporaries"] - one["temporaries"],
-        "kept_bfloat16": kept[1] - kept[0],
-    }
-
-
 def all_reduce_seconds(size: float, gpus: int, gpu: Gpu) -> float:
     """Returns the time of an all-reduce of `size` bytes, by bandwidth alone.
 
@@ -160,6 +70,11 @@ def all_reduce_seconds(size: float, gpus: int, gpu: Gpu) -> float:
     nodes = -(-gpus // gpu.per_node)
     within = 2 * (inside - 1) / inside * size / gpu.within
     return within + 2 * (nodes - 1) / nodes * size / inside / gpu.between
+
+
+def memory_needed(numbers: dict[str, int], per_gpu: int) -> int:
+    """Estimates the bytes of a step in bfloat16: state, gradients, and what each image keeps."""
+    return numbers["state"] + numbers["parameters"] + per_gpu * numbers["kept_bfloat16"]
 
 
 def estimate(
@@ -188,25 +103,21 @@ def estimate(
 
 def program_table(found: dict[str, dict[str, int]]) -> list[str]:
     """Returns the lines of the table of what was read, for one image on a device."""
-    rows = ["| | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
-
-    def add(title: str, key: str, unit: float, digits: int = 1) -> None:
+    lines = ["| | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    for title, key, unit, digits in _ROWS:
         values = (f"{numbers[key] / unit:,.{digits}f}" for numbers in found.values())
-        rows.append(f"| {title} | " + " | ".join(values) + " |")
+        lines.append(f"| {title} | " + " | ".join(values) + " |")
+    return lines
 
-    add("GFLOP of an image and step, traced program", "flops", 1e9)
-    add("the same, XLA's count of the compiled program", "compiler_flops", 1e9)
-    add("parameters, MB (float32)", "parameters", 1e6)
-    add("moving averages, MB", "average", 1e6)
-    add("optimiser, MB", "optimizer", 1e6)
-    add("state of a step in all, MB", "state", 1e6)
-    add("temporaries with one image, MB (compiled, float32)", "temporaries", 1e6)
-    add("more for each further image, MB (compiled, float32)", "activations", 1e6)
-    add("kept for the backward pass, MB an image (traced, bfloat16)", "kept_bfloat16", 1e6)
-    add("all-reduced in a step, MB (compiled)", "reduced", 1e6, 3)
-    add("of it beside the gradients, MB", "beside", 1e6, 3)
-    add("all-reduces under 64 KiB in a step (compiled)", "small_reductions", 1, 0)
-    return rows
+
+def memory_table(found: dict, per_gpu: int, gpu: Gpu) -> list[str]:
+    """Returns the lines of the table of estimated memory; a tenth of a GPU's is left free."""
+    lines = [f"| experiment | GB with {per_gpu} images | most images on a GPU |", "|---" * 3 + "|"]
+    for name, numbers in found.items():
+        free = 0.9 * gpu.memory - memory_needed(numbers, 0)
+        most = int(free // numbers["kept_bfloat16"])
+        lines.append(f"| {name} | {memory_needed(numbers, per_gpu) / 1e9:.1f} | {most} |")
+    return lines
 
 
 def scaling_table(found: dict, per_gpu: int, gpu: Gpu, assumed: Assumed) -> list[str]:
@@ -234,20 +145,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for field in dataclasses.fields(Assumed):
         parser.add_argument(f"--{field.name}", type=float, default=field.default)
     args = parser.parse_args(argv)
-    jax.config.update("jax_num_cpu_devices", DEVICES)
-    kept = args.numbers.exists() if args.numbers else False
-    found = json.loads(args.numbers.read_text()) if kept else {}
-    for name in args.config:
-        if name not in found:
-            found[name] = read_numbers(name)
-            if args.numbers:
-                args.numbers.write_text(json.dumps(found, indent=1) + "\n")
-    found = {name: found[name] for name in args.config}
+    found = numbers_of(args.config, args.numbers)
     for numbers in found.values():
         numbers["beside"] = numbers["reduced"] - numbers["parameters"]
+        numbers["activations"] = numbers["temporaries"] - numbers["parameters"]
     assumed = Assumed(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Assumed)})
     print(*program_table(found), sep="\n")
     print(f"\n{H100.name}, {args.per_gpu} images on each GPU; estimated\n")
+    print(*memory_table(found, args.per_gpu, H100), sep="\n", end="\n\n")
     print(*scaling_table(found, args.per_gpu, H100, assumed), sep="\n")
 
 

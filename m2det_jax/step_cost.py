@@ -76,7 +76,7 @@ def describe(cost: StepCost, num_devices: int, available: int | None) -> str:
     )
     has = "the device does not tell what it has"
     if available is not None:
-        has = f"{100 * cost.memory / available:.0f}% of the {readable_bytes(available)} it has"
+        has = f"{100 * cost.memory / available:.3g}% of the {readable_bytes(available)} it has"
     code = f", code {readable_bytes(cost.code)}" if cost.code else ""
     return (
         f"  {readable_flops(cost.flops)} a step over {num_devices} "

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint, guard, memory
+from m2det_jax.damage import finished_steps
 from m2det_jax.data import train_batches
 from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.devices import place, put_batch
@@ -46,7 +47,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
         with guard.WorkdirLock(workdir, enabled=jax.process_index() == 0) as lock:
             return run_locked(config, workdir, lock, allow_config_change)
     except memory.OutOfMemory as error:
-        raise memory.OutOfMemory(f"{error}; {what_is_left(workdir)}") from error
+        begun = "; a run that has begun takes another accumulation, dtype or batch_size only with "
+        begun = f"{begun}--allow_config_change" if finished_steps(workdir) else ""
+        raise memory.OutOfMemory(f"{error}; {what_is_left(workdir)}{begun}") from error
     except (OSError, ValueError) as error:
         if (trouble := guard.disk_trouble(error)) is None:
             raise

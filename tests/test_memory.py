@@ -227,7 +227,7 @@ def test_a_run_that_does_not_fit_says_so_before_its_first_step(
     message = ended.value.code
     assert message.startswith("error: out of memory: the train step for pictures of 64 x 96")
     assert "--config.model.remat=True" in message and "--config.sharding=fsdp" in message
-    assert "none is saved yet" in message
+    assert "none is saved yet" in message and "--allow_config_change" not in message
     assert "the 1.00 MiB it has" in log_of_run.text
 
 
@@ -245,6 +245,7 @@ def test_an_evaluation_that_does_not_fit_names_its_batch_and_the_checkpoint(
     assert "the evaluation does not fit" in message
     assert "--config.eval.batch_size=8 (now 16)" in message
     assert "the last good checkpoint is step 2" in message
+    assert "--allow_config_change" in message
 
 
 def test_one_line_for_memory_of_any_kind():
