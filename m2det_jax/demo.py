@@ -63,9 +63,7 @@ def draw_sheet(workdir: pathlib.Path, data: pathlib.Path, seed: int) -> pathlib.
         boxes, labels = index.objects(image_id)
         pictures += [
             draw_boxes(image, boxes, labels, index.class_names, dashed=True, zoom=1.5),
-            draw_boxes(
-                image, found.boxes, found.labels, index.class_names, found.scores, zoom=1.5
-            ),
+            draw_boxes(image, found.boxes, found.labels, index.class_names, found.scores, zoom=1.5),
         ]
         titles += ["ground truth", "detected"]
     path = workdir / "detections.jpg"

@@ -15,7 +15,7 @@ import tqdm
 from absl import app
 from absl.flags import argparse_flags
 
-from m2det_jax import devices, runtime
+from m2det_jax import devices, memory, runtime
 from m2det_jax.checkpoint import Restored, restore
 from m2det_jax.data import DetectionIndex, eval_batches, read_csv
 from m2det_jax.datasets import load_validation
@@ -165,7 +165,11 @@ def evaluate_checkpoint(
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
-    metrics, detections = _evaluate_restored(restored, index, batch_size)
+    with memory.explained(
+        lambda: memory.batch_advice("the evaluation", "--batch_size", batch_size,
+                                    jax.device_count())
+    ):  # fmt: skip
+        metrics, detections = _evaluate_restored(restored, index, batch_size)
     target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     record = without_nan(metrics) | {"step": restored.step, "data": source}

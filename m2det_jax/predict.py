@@ -16,7 +16,7 @@ from absl import app
 from absl.flags import argparse_flags
 from PIL import Image
 
-from m2det_jax import devices, runtime
+from m2det_jax import devices, memory, runtime
 from m2det_jax.checkpoint import Restored, restore
 from m2det_jax.data import DetectionIndex, eval_batches, load_image, read_size
 from m2det_jax.detections import to_original
@@ -110,9 +110,12 @@ def predict(
 
     results = []
     found = detect_images(restored, index, threshold, batch_size)
-    for detections in tqdm.tqdm(found, "predict", index.num_images, leave=False, disable=None):
-        draw(detections, index).save(folder / names[detections.image_id], quality=92)
-        results.append(detections)
+    with memory.explained(
+        lambda: memory.batch_advice("prediction", "--batch_size", batch_size, jax.device_count())
+    ):
+        for detections in tqdm.tqdm(found, "predict", index.num_images, leave=False, disable=None):
+            draw(detections, index).save(folder / names[detections.image_id], quality=92)
+            results.append(detections)
     target = folder / "predictions.json"
     target.write_text(json.dumps(coco_results(index, results), indent=1) + "\n")
     count = sum(len(detections.scores) for detections in results)

@@ -10,9 +10,10 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from m2det_jax import devices, evaluate
+from m2det_jax import devices, evaluate, memory
 from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.backbone_weights import load_backbone
+from m2det_jax.compiled_step import CompiledStep
 from m2det_jax.config_checks import validate, validate_classes
 from m2det_jax.damage import finished_steps
 from m2det_jax.data import (
@@ -54,7 +55,8 @@ class Run:
     """A run that is ready for its first step.
 
     Attributes:
-      train_step, eval_step: jitted; see make_train_step and make_eval_step.
+      train_step: compiled when first called; see make_train_step.
+      eval_step: jitted; see make_eval_step.
       state: placed on all devices.
       replicated, by_batch: shardings of what every device has whole, and of a batch.
       fingerprints: of both data sets, to be stored with checkpoints.
@@ -64,7 +66,7 @@ class Run:
     val_index: DetectionIndex
     detector: Detector
     plan: Plan
-    train_step: Callable
+    train_step: CompiledStep
     eval_step: Callable
     state: TrainState
     replicated: jax.sharding.Sharding
@@ -97,23 +99,38 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
     state = create_train_state(variables, optimizer)
     state_sharding = devices.state_sharding(state, replicated, config.sharding)
-    train_step = jax.jit(
+    jitted = jax.jit(
         make_step(config, detector, optimizer, make_schedule(optimizer_settings), step_settings),
         donate_argnums=0,
         in_shardings=(state_sharding, by_batch),
         out_shardings=(state_sharding, replicated),
     )
+    with memory.explained(lambda: memory.state_advice(state, memory_settings(config))):
+        state = devices.place(state, state_sharding)
     return Run(
         train_index=train_index,
         val_index=val_index,
         detector=detector,
         plan=plan,
-        train_step=train_step,
+        train_step=CompiledStep(jitted, train_sizes(config), memory_settings(config)),
         eval_step=jax.jit(evaluate.make_eval_step(detector, step_settings)),
-        state=devices.place(state, state_sharding),
+        state=state,
         replicated=replicated,
         by_batch=by_batch,
         fingerprints={"training": fingerprint(train_index), "validation": fingerprint(val_index)},
+    )
+
+
+def memory_settings(config: ConfigDict) -> memory.MemorySettings:
+    """Returns the plain values of a config that decide how much memory a step takes."""
+    return memory.MemorySettings(
+        image_size=tuple(config.data.image_size),
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        remat=config.model.remat,
+        dtype=config.model.dtype,
+        sharding=config.sharding,
+        num_devices=jax.device_count(),
     )
 
 
@@ -143,7 +160,6 @@ def make_step(config: ConfigDict, detector: Detector, optimizer, schedule, setti
 
     def train_step(state, batch):
         size = batch["image"].shape[1:3]  # [B, H, W, 3]
-        log.info("compiling the step for pictures of %d x %d", *size)
         return steps[size](state, batch)
 
     return train_step

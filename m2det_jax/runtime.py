@@ -17,6 +17,7 @@ import tqdm
 
 from m2det_jax import devices as cluster
 from m2det_jax.guard import Stopped
+from m2det_jax.memory import is_exhausted
 
 log = logging.getLogger("m2det_jax")
 
@@ -130,6 +131,12 @@ def one_line_errors(verb: Callable, *args, **kwargs):
         if os.environ.get("M2DET_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if os.environ.get("M2DET_TRACEBACK") or not (
+            isinstance(error, MemoryError) or is_exhausted(error)
+        ):
+            raise
+        sys.exit(f"error: {str(error) or 'out of memory'}")
     except Stopped as stopped:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(stopped, file=sys.stderr)

@@ -10,7 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint, guard
+from m2det_jax import checkpoint, guard, memory
+from m2det_jax.damage import finished_steps
 from m2det_jax.data import train_batches
 from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.devices import place, put_batch
@@ -39,6 +40,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
         trains in workdir; says what to do.
       FloatingPointError: the loss is not finite; names the step, the images and the checkpoint.
       OSError: the disk is full or gone, or a data worker died; names the last good checkpoint.
+      MemoryError: the memory of a device does not suffice; says what to change.
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
     try:
@@ -46,6 +48,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
             return run_locked(config, workdir, lock, allow_config_change)
     except ChildProcessError as error:
         raise ChildProcessError(f"{error}; {what_is_left(workdir)}") from error
+    except memory.OutOfMemory as error:
+        begun = "; a run that has begun takes another accumulation, dtype or batch_size only with "
+        begun = f"{begun}--allow_config_change" if finished_steps(workdir) else ""
+        raise memory.OutOfMemory(f"{error}; {what_is_left(workdir)}{begun}") from error
     except (OSError, ValueError) as error:
         if (trouble := guard.disk_trouble(error)) is None:
             raise
@@ -86,7 +92,8 @@ def run_locked(
         )
         stack.enter_context(contextlib.closing(watch))
         try:
-            return loop(config, workdir, run, state, lock, manager, batches, watch, signals)
+            with run.train_step.explained():  # devices may say it long after the call
+                return loop(config, workdir, run, state, lock, manager, batches, watch, signals)
         except NonFiniteLoss as error:
             why = explain(error, run, config)
             raise FloatingPointError(f"{why}; {what_is_left(workdir)}") from None
@@ -178,15 +185,19 @@ def validate_state(
     config: ConfigDict, run: Run, state: TrainState, history: History, progress: dict
 ) -> dict:
     """Evaluates the moving averages, records the figures and updates `progress`."""
-    metrics, _ = evaluate(
-        run.eval_step,
-        state.eval_variables,
-        run.val_index,
-        run.detector,
-        batch_size=config.eval.batch_size,
-        sharding=run.by_batch,
-        num_threads=config.data.num_threads,
-    )
+    with memory.explained(
+        lambda: memory.batch_advice("the evaluation", "--config.eval.batch_size",
+                                    config.eval.batch_size, jax.device_count())
+    ):  # fmt: skip
+        metrics, _ = evaluate(
+            run.eval_step,
+            state.eval_variables,
+            run.val_index,
+            run.detector,
+            batch_size=config.eval.batch_size,
+            sharding=run.by_batch,
+            num_threads=config.data.num_threads,
+        )
     scalars = {f"val_{name}": value for name, value in metrics.items() if name != "per_class"}
     history.write(int(state.step), scalars)
     # Without any object in the validation set there is no AP; a number keeps "best" defined.

@@ -15,7 +15,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 COMMANDS = sorted(
     path.stem
     for path in (REPOSITORY / "benchmarks").glob("*.py")
-    if path.stem not in ("timing", "experiment", "faults", "outcome")
+    if path.stem not in ("timing", "experiment", "faults", "outcome", "step_numbers")
 )
 
 
@@ -36,7 +36,7 @@ def experiment():
 
 def test_all_commands_are_here():
     assert {"forward", "train_step", "matching", "nms", "loader", "startup"} <= set(COMMANDS)
-    assert "fault_storm" in COMMANDS
+    assert {"fault_storm", "scaling"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -44,7 +44,8 @@ def test_help_names_its_options(name, capsys):
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"benchmarks.{name}").main(["--help"])
     assert ended.value.code == 0
-    assert "--rounds" in (text := capsys.readouterr().out) or "--steps" in text
+    text = capsys.readouterr().out
+    assert any(option in text for option in ("--rounds", "--steps", "--numbers"))
 
 
 def test_runs_as_a_module_from_the_root():
@@ -181,3 +182,114 @@ def test_index_size_reads_what_it_draws(tmp_path):
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["csv", "coco"]
     assert all("30 images, 200 boxes:" in line for line in lines) and not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def scaling():
+    return importlib.import_module("benchmarks.scaling")
+
+
+@pytest.fixture
+def step_numbers():
+    return importlib.import_module("benchmarks.step_numbers")
+
+
+def test_all_reduces_are_read_from_a_compiled_program(step_numbers):
+    from m2det_jax.devices import data_mesh
+
+    replicated, by_batch = data_mesh()
+
+    def gradient(w, x):
+        return jax.grad(lambda w: (x @ w).sum() / (1 + x.sum()))(w)
+
+    step = jax.jit(gradient, in_shardings=(replicated, by_batch), out_shardings=replicated)
+    shapes = jax.ShapeDtypeStruct((5, 3), np.float32), jax.ShapeDtypeStruct((16, 5), np.float32)
+    found = step_numbers.all_reduces(step.lower(*shapes).compile().as_text())
+    assert sum(found) in (5 * 3 * 4 + 4, 5 * 4 + 4)  # XLA may reduce before it broadcasts
+
+
+def test_all_reduces_of_every_form_are_counted(step_numbers):
+    text = """
+  %a.1 = f32[3,3,256,256]{3,2,1,0} all-reduce(%x), channel_id=1, to_apply=%add
+  ROOT %a.2 = (f32[64]{0}, bf16[2,2]{1,0}, pred[]) all-reduce-start(%y, %z), channel_id=2
+  %fusion = f32[64]{0} fusion(%all-reduce.2), kind=kLoop
+"""
+    assert step_numbers.all_reduces(text) == [4 * 9 * 256 * 256, 4 * 64 + 2 * 4 + 1]
+
+
+def test_all_reduce_takes_what_a_ring_takes(scaling):
+    gpu = scaling.Gpu("toy", peak=1e12, memory=1e9, per_node=4, within=100.0, between=10.0)
+    assert scaling.all_reduce_seconds(400, 1, gpu) == 0
+    assert scaling.all_reduce_seconds(400, 2, gpu) == pytest.approx(2 * 1 / 2 * 400 / 100)
+    assert scaling.all_reduce_seconds(400, 4, gpu) == pytest.approx(6)  # 2 * 3 / 4 * 4 s
+    # Two nodes: each GPU brings its fourth, 100 bytes, to the other node: 2 * 1 / 2 * 10 s.
+    assert scaling.all_reduce_seconds(400, 8, gpu) == pytest.approx(6 + 10)
+    assert scaling.all_reduce_seconds(400, 32, gpu) == pytest.approx(6 + 2 * 7 / 8 * 10)
+
+
+def test_efficiency_by_hand(scaling):
+    gpu = scaling.Gpu("toy", peak=1e12, memory=1e9, per_node=4, within=100.0, between=10.0)
+    assumed = scaling.Assumed(
+        utilisation=0.5, latency_within=0.01, latency_between=0.1, backward=0.5
+    )
+    numbers = {"flops": 10**12, "reduced": 400, "small_reductions": 100}
+    alone = scaling.estimate(numbers, 4, 1, gpu, assumed)
+    assert alone["compute"] == pytest.approx(8)  # 4 images of 1 TFLOP at 0.5 TFLOP/s
+    assert alone["without"] == alone["with"] == 1
+    node = scaling.estimate(numbers, 4, 4, gpu, assumed)
+    assert (node["gradients"], node["statistics"]) == pytest.approx((6, 1))
+    assert node["without"] == pytest.approx(8 / (8 + 1 + 6))
+    assert node["with"] == pytest.approx(8 / (8 + 1 + 6 - 4))  # 4 s behind the backward pass
+    nodes = scaling.estimate(numbers, 4, 8, gpu, assumed)
+    assert nodes["statistics"] == pytest.approx(10)
+    assert nodes["with"] == pytest.approx(8 / (8 + 10 + 16 - 4))
+    hidden = scaling.estimate(numbers | {"reduced": 40}, 4, 4, gpu, assumed)
+    assert hidden["with"] == pytest.approx(8 / 9)  # 0.6 s of gradients are hidden altogether
+
+
+def test_what_the_backward_pass_needs_grows_with_the_batch(step_numbers):
+    import support
+
+    from m2det_jax.detect import build_detector
+    from m2det_jax.model import variable_shapes
+
+    def kept(batch_size, **overrides):
+        config = support.tiny_config(overrides={"model.num_levels": 1} | overrides)
+        detector = build_detector(config, ("a",))
+        variables = variable_shapes(detector.model, detector.resize.image_size)
+        return step_numbers.saved_bytes(detector, variables, batch_size)
+
+    one, two = kept(1), kept(2)
+    assert two - one > 64 * 96 * 8 * 4  # the first layer's output alone
+    half = {"model.dtype": "bfloat16"}
+    # Statistics and losses stay in float32.
+    assert 0.4 < (kept(2, **half) - kept(1, **half)) / (two - one) < 0.85
+
+
+def test_memory_by_hand(scaling):
+    numbers = {"state": 300, "parameters": 100, "kept_bfloat16": 50}
+    gpu = scaling.Gpu("toy", peak=1e12, memory=1000.0, per_node=4, within=100.0, between=10.0)
+    assert scaling.memory_needed(numbers, 8) == 800
+    assert scaling.memory_table({"toy": numbers}, 8, gpu)[-1].split("|")[-2].strip() == "10"
+
+
+def test_numbers_of_a_program_fit_together(step_numbers, monkeypatch):
+    import support
+
+    monkeypatch.setattr(step_numbers, "CLASSES", 5)
+    config = support.tiny_config(overrides={"model.num_levels": 1, "accumulation": 1})
+    found = step_numbers.read_program(config)
+    assert found["state"] == 2 * found["average"] + found["optimizer"] + 4  # and the step
+    assert 0.5 * found["flops"] < found["compiler_flops"] < 1.1 * found["flops"]
+    assert found["parameters"] < found["reduced"] < 1.1 * found["parameters"]
+    assert 10 < found["small_reductions"] < 1000
+    assert found["temporaries"] > found["parameters"]
+
+
+def test_the_document_holds_what_the_command_prints(scaling, capsys):
+    numbers = REPOSITORY / "docs" / "scaling.json"
+    scaling.main(["--numbers", str(numbers)])
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    document = (REPOSITORY / "docs" / "scaling.md").read_text().splitlines()
+    assert len(printed) > 20
+    assert [line for line in printed if line not in document] == []

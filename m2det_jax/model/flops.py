@@ -10,8 +10,8 @@ def count_flops(function: Callable, *args) -> int:
     """Return the floating-point operations of the convolutions and matrix products in a function.
 
     Two for each multiply-add, padding counted as data. Elementwise work, below 1% of a
-    convolutional network's, is left out. Meant for forward passes: a transposed convolution, as
-    in a gradient, would be counted with the zeros between its inputs.
+    convolutional network's, is left out. In a gradient, the zeros that a transposed convolution
+    sets between its inputs do not count, so that it costs what the convolution did.
 
     Args:
         function: a function that jax can trace.
@@ -20,10 +20,11 @@ def count_flops(function: Callable, *args) -> int:
     Raises:
         ValueError: if the function has a `while` loop with convolutions or products inside.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return count_jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr) -> int:
+def count_jaxpr_flops(jaxpr) -> int:
+    """Return the operations of a program that is already traced (a Jaxpr); see `count_flops`."""
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -33,13 +34,14 @@ def _count_equation(equation) -> int:
         kernel = equation.invars[1].aval.shape
         # Output channels first in rhs_spec; each output value sums over all other kernel axes.
         out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+        products = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+        return 2 * products // math.prod(equation.params["lhs_dilation"])
     if name == "dot_general":
         contracted = equation.params["dimension_numbers"][0][0]
         lhs = equation.invars[0].aval.shape
         summed = math.prod(lhs[axis] for axis in contracted)
         return 2 * math.prod(equation.outvars[0].aval.shape) * summed
-    inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    inner = [count_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
     if name == "while" and any(inner):
         raise ValueError("cannot count a while loop: the number of rounds is not known")
     if name == "cond":

@@ -28,6 +28,18 @@ def test_hand_counted_operations():
     assert count_flops(nested, x, matrix) == product
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_cost_what_is_multiplied(groups):
+    x, kernel = jnp.zeros((2, 9, 7, 4)), jnp.zeros((3, 3, 4 // groups, 8))
+
+    y = jnp.zeros((2, 4, 3, 8))
+    forward = 2 * (2 * 4 * 3 * 8) * (9 * 4 // groups)
+    both = count_flops(lambda *a: jax.vjp(lambda *a: _conv(*a, groups), *a)[1](y), x, kernel)
+    # Of the kernel: as many as forward. Of the input: at each of its pixels and for each of its
+    # channels a quarter of the 3 x 3 x 8 / groups products, for stride 2 leaves the others out.
+    assert both == forward + forward + 2 * (2 * 9 * 7 * 4) * (9 * 8 // groups) // 4
+
+
 def test_loops():
     matrix = jnp.zeros((5, 5))
     step = 2 * 5**3

@@ -1,0 +1,123 @@
+"""The numbers of an experiment's train step, read from its traced and its compiled program."""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import experiment
+from m2det_jax import devices, prepare
+from m2det_jax.detect import Detector, build_detector
+from m2det_jax.evaluate import step_settings
+from m2det_jax.model import variable_shapes
+from m2det_jax.optimizer import make_optimizer, make_schedule
+from m2det_jax.step_cost import read_cost
+from m2det_jax.train_state import create_train_state
+from m2det_jax.train_step import make_train_step
+
+DEVICES, CLASSES, OBJECTS, NUM_IMAGES = 8, 80, 64, 1000
+SMALL = 2**16  # an all-reduce of fewer bytes takes as long as one of none
+# Of the machine code alone, which is not run; memory and operations stay what they are.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+_ITEM = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "f32": 4, "s32": 4, "u32": 4}
+
+
+def all_reduces(hlo: str) -> list[int]:
+    """Returns the bytes of every all-reduce in the text of a compiled program."""
+    found = re.findall(r"^ *(?:ROOT )?\S+ = (.*?) all-reduce(?:-start)?\(", hlo, re.MULTILINE)
+    return [
+        sum(
+            _ITEM[kind] * math.prod(int(n) for n in shape.split(",") if n)
+            for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
+        )
+        for result in found
+    ]
+
+
+def bytes_of(tree) -> int:
+    """Returns the bytes of a tree of arrays or shapes."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def saved_bytes(detector: Detector, variables: dict, batch_size: int) -> int:
+    """Returns the bytes that the forward pass keeps for the backward pass, as traced."""
+    images = jax.ShapeDtypeStruct((batch_size, *detector.resize.image_size, 3), np.uint8)
+
+    def backward(params, batch_stats, images):
+        def forward(params):
+            return detector.model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                detector.normalize(images), train=True, mutable=["batch_stats"],
+            )  # fmt: skip
+
+        return jax.vjp(forward, params, has_aux=True)[1]
+
+    kept = jax.eval_shape(backward, variables["params"], variables["batch_stats"], images)
+    return bytes_of(kept)
+
+
+def read_program(config: ConfigDict) -> dict[str, int]:
+    """Compiles the train step, an image on each of DEVICES devices; numbers are of a device."""
+    config.batch_size = DEVICES
+    detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
+    settings = prepare.make_optimizer_settings(
+        config, prepare.make_plan(config, NUM_IMAGES), NUM_IMAGES
+    )
+    optimizer = make_optimizer(settings, detector.model.frozen_paths())
+    variables = variable_shapes(detector.model, detector.resize.image_size)
+    state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
+    shape = jax.ShapeDtypeStruct
+    count, objects = config.batch_size, (config.batch_size, OBJECTS)
+    batch = {
+        "image": shape((count, *detector.resize.image_size, 3), np.uint8),
+        "boxes": shape((*objects, 4), np.float32),
+        "labels": shape(objects, np.int32),
+        "mask": shape(objects, bool),
+    }
+    replicated, by_batch = devices.data_mesh()
+    step = make_train_step(detector, optimizer, make_schedule(settings), step_settings(config))
+    traced = jax.jit(
+        step, donate_argnums=0, in_shardings=(replicated, by_batch),
+        out_shardings=(replicated, replicated),
+    ).trace(state, batch)  # fmt: skip
+    compiled = traced.lower().compile(compiler_options=QUICK)
+    cost, reduced = read_cost(traced, compiled), all_reduces(compiled.as_text())
+    return {
+        "flops": cost.flops // DEVICES,
+        "compiler_flops": cost.compiler_flops,
+        "temporaries": cost.temporaries,
+        "parameters": bytes_of(state.params),
+        "average": bytes_of((state.ema_params, state.ema_batch_stats)),
+        "optimizer": bytes_of(state.opt_state),
+        "state": bytes_of(state),
+        "reduced": sum(reduced),
+        "small_reductions": sum(size < SMALL for size in reduced),
+    }
+
+
+def read_numbers(name: str) -> dict[str, int]:
+    """Returns what `read_program` does, and what an image keeps for the backward pass."""
+    numbers = read_program(experiment.load(name))
+    half = experiment.load(name, ["model.dtype=bfloat16"])
+    detector = build_detector(half, tuple(f"class {i}" for i in range(CLASSES)))
+    variables = variable_shapes(detector.model, detector.resize.image_size)
+    kept = [saved_bytes(detector, variables, count) for count in (1, 2)]
+    return numbers | {"kept_bfloat16": kept[1] - kept[0]}
+
+
+def numbers_of(names: Sequence[str], file: pathlib.Path | None) -> dict[str, dict[str, int]]:
+    """Returns the numbers of experiments, from a file where it has them, which gets the others."""
+    found = json.loads(file.read_text()) if file and file.exists() else {}
+    missing = [name for name in names if name not in found]
+    if missing:
+        jax.config.update("jax_num_cpu_devices", DEVICES)  # before jax meets a device
+    for name in missing:
+        found[name] = read_numbers(name)
+        if file:
+            file.write_text(json.dumps(found, indent=1) + "\n")
+    return {name: found[name] for name in names}
