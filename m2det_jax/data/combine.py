@@ -58,8 +58,13 @@ def use_classes(index: DetectionIndex, class_names: Sequence[str], what: str) ->
 
 
 def all_classes(indices: Sequence[DetectionIndex]) -> tuple[str, ...]:
-    """Returns the classes of all of them, sorted: for formats that do not list their classes."""
-    return tuple(sorted({name for index in indices for name in index.class_names}))
+    """Returns the classes of all of them, for formats that do not list their classes.
+
+    In the order of the first data set that has them all, which may be that of a list; else sorted.
+    """
+    names = {name for index in indices for name in index.class_names}
+    whole = (index.class_names for index in indices if names == set(index.class_names))
+    return next(whole, tuple(sorted(names)))
 
 
 def concatenate(indices: Sequence[DetectionIndex]) -> DetectionIndex:
