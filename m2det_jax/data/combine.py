@@ -26,7 +26,8 @@ def map_classes(
         raise ValueError(f"class_map: {twice} is mapped twice")
     renamed = [mapping.get(name, name) for name in index.class_names]
     names = tuple(dict.fromkeys(name for name in renamed if name))
-    return _relabel(index, [names.index(name) if name else -1 for name in renamed], names)
+    labels = {name: i for i, name in enumerate(names)}
+    return _relabel(index, [labels.get(name, -1) for name in renamed], names)
 
 
 def select_classes(index: DetectionIndex, class_names: Sequence[str]) -> tuple[DetectionIndex, int]:
@@ -46,7 +47,8 @@ def use_classes(index: DetectionIndex, class_names: Sequence[str], what: str) ->
     """
     if index.class_names == tuple(class_names):
         return index
-    unknown = [name for name in index.class_names if name not in class_names]
+    known = set(class_names)
+    unknown = [name for name in index.class_names if name not in known]
     if unknown:
         remedy = class_remedy(unknown[0], tuple(class_names))
         raise ValueError(

@@ -71,13 +71,19 @@ class Gather:
         self._regions.append(region)
         self._difficult.append(difficult)
 
+    @property
+    def num_images(self) -> int:
+        """Number of images so far."""
+        return len(self._paths)
+
     def rows(self, *, style: str, names: tuple[str, ...], missing_remedy: str) -> Rows:
         """Returns all of it; see `Rows`."""
         labels, class_names = np.array(self._labels, np.int64), self._class_names
         if class_names is None:
             others = sorted(set(self._names) - set(self._first_names))
             class_names = (*self._first_names, *others)
-            order = [class_names.index(name) for name in self._names]
+            numbers = {name: i for i, name in enumerate(class_names)}
+            order = [numbers[name] for name in self._names]
             labels = np.array([*order, -1], np.int64)[labels]
         places = np.array(self._places, np.int64).reshape(-1, 2)
         return Rows(

@@ -94,6 +94,8 @@ def _read_object(node: Node, path: Path, image: int, gather: Gather, findings: F
     texts = [node.value("bndbox", corner) for corner in _CORNERS]
     name, difficult = node.value("name"), node.value("difficult") or "0"
     problems = []
+    if len(node.all("bndbox")) > 1:
+        problems.append(("the object has several bndbox", name or ""))
     if not name:
         problems.append(("the object has no name", ""))
     for corner, text in zip(_CORNERS, texts, strict=True):
