@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from m2det_jax.data import load_image, read_size
-from m2det_jax.data import images
+from m2det_jax.data import images, load_image, read_size
 from m2det_jax.data.images import reduction
 
 WIDTH, HEIGHT = 40, 24
