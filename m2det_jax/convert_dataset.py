@@ -16,6 +16,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+# What is left out of every conversion, where the files have it.
+NOT_READ = {
+    "coco": "segmentations, keypoints, captions, licences, annotation ids",
+    "voc": "poses, truncated, occluded, parts, segmentations",
+    "kitti": "truncated, occluded, alpha and what stands for the object in space",
+    "openimages": "Source, Confidence, IsOccluded, IsTruncated, IsDepiction, IsInside",
+}
 FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
 
 
@@ -69,6 +76,8 @@ def convert_dataset(options: argparse.Namespace) -> None:
         inside = [path for path in index.image_paths if _is_inside(path, output)]
         if inside:
             raise ValueError(f"--output {output} holds images of the input, such as {inside[0]}")
+    if options.source in NOT_READ:
+        print(f"not read of {options.source}: {NOT_READ[options.source]}")
     for name, index in splits.items():
         for loss in losses(index, options.target):
             print(f"{name}: not held by {options.target}: {loss}")

@@ -25,7 +25,7 @@ def find_chromium() -> str | None:
 class Browser:
     """One page of one browser; use it in a `with`. Errors of the page's script are in `errors`."""
 
-    def __init__(self, profile: pathlib.Path, *, timeout: float = 30.0) -> None:
+    def __init__(self, profile: pathlib.Path, *, timeout: float = 120.0) -> None:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._timeout, self._number, self._buffer = timeout, 0, b""
@@ -71,11 +71,7 @@ class Browser:
         )  # fmt: skip
         self._call("Page.navigate", url="about:blank")
         self._call("Page.navigate", url=path.resolve().as_uri() + fragment)
-        deadline = time.monotonic() + self._timeout
-        ready = "location.protocol === 'file:' && document.readyState === 'complete'"
-        while not self.evaluate(ready):
-            assert time.monotonic() < deadline, f"{path} did not load"
-            time.sleep(0.02)
+        self.wait_until("location.protocol === 'file:' && document.readyState === 'complete'")
 
     def evaluate(self, script: str):
         """Returns the value of a JavaScript expression."""
@@ -85,7 +81,14 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def press(self, key: str, text: str = "") -> None:
+    def wait_until(self, script: str) -> None:
+        """Waits until a JavaScript expression is true; fails when it stays false."""
+        deadline = time.monotonic() + self._timeout
+        while not self.evaluate(script):
+            assert time.monotonic() < deadline, f"still not true: {script}"
+            time.sleep(0.02)
+
+    def press(self, key: str) -> None:
         """Presses and releases a key."""
         arguments = dict(key=key, code=key, windowsVirtualKeyCode=_KEYS[key])
         if key == "Enter":

@@ -122,7 +122,7 @@ def test_filters_hide_rows(browser, page):
 def test_a_kind_is_a_filter(browser, page):
     browser.open(page)
     browser.evaluate("document.querySelector('[data-show=kind-1]').click(), 1")
-    browser.evaluate("new Promise(done => setTimeout(done, 50)).then(() => 1)")
+    browser.wait_until("location.hash === '#kind=kind-1'")  # the form is reset before
     assert count(browser, ROWS) == 100 == count(browser, f"{ROWS}[data-kind=kind-1]")
 
 
@@ -158,6 +158,21 @@ def test_keys_walk_through_pictures(browser, page):
     browser.press("Escape")
     assert not browser.evaluate("document.querySelector('#viewer').open")
     assert browser.evaluate(focused) == "Enlarge picture 2"
+    browser.press("ArrowRight")  # a key at once is not undone by what the closed viewer does later
+    assert browser.evaluate(focused) == "Enlarge picture 3"
+    browser.evaluate("new Promise(done => setTimeout(done, 100)).then(() => 1)")
+    assert browser.evaluate(focused) == "Enlarge picture 3"
+
+
+@pytest.mark.parametrize("close", ["#viewer-close", "#viewer"])
+def test_the_mouse_closes_the_viewer(browser, page, close):
+    browser.open(page)
+    browser.evaluate("document.querySelectorAll('.picture .open')[1].click(), 1")
+    browser.evaluate("document.querySelector('[data-step=\"1\"]').click(), 1")
+    # In one script: before the close event, which may come late.
+    closed = f"(document.querySelector({close!r}).click(), document.querySelector('#viewer').open)"
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert browser.evaluate(f"[{closed}, {focused}]") == [False, "Enlarge picture 2"]
 
 
 def test_classes_sort_and_the_theme_turns(browser, page):

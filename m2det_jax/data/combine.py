@@ -26,7 +26,8 @@ def map_classes(
         raise ValueError(f"class_map: {twice} is mapped twice")
     renamed = [mapping.get(name, name) for name in index.class_names]
     names = tuple(dict.fromkeys(name for name in renamed if name))
-    return _relabel(index, [names.index(name) if name else -1 for name in renamed], names)
+    labels = {name: i for i, name in enumerate(names)}
+    return _relabel(index, [labels.get(name, -1) for name in renamed], names)
 
 
 def select_classes(index: DetectionIndex, class_names: Sequence[str]) -> tuple[DetectionIndex, int]:
@@ -46,7 +47,8 @@ def use_classes(index: DetectionIndex, class_names: Sequence[str], what: str) ->
     """
     if index.class_names == tuple(class_names):
         return index
-    unknown = [name for name in index.class_names if name not in class_names]
+    known = set(class_names)
+    unknown = [name for name in index.class_names if name not in known]
     if unknown:
         remedy = class_remedy(unknown[0], tuple(class_names))
         raise ValueError(
@@ -58,8 +60,13 @@ def use_classes(index: DetectionIndex, class_names: Sequence[str], what: str) ->
 
 
 def all_classes(indices: Sequence[DetectionIndex]) -> tuple[str, ...]:
-    """Returns the classes of all of them, sorted: for formats that do not list their classes."""
-    return tuple(sorted({name for index in indices for name in index.class_names}))
+    """Returns the classes of all of them, for formats that do not list their classes.
+
+    In the order of the first data set that has them all, which may be that of a list; else sorted.
+    """
+    names = {name for index in indices for name in index.class_names}
+    whole = (index.class_names for index in indices if names == set(index.class_names))
+    return next(whole, tuple(sorted(names)))
 
 
 def concatenate(indices: Sequence[DetectionIndex]) -> DetectionIndex:

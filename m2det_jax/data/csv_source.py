@@ -30,7 +30,7 @@ def read_classes(path: str | os.PathLike) -> tuple[str, ...]:
         DataError: with every malformed row.
     """
     findings = Findings()
-    names = _read_classes(Path(path), findings)
+    names = class_list(Path(path), findings)
     findings.raise_if_any()
     return names
 
@@ -63,7 +63,7 @@ def read_csv_rows(
 ) -> Rows:
     """Reads both files, as `read_csv`, but not the images."""
     if isinstance(classes, str | os.PathLike):
-        class_names = _read_classes(Path(classes), findings)
+        class_names = class_list(Path(classes), findings)
     else:
         class_names = tuple(classes)
     return RowReader(annotations, class_names, findings).read()
@@ -99,8 +99,8 @@ def _shortest(value: np.float32) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _read_classes(path: Path, findings: Findings) -> tuple[str, ...]:
-    """Returns the names by id; where there are findings, all names that could be read."""
+def class_list(path: Path, findings: Findings) -> tuple[str, ...]:
+    """Reads a class file; returns the names by id, and with findings all that could be read."""
     lines: dict[str, int] = {}
     names: dict[int, str] = {}
     before = len(findings)

@@ -29,7 +29,10 @@ def plain_size(path: str | os.PathLike) -> tuple[int, int] | None:
         if head[:2] == b"\xff\xd8":
             return _jpeg_size(descriptor, head)
         if head[:8] == _PNG and head[12:16] == b"IHDR" and len(head) >= 33:
-            return None if any(exif_chunks(descriptor)) else struct.unpack(">II", head[16:24])
+            width, height = struct.unpack(">II", head[16:24])
+            # Without an extent it is no image, and Pillow says so.
+            plain = width and height and not any(exif_chunks(descriptor))
+            return (width, height) if plain else None
         return None
     finally:
         os.close(descriptor)

@@ -4,14 +4,18 @@ Sizes are (width, height), as in Pillow.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from m2det_jax.data.images import BROKEN_FILE, load_image, orientation_of
+from m2det_jax.data.images import BROKEN_FILE, load_image, orientation_of, read_size
+
+_LARGE = 2**24  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +55,6 @@ def read_facts(path: str) -> ImageFacts:
         picture = load_image(path)
     except ValueError as error:
         return ImageFacts(path, _problem(path, error), str(error))
-    digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
-    digest.update(picture.tobytes())
     with open(path, "rb") as file:
         file_hash = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     with Image.open(path) as image:
@@ -67,9 +69,18 @@ def read_facts(path: str) -> ImageFacts:
         path,
         size=picture.size,
         file_hash=file_hash,
-        pixel_hash=digest.hexdigest(),
+        pixel_hash=_pixel_hash(picture),
         **described,
     )
+
+
+def _pixel_hash(picture: Image.Image) -> str:
+    digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
+    rows = max(1, _LARGE // picture.width)  # in strips: tobytes is one more copy
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        digest.update(strip.tobytes())
+    return digest.hexdigest()
 
 
 def iterate_facts(paths: Sequence[str], *, num_threads: int | None = None) -> Iterator[ImageFacts]:
@@ -78,8 +89,23 @@ def iterate_facts(paths: Sequence[str], *, num_threads: int | None = None) -> It
     Decoding and hashing leave the interpreter's lock, so that threads are as good as processes.
     """
     num_threads = num_threads or os.cpu_count() or 1
+    # A picture of the largest size takes more than a gigabyte: one of these at a time.
+    only_one = threading.Lock()
+
+    def read(path: str) -> ImageFacts:
+        with only_one if _is_large(path) else contextlib.nullcontext():
+            return read_facts(path)
+
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        yield from pool.map(read_facts, paths)
+        yield from pool.map(read, paths)
+
+
+def _is_large(path: str) -> bool:
+    try:
+        width, height = read_size(path)
+    except ValueError:
+        return False
+    return width * height > _LARGE
 
 
 def _count_frames(image: Image.Image) -> int:

@@ -7,7 +7,8 @@
 - 16-bit grey (also in Pillow's 32-bit mode I, cut to 0..65535) is scaled by 1/257, so that 65535
   becomes 255; 16-bit colour comes from Pillow as its high bytes;
 - of an animation the first frame is taken;
-- float images are refused: nothing says which value is white.
+- float images are refused: nothing says which value is white;
+- PostScript (EPS) is refused: it is a program, which Pillow would have Ghostscript run.
 
 Sizes are (width, height), as in Pillow.
 """
@@ -20,6 +21,7 @@ from PIL import ExifTags, Image
 
 from m2det_jax.data.headers import exif_chunks, plain_size
 
+_STRIP = 2**24  # pixels that are laid over white at once
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs, 0.5 GB as RGB
 
 # What Pillow's plugins let through on broken files, beside OSError.
@@ -32,6 +34,7 @@ BROKEN_FILE = (
     KeyError,
     TypeError,
     struct.error,
+    MemoryError,  # also for extents that a decoder cannot hold
     Image.DecompressionBombError,
 )
 
@@ -69,6 +72,7 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
         size = plain_size(path)
         if size is None:
             with Image.open(path) as image:
+                _check_format(image)
                 size = _upright_size(image.size, orientation_of(image))
         _check_pixels(size)
         return size
@@ -92,6 +96,7 @@ def load_image(
     """
     try:
         with Image.open(path) as image:
+            _check_format(image)
             _check_pixels(image.size)
             orientation = orientation_of(image)
             if min_scale_size is not None:
@@ -127,6 +132,11 @@ def _check_pixels(size: tuple[int, int]) -> None:
         )
 
 
+def _check_format(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise ValueError("it is a PostScript program, not pixels: save it as PNG")
+
+
 def orientation_of(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1..8; 1 for none or where Pillow turns the image itself."""
     if image.format == "TIFF":
@@ -154,10 +164,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Returns an image without its transparency; in strips, as each step needs 4 bytes a pixel."""
+    picture = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        # Cropping loses a palette's transparency unless it is told beside the pixels.
+        layer = image.crop(box)
+        layer.info = image.info
+        layer = layer.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        picture.paste(Image.alpha_composite(white, layer).convert("RGB"), (0, top))
+    return picture
 
 
 def _explain(path: str | os.PathLike, error: Exception) -> str:
@@ -169,6 +192,8 @@ def _explain(path: str | os.PathLike, error: Exception) -> str:
         reason = "the file is empty (0 bytes)"
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = "not an image file that Pillow knows"
+    elif isinstance(error, MemoryError):
+        reason = "there is not enough memory for its pixels"
     else:
         # An operating system's own text would name the file once more.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

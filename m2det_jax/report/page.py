@@ -3,10 +3,11 @@
 import importlib.resources
 import string
 
-from m2det_jax.report.contents import Contents
+from m2det_jax.report.contents import Contents, Finding
 from m2det_jax.report.markup import count, escape
 from m2det_jax.report.pictures import encode, figure
 from m2det_jax.report.tables import (
+    MAX_ROWS,
     classes_table,
     coverage_table,
     findings_table,
@@ -82,13 +83,12 @@ def _tiles(contents: Contents) -> str:
     return "".join(
         f"<li><b>{escape(value)}</b><span>{escape(label)}</span><small>{escape(detail)}</small></li>"
         for value, label, detail in contents.tiles
-    )
+    ).replace(" %", "&nbsp;%")
 
 
 def _findings(contents: Contents) -> str:
     if not contents.groups:
         return '<p class="empty">Nothing was found.</p>'
-    rows = listed(contents.findings, contents.groups)
     total = sum(group.count for group in contents.groups)
     titles = {group.kind: group.title for group in contents.groups}
     kinds = "".join(
@@ -99,6 +99,7 @@ def _findings(contents: Contents) -> str:
         f"{name}s</label>"
         for name in ("error", "warning", "note")
     )
+    rows, table = _fitting_table(contents, titles)
     part = ""
     if len(rows) < total:
         part = (
@@ -114,9 +115,20 @@ def _findings(contents: Contents) -> str:
         f'<fieldset><legend class="hidden">Severity</legend>{severities}</fieldset>'
         '<button type="reset">Reset</button>'
         f'<output id="shown" aria-live="polite">{count(len(rows))} shown</output></form>'
-        f"{findings_table(rows, titles)}"
+        f"{table}"
         '<button type="button" id="more" hidden>Show more</button>'
     )
+
+
+def _fitting_table(contents: Contents, titles: dict[str, str]) -> tuple[list[Finding], str]:
+    """Returns the findings that a third of the page has room for, and their table."""
+    limit = MAX_ROWS
+    while True:
+        rows = listed(contents.findings, limit)
+        table = findings_table(rows, titles)
+        if len(table.encode()) <= MAX_BYTES // 3 or limit == 1:
+            return rows, table
+        limit = -(-limit // 2)
 
 
 def _anchors(contents: Contents) -> str:

@@ -106,14 +106,30 @@
       step(button, STEPS[event.key]).focus();
     });
   }
+  // The picture last seen has the focus as the viewer closes. At once, not at the close event: that
+  // comes later, when the next key may have moved on. Left for the event: Android's back gesture.
+  function goBack() {
+    if (current) current.focus();
+    current = null;
+  }
+
+  function leave() {
+    viewer.close();
+    goBack();
+  }
+
   viewer.addEventListener("keydown", (event) => {
-    if (!(event.key in STEPS)) return;
-    event.preventDefault();
-    show(step(current, STEPS[event.key]));
+    if (event.key === "Escape") {
+      event.preventDefault();
+      leave();
+    } else if (event.key in STEPS) {
+      event.preventDefault();
+      show(step(current, STEPS[event.key]));
+    }
   });
-  viewer.addEventListener("close", () => current && current.focus());
-  viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
-  one("#viewer-close").addEventListener("click", () => viewer.close());
+  viewer.addEventListener("close", goBack);
+  viewer.addEventListener("click", (event) => { if (event.target === viewer) leave(); });
+  one("#viewer-close").addEventListener("click", leave);
   for (const button of all("[data-step]", viewer)) {
     button.addEventListener("click", () => show(step(current, Number(button.dataset.step))));
   }

@@ -1,7 +1,8 @@
 """The tables of the page: findings, classes, anchor coverage."""
 
+import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from m2det_jax.report.contents import ClassRow, CoverageRow, Finding, Fit, Group
 from m2det_jax.report.markup import count, escape, number, percent, shorten, table
@@ -11,11 +12,11 @@ MAX_CLASSES = 1500
 SPLITS = {"train": "training", "val": "validation", "": "both"}
 
 
-def listed(findings: Sequence[Finding], groups: Sequence[Group]) -> list[Finding]:
-    """Returns the findings to list: at most MAX_ROWS, errors first, every kind with its share."""
+def listed(findings: Sequence[Finding], limit: int = MAX_ROWS) -> list[Finding]:
+    """Returns the findings to list: at most `limit`, errors first, every kind with its share."""
     order = {name: i for i, name in enumerate(("error", "warning", "note"))}
     findings = sorted(findings, key=lambda f: order[f.severity])
-    share = MAX_ROWS // max(len(groups), 1)
+    share = _share(collections.Counter((f.kind, f.effect) for f in findings).values(), limit)
     taken: dict[tuple[str, str], int] = {}
     rows = []
     for finding in findings:
@@ -24,6 +25,17 @@ def listed(findings: Sequence[Finding], groups: Sequence[Group]) -> list[Finding
         if taken[key] <= share:
             rows.append(finding)
     return rows
+
+
+def _share(counts: Collection[int], limit: int) -> int:
+    """Returns how many of each kind fit: what small kinds leave over, large ones get."""
+    left = share = limit
+    for kinds, count in zip(range(len(counts), 0, -1), sorted(counts), strict=True):
+        share = left // kinds
+        if count > share:
+            return share
+        left -= count
+    return max(share, *counts, 0)
 
 
 def groups_table(groups: Sequence[Group]) -> str:

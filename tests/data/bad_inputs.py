@@ -39,14 +39,14 @@ def jpeg(size=(400, 300)) -> bytes:
     return buffer.getvalue()
 
 
-def huge_png() -> bytes:
-    """A few bytes that say they are a picture of 10 gigapixels."""
+def huge_png(width=100_000, height=100_000, bits=1, colour=0) -> bytes:
+    """A few bytes that say they are a large picture, of 10 gigapixels if nothing is given."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         check = zlib.crc32(name + data)
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
 
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 1, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     packed = zlib.compress(bytes(100_000), 9)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")

@@ -1,9 +1,12 @@
 """What image files really are, and what is said of them."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from m2det_jax.data import image_facts
 from m2det_jax.data.file_checks import check_files, check_repeats
 from m2det_jax.data.image_facts import iterate_facts, read_facts
 
@@ -110,3 +113,27 @@ def test_the_same_image_by_bytes_and_by_pixels(tmp_path, picture):
     assert "the same pixels as" in found[0].what and "the same file as" in found[1].what
     repeated = check_repeats({"train": {0: facts[0], 1: facts[3]}}, places)
     assert [r.kind for r in repeated] == ["repeated-image"]
+
+
+def test_large_pictures_one_at_a_time_and_in_strips(tmp_path, picture, monkeypatch):
+    paths = [str(tmp_path / f"{i}.png") for i in range(6)]
+    for path in paths:
+        picture.save(path)
+    whole = read_facts(paths[0])
+    monkeypatch.setattr(image_facts, "_LARGE", 120)
+    at_once, most, read = [], [], image_facts.read_facts
+
+    def watched(path):
+        at_once.append(path)
+        most.append(len(at_once))
+        time.sleep(0.01)
+        at_once.remove(path)
+        return read(path)
+
+    monkeypatch.setattr(image_facts, "read_facts", watched)
+    facts = list(iterate_facts(paths, num_threads=4))
+    assert [fact.path for fact in facts] == paths and max(most) == 1
+    assert {fact.pixel_hash for fact in facts} == {whole.pixel_hash}
+    monkeypatch.setattr(image_facts, "_LARGE", 10**6)
+    list(iterate_facts(paths, num_threads=4))
+    assert max(most) > 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from m2det_jax.data import load_image, read_size
+from m2det_jax.data import images, load_image, read_size
 from m2det_jax.data.images import reduction
 
 WIDTH, HEIGHT = 40, 24
@@ -105,6 +105,18 @@ def test_transparent_color(tmp_path, colors):
     Image.fromarray(colors).save(tmp_path / "a.png", transparency=tuple(colors[3, 5].tolist()))
     assert loaded(tmp_path / "a.png")[3, 5].tolist() == [255] * 3
     assert np.array_equal(loaded(tmp_path / "a.png")[4, 5], colors[4, 5])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_large_pictures_are_laid_over_white_in_strips(colors, mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (37, 50, 4), np.uint8)).convert(mode)
+    if mode in ("P", "RGB"):
+        image.info["transparency"] = 3 if mode == "P" else image.getpixel((9, 9))
+    whole = np.asarray(images._over_white(image))
+    assert (whole == 255).all(axis=-1).any()
+    monkeypatch.setattr(images, "_STRIP", 120)
+    np.testing.assert_array_equal(images._over_white(image), whole)
 
 
 def test_cmyk(tmp_path, colors):

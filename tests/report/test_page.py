@@ -66,11 +66,14 @@ def test_the_page_stays_below_its_limit(monkeypatch):
 
 
 def test_listed_findings_put_errors_first():
-    groups = [report.Group(k, k, s, 10, "effect") for k, s in (("a", "note"), ("b", "error"))]
-    rows = listed(
-        [finding("a", "note", i) for i in range(5000)] + [finding("b", "error", 1)], groups
-    )
-    assert rows[0].kind == "b" and len(rows) == MAX_ROWS // 2 + 1
+    rows = listed([finding("a", "note", i) for i in range(5000)] + [finding("b", "error", 1)])
+    assert rows[0].kind == "b" and len(rows) == MAX_ROWS
+
+
+def test_small_kinds_leave_their_room_to_large_ones():
+    kinds = {"many": 1228, "few": 2, "one": 1}
+    findings = [finding(kind, "note", i) for kind, count in kinds.items() for i in range(count)]
+    assert len(listed(findings)) == 1231
 
 
 @pytest.mark.parametrize(

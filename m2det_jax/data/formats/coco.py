@@ -55,6 +55,7 @@ class _Reader:
         self._lists: set[str] = set()
         self._images: dict[int | str, tuple[str, int, int, int, int]] = {}
         self._categories: dict[int, str] = {}
+        self._names: set[str] = set()
         self._numbers, self._areas = array.array("d"), array.array("d")
         self._wanted: dict[int | str, int] = {}  # image_id of an annotation: its number
         self._image_numbers, self._category_ids = array.array("q"), array.array("q")
@@ -99,8 +100,8 @@ class _Reader:
             problem = "category_id is not a whole number", category
         elif crowd not in (0, 1):
             problem = "iscrowd is not 0 or 1", crowd
-        elif area is not None and type(area) not in _NUMBERS:
-            problem = "area is not a number", area
+        elif area is not None and not (type(area) in _NUMBERS and area >= 0):  # NaN is neither
+            problem = "area is not a number from 0", area
         elif not _is_id(number):
             problem = "id is not a whole number", number
         if problem:
@@ -144,10 +145,13 @@ class _Reader:
             note("categories", position, line, "the name is not a text", _shown(name), "bad-class")
         elif number in self._categories:
             note("categories", position, line, "id is there twice", str(number), "bad-class")
-        elif name in self._categories.values():
+        elif not _is_text(name):
+            note("categories", position, line, "the name is not a text", repr(name), "bad-class")
+        elif name in self._names:
             note("categories", position, line, "the name is there twice", name, "bad-class")
         else:
             self._categories[number] = name
+            self._names.add(name)
 
     def rows(self, folders: list[Path]) -> Rows:
         """Returns what was read; images lie in the first of the folders that has the first one."""
@@ -233,6 +237,11 @@ class _Reader:
 
 def _is_id(value: object) -> bool:
     return type(value) is int and -(2**62) < value < 2**62
+
+
+def _is_text(value: str) -> bool:
+    """Says whether it can be written: JSON may hold halves of characters (lone surrogates)."""
+    return value.isprintable() or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _shown(value: object) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m2det_jax.data.csv_source import class_list
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import SMALL, read_text
 from m2det_jax.data.rows import Rows
@@ -17,11 +18,14 @@ class Gather:
     """Images and boxes in the order in which they are found.
 
     Args:
-        class_names: the classes by id; None: those that the boxes name, sorted in the end.
+        class_names: the classes by id; None: those that the boxes name.
+        first_names: of classes that the boxes name, those that come first; others follow, sorted.
     """
 
-    def __init__(self, class_names: tuple[str, ...] | None = None) -> None:
-        self._class_names = class_names
+    def __init__(
+        self, class_names: tuple[str, ...] | None = None, first_names: tuple[str, ...] = ()
+    ) -> None:
+        self._class_names, self._first_names = class_names, first_names
         self._names: dict[str, int] = {}
         self._paths: list[str] = []
         self._ids: list[str] = []
@@ -67,12 +71,19 @@ class Gather:
         self._regions.append(region)
         self._difficult.append(difficult)
 
+    @property
+    def num_images(self) -> int:
+        """Number of images so far."""
+        return len(self._paths)
+
     def rows(self, *, style: str, names: tuple[str, ...], missing_remedy: str) -> Rows:
         """Returns all of it; see `Rows`."""
         labels, class_names = np.array(self._labels, np.int64), self._class_names
         if class_names is None:
-            class_names = tuple(sorted(self._names))
-            order = [class_names.index(name) for name in self._names]
+            others = sorted(set(self._names) - set(self._first_names))
+            class_names = (*self._first_names, *others)
+            numbers = {name: i for i, name in enumerate(class_names)}
+            order = [numbers[name] for name in self._names]
             labels = np.array([*order, -1], np.int64)[labels]
         places = np.array(self._places, np.int64).reshape(-1, 2)
         return Rows(
@@ -93,6 +104,12 @@ class Gather:
             names=names,
             missing_remedy=missing_remedy,
         )
+
+
+def listed_classes(root: Path, findings: Findings) -> tuple[str, ...]:
+    """Reads ROOT/classes.csv, our list for formats that have none; () where it is not there."""
+    path = root / "classes.csv"
+    return class_list(path, findings) if path.is_file() else ()
 
 
 def read_ids(path: Path, findings: Findings) -> list[tuple[int, str]]:

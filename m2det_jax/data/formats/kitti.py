@@ -2,6 +2,7 @@
 
     ROOT/SPLIT/image_2/ID.png  ROOT/SPLIT/label_2/ID.txt      SPLIT: training, ...; all its images
 or  ROOT/ImageSets/SPLIT.txt   with the images in ROOT/training/ or in ROOT itself
+    ROOT/classes.csv           optional, our own: classes in their order, those without objects too
 
 The columns are type, truncated, occluded, alpha, left, top, right, bottom, and seven of the object
 in space; only type and box are read. Pixels count from 0; right and bottom are edges, as KITTI's
@@ -12,7 +13,13 @@ from pathlib import Path
 
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import SMALL, read_text
-from m2det_jax.data.formats.gather import Gather, images_by_stem, parse_number, read_ids
+from m2det_jax.data.formats.gather import (
+    Gather,
+    images_by_stem,
+    listed_classes,
+    parse_number,
+    read_ids,
+)
 from m2det_jax.data.rows import Rows
 
 _EDGES = ("left", "top", "right", "bottom")
@@ -24,12 +31,12 @@ _FORM = (
 
 
 def read_kitti(root: Path, split: str, findings: Findings) -> Rows | None:
-    """Reads a split; None where there is none. Classes are those of the objects, sorted."""
+    """Reads a split; None where there is none. Classes are those of the objects."""
     folder, ids = _find_split(root, split, findings)
     if not ids:
         return None
     pictures = images_by_stem(folder / "image_2")
-    gather = Gather()
+    gather = Gather(first_names=listed_classes(root, findings))
     for name in ids:
         path = folder / "label_2" / f"{name}.txt"
         text = read_text(path, findings, limit=SMALL)

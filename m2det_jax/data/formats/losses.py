@@ -47,9 +47,12 @@ def _of_ids(index: DetectionIndex, format: str) -> list[str]:
     if format in _NAMED_BY_BOXES:
         unused = [name for k, name in enumerate(names) if not (index.labels == k).any()]
         if unused:
-            found.append(f"classes without an object have no place: {', '.join(unused[:10])}")
+            found.append(
+                f"classes without an object are named only in our list classes.csv: "
+                f"{', '.join(unused[:10])}"
+            )
         if list(names) != sorted(names):
-            found.append("the order of the classes is lost: they are sorted by name when read")
+            found.append("the order of the classes is held only by our list classes.csv")
     if format == "kitti" and kitti_names(names) != list(names):
         found.append("blanks in class names become _")
     kept = {"coco": all(isinstance(i, int) for i in index.class_ids),

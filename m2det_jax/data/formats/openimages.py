@@ -44,6 +44,8 @@ def read_openimages(
     reader = _Reader(root, split, names, chosen, findings)
     reader.read(table)
     reader.read_images(root / f"{split}-images.csv")
+    if not reader.gather.num_images and not findings.count("refuse"):
+        findings.add(table, 0, "no boxes and no images", "a row is a box", kind="no-rows")
     rows = reader.gather.rows(
         style="xyxy_share",
         names=_CORNERS,
@@ -150,9 +152,9 @@ class _Reader:
         columns = None
         for line, fields in read_records(path, self._findings):
             if columns is None:
-                missing = [name for name in _COLUMNS if name not in fields]
+                missing = [name for name in _COLUMNS if fields.count(name) != 1]
                 if missing:
-                    what = f"no header row with {', '.join(missing)}"
+                    what = f"no header row with {', '.join(missing)}, each once"
                     value = ",".join(fields)[:100]
                     remedy = "the first row names the columns"
                     self._findings.add(path, line, what, remedy, kind="header-row", value=value)

@@ -1,6 +1,7 @@
 """PASCAL VOC: an XML file an image, and lists of the images of each split.
 
     ROOT/ImageSets/Main/SPLIT.txt    ROOT/Annotations/ID.xml    ROOT/JPEGImages/ID.jpg
+    ROOT/classes.csv    optional, our own: classes in their order, those without objects too
 
 or ROOT holds several such folders, as VOCdevkit does with VOC2007 and VOC2012. Pixels count from 1
 and both ends belong to the box: xmin..xmax are the edges xmin - 1 and xmax. Coordinates may have
@@ -11,7 +12,13 @@ from pathlib import Path
 
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import SMALL, read_bytes
-from m2det_jax.data.formats.gather import Gather, images_by_stem, parse_number, read_ids
+from m2det_jax.data.formats.gather import (
+    Gather,
+    images_by_stem,
+    listed_classes,
+    parse_number,
+    read_ids,
+)
 from m2det_jax.data.formats.xml_tree import Node, XmlError, parse_xml
 from m2det_jax.data.rows import Rows
 
@@ -19,12 +26,12 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(root: Path, split: str, findings: Findings) -> Rows | None:
-    """Reads a split; None where there is no such list. Classes are those of the objects, sorted."""
+    """Reads a split; None where there is no such list. Classes are those of the objects."""
     lists = [root / "ImageSets" / "Main" / f"{split}.txt"]
     if not lists[0].is_file():
         inside = sorted(root.glob(f"*/ImageSets/Main/{split}.txt")) if split else []
         lists = inside or lists
-    gather, ids = Gather(), {}
+    gather, ids = Gather(first_names=listed_classes(root, findings)), {}
     for file in lists:
         folder = file.parent.parent.parent
         pictures = images_by_stem(folder / "JPEGImages")
@@ -87,6 +94,8 @@ def _read_object(node: Node, path: Path, image: int, gather: Gather, findings: F
     texts = [node.value("bndbox", corner) for corner in _CORNERS]
     name, difficult = node.value("name"), node.value("difficult") or "0"
     problems = []
+    if len(node.all("bndbox")) > 1:
+        problems.append(("the object has several bndbox", name or ""))
     if not name:
         problems.append(("the object has no name", ""))
     for corner, text in zip(_CORNERS, texts, strict=True):

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from m2det_jax.data.csv_source import write_classes
 from m2det_jax.data.formats.placing import place_image, unique_stems
 from m2det_jax.data.formats.write_tables import write_coco, write_csv_set, write_openimages
 from m2det_jax.data.formats.write_texts import (
+    kitti_names,
     write_kitti,
     write_voc,
     write_yolo,
@@ -71,7 +73,10 @@ def write_dataset(
             write_coco(index, root, split)
         else:
             _WRITERS[format](index, root, split, own)
-    if format == "yolo":
+    if format in ("voc", "kitti"):
+        names = index.class_names if format == "voc" else kitti_names(index.class_names)
+        write_classes(names, root / "classes.csv")
+    elif format == "yolo":
         write_yolo_yaml(index.class_names, root, list(splits))
     return report
 

@@ -78,4 +78,8 @@ def parse_xml(content: bytes) -> Node:
         parser.Parse(content, True)
     except xml.parsers.expat.ExpatError as error:
         raise XmlError(error.lineno, xml.parsers.expat.ErrorString(error.code)) from None
+    except (LookupError, ValueError) as error:  # an encoding that Python lacks, or expat cannot use
+        if isinstance(error, XmlError):
+            raise
+        raise XmlError(1, str(error)) from None
     return stack[0].children[0]

@@ -1,5 +1,7 @@
 """YAML of plain values: no objects are constructed, no key is there twice."""
 
+import collections
+
 import yaml
 
 # The reader in C where PyYAML has it: the same grammar, ten times quicker.
@@ -26,7 +28,7 @@ class _Loader(_Base):
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice, _ = collections.Counter(keys).most_common(1)[0]
             raise YamlError(node.start_mark.line + 1, f"the key is there twice: {twice}")
         return super().construct_mapping(node, deep=deep)
 

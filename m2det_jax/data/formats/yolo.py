@@ -83,15 +83,17 @@ def _class_names(path: Path, data: dict, findings: Findings) -> tuple[str, ...] 
     if not isinstance(names, list) or not names:
         findings.add(path, 0, "no names", remedy, kind="bad-class", value=str(names)[:100])
         return None
+    taken: set[str] = set()
     for i, name in enumerate(names):
         what = None
         if not isinstance(name, str) or not name.strip():
             what = f'names[{i}] is not a text, put it between "'
-        elif name in names[:i]:
+        elif name in taken:
             what = f"names[{i}] is there twice"
         if what:
             findings.add(path, 0, what, remedy, kind="bad-class", value=str(name)[:100])
             return None
+        taken.add(name)
     if "nc" in data and data["nc"] != len(names):
         what = f"nc differs from the number of names, {len(names)}"
         findings.add(path, 0, what, "correct it", kind="bad-class", value=str(data["nc"])[:100])

@@ -159,6 +159,25 @@ def test_voc_keeps_difficult_and_kitti_its_regions(tmp_path, drawn):
     assert "become DontCare" in " ".join(losses(index, "kitti"))
 
 
+@pytest.mark.parametrize("format", ["voc", "kitti"])
+def test_our_list_keeps_the_order_of_classes_and_those_without_objects(tmp_path, drawn, format):
+    names = ("ring", "zebra", "bird", "car")
+    index = dataclasses.replace(drawn, class_names=names, labels=np.int32([0, 2, 3])[drawn.labels])
+    write_dataset({"val": index}, format, tmp_path)
+    again = read_dataset(source(format, tmp_path))
+    assert again.class_names == names and again.num_images == 12
+    counts = np.bincount(index.labels, minlength=4)
+    np.testing.assert_array_equal(np.bincount(again.labels, minlength=4), counts)
+    assert "named only in our list classes.csv: zebra" in " ".join(losses(index, format))
+    # An object of another class is no mistake: these formats need no list.
+    (tmp_path / "classes.csv").write_text("zebra,0\nring,1\n")
+    again = read_dataset(source(format, tmp_path))
+    assert again.class_names == ("zebra", "ring", "bird", "car")
+    np.testing.assert_array_equal(np.bincount(again.labels), counts[[1, 0, 2, 3]])
+    (tmp_path / "classes.csv").unlink()
+    assert read_dataset(source(format, tmp_path)).class_names == ("bird", "car", "ring")
+
+
 def test_openimages_keeps_groups_and_machine_names(tmp_path, drawn):
     index = dataclasses.replace(with_flags(drawn), class_ids=("/m/1", "/m/2", "/m/3"))
     write_dataset({"val": index}, "openimages", tmp_path)
