@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -73,6 +74,20 @@ def make_step(config, detector, num_images: int = NUM_TRAIN):
     optimizer = make_optimizer(settings, detector.model.frozen_paths())
     step = make_train_step(detector, optimizer, make_schedule(settings), step_settings(config))
     return step, optimizer
+
+
+def torch_or_skip():
+    """Returns torch. Without it the test is skipped, or fails where M2DET_REQUIRE_TORCH is set.
+
+    PyTorch is several GiB and no part of `make test`; `make test-torch` installs and requires it.
+    """
+    if os.environ.get("M2DET_REQUIRE_TORCH"):
+        import torch
+
+        return torch
+    return pytest.importorskip(
+        "torch", reason="PyTorch is not installed: make test-torch, or pip install '.[torch]'"
+    )
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import support
 
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.weights.backbones import read_backbone
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+torch = support.torch_or_skip()
 models = pytest.importorskip("torchvision", reason="torchvision is not installed").models
 
 SIZE = (64, 96)
