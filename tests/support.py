@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
 from typing import Any
 
@@ -76,18 +77,15 @@ def make_step(config, detector, num_images: int = NUM_TRAIN):
     return step, optimizer
 
 
-def torch_or_skip():
-    """Returns torch. Without it the test is skipped, or fails where M2DET_REQUIRE_TORCH is set.
+def import_or_skip(name: str):
+    """Returns torch or torchvision. Without it the test is skipped, and says so.
 
-    PyTorch is several GiB and no part of `make test`; `make test-torch` installs and requires it.
+    They are several GiB and no part of `make test`; `make test-torch` installs them and sets
+    M2DET_REQUIRE_TORCH, under which their absence is a failure.
     """
     if os.environ.get("M2DET_REQUIRE_TORCH"):
-        import torch
-
-        return torch
-    return pytest.importorskip(
-        "torch", reason="PyTorch is not installed: make test-torch, or pip install '.[torch]'"
-    )
+        return importlib.import_module(name)
+    return pytest.importorskip(name, reason=f"{name} is not installed; `make test-torch` has it")
 
 
 @contextlib.contextmanager

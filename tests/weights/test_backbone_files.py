@@ -172,7 +172,7 @@ def test_everything_that_does_not_fit_is_listed_at_once(tmp_path):
     with pytest.raises(ValueError) as error:
         read_backbone(path)
     first, *rest = str(error.value).splitlines()
-    assert first == f"{path}: 5 problems"
+    assert first == f"{path}, read as resnet50: 5 problems"
     assert sorted(rest) == [
         "extra: layer3.5.se.weight (3,)",
         "missing: layer1.0.bn1.bias (8,), for params/layer1_1/conv1/norm/bias",

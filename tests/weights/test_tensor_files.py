@@ -28,7 +28,7 @@ def same(found, expected=TENSORS):
 
 @pytest.fixture
 def torch():
-    return support.torch_or_skip()
+    return support.import_or_skip("torch")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module."])

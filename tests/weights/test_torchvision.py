@@ -8,8 +8,8 @@ import support
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.weights.backbones import read_backbone
 
-torch = support.torch_or_skip()
-models = pytest.importorskip("torchvision", reason="torchvision is not installed").models
+torch = support.import_or_skip("torch")
+models = support.import_or_skip("torchvision").models
 
 SIZE = (64, 96)
 
