@@ -5,13 +5,17 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_SEED ?= 0
 
-.PHONY: demo test install clean
+.PHONY: demo test test-torch install clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
 
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest
+
+# The tests that read and write PyTorch's files, which `make test` skips: several GiB to download.
+test-torch: $(VENV)/.installed-torch
+	M2DET_REQUIRE_TORCH=1 $(RUN) -m pytest tests/weights tests/test_convert.py
 
 install: $(VENV)/.installed
 
@@ -26,6 +30,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-torch: $(VENV)/.installed-test
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,torch]' torchvision
 	touch $@
 
 clean:

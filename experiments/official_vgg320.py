@@ -17,7 +17,8 @@ def get_config():
     config.batch_size = 16
     config.data.image_size = (320, 320)
     config.data.update(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0), channel_order="bgr")
-    config.augment.expand_probability = 0.6
+    # OpenCV counts the hue of 8-bit images in steps of two degrees: the code's 18 are 36.
+    config.augment.update(expand_probability=0.6, hue=36.0)
     config.model.update(
         tum_out=256,
         sfam=False,  # in every released configuration

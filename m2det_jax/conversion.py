@@ -66,7 +66,8 @@ def from_official(
                 "--new_class_heads to start others from random class heads"
             )
         tensors = _with_new_class_heads(tensors, detector, settings.seed)
-    variables = official_to_variables(tensors, detector.model)
+    origin = f"{file}, read as {_in_words(fields)}"
+    variables = official_to_variables(tensors, detector.model, origin)
     unused = [name for name in unused_names(detector.model) if name in tensors]
     log.info("%s: %s; not used, the ImageNet classifier: %s", file, _in_words(fields),
              ", ".join(unused) or "(none there)")  # fmt: skip

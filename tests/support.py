@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
+import os
 from typing import Any
 
 import jax
@@ -73,6 +75,17 @@ def make_step(config, detector, num_images: int = NUM_TRAIN):
     optimizer = make_optimizer(settings, detector.model.frozen_paths())
     step = make_train_step(detector, optimizer, make_schedule(settings), step_settings(config))
     return step, optimizer
+
+
+def import_or_skip(name: str):
+    """Returns torch or torchvision. Without it the test is skipped, and says so.
+
+    They are several GiB and no part of `make test`; `make test-torch` installs them and sets
+    M2DET_REQUIRE_TORCH, under which their absence is a failure.
+    """
+    if os.environ.get("M2DET_REQUIRE_TORCH"):
+        return importlib.import_module(name)
+    return pytest.importorskip(name, reason=f"{name} is not installed; `make test-torch` has it")
 
 
 @contextlib.contextmanager

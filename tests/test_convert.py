@@ -98,7 +98,7 @@ def test_the_official_form_comes_back_bit_for_bit(converted, official, tmp_path)
 
 
 def test_pth_goes_the_whole_way(official, drawn_files, tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+    torch = support.import_or_skip("torch")
     file, tensors, experiment = official
     state_dict = {f"module.{n}": torch.from_numpy(t) for n, t in tensors.items()}
     torch.save(state_dict, tmp_path / "m2det.pth")
@@ -131,7 +131,12 @@ def test_what_does_not_fit_ends_in_one_message_and_leaves_nothing(official, draw
     broken["loc.1.weight"] = broken["loc.1.weight"][:12]
     save_file(broken, tmp_path / "broken.safetensors")
     text = error_of("official", tmp_path / "broken.safetensors", *fixed, "--config", experiment)
-    assert "3 problems" in text and "missing: Norm.bias (16,)" in text
+    first, *rest = text.splitlines()
+    official_classes = read_classes(drawn_files.classes)
+    assert first.startswith(f"error: {tmp_path / 'broken.safetensors'}, read as official M2Det, ")
+    assert first.endswith(f"3 scales, with SFAM, {len(official_classes)} classes: 3 problems")
+    assert len(rest) == 3
+    assert "missing: Norm.bias (16,)" in text
     assert "missing: unet1.smooth.1.bn.bias (16,)" in text
     assert "wrong shape: loc.1.weight is (12, 16, 3, 3), expected (24, 16, 3, 3)" in text
     save_file({"x": np.zeros(3)}, tmp_path / "other.safetensors")

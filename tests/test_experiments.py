@@ -81,6 +81,12 @@ def test_the_official_recipe():
     expected = [1e-6, 4e-3, 4e-3, 2e-3, 4e-4, 4e-5, 4e-6, 4e-6]
     np.testing.assert_allclose(rates, expected, rtol=1e-3)
     assert (config.epochs, config.batch_size, config.eval.nms) == (160, 16, "soft_linear")
+    augment, evaluation = config.augment, config.eval
+    assert (augment.expand_probability, augment.expand_max, augment.hue) == (0.6, 4, 36)
+    assert (evaluation.score_threshold, evaluation.soft_iou_threshold) == (0.1, 0.3)
+    assert (evaluation.max_per_class, evaluation.soft_score_floor) == (50, 0.001)
+    assert (detector.mean, detector.channel_order) == ((123, 117, 104), "bgr")
+    assert detector.std == (1, 1, 1)
     batches = {"vgg704": 11, "vgg800": 9, "resnet101_320": 12}
     assert all(built(f"official_{n}")[0].batch_size == size for n, size in batches.items())
     for size in (320, 704, 800):

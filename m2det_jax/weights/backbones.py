@@ -63,7 +63,7 @@ def read_backbone(path: str | os.PathLike) -> BackboneWeights:
     kind = recognise(tensors, str(path))
     classifier = [name for name in tensors if IMAGENET_CLASSIFIER.fullmatch(name)]
     used = {_new_name(n): t for n, t in tensors.items() if n not in classifier}
-    variables = _variables(kind, used, origin=str(path))
+    variables = _variables(kind, used, origin=f"{path}, read as {kind.backbone}")
     preprocessing, why = _preprocessing(kind, pathlib.Path(path))
     log.info("%s: %s of width %g%s; not used, the ImageNet classifier: %s", path, kind.backbone,
              kind.width, " with BatchNorm" if kind.norm else "",

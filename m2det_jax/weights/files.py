@@ -34,6 +34,8 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ValueError: not a readable file of tensors, or PyTorch is needed and not installed.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; give the weights file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -41,6 +43,8 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path}: not a readable .safetensors file ({error})") from error
+        except AttributeError as error:  # how safetensors says that numpy has no such dtype
+            raise ValueError(f"{path}: a dtype that numpy does not have ({error})") from error
     elif path.suffix in TORCH_SUFFIXES:
         tensors = _read_torch(path)
     else:
@@ -125,7 +129,9 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path}: damaged or cut off, or not a PyTorch file at all "
             f"({type(error).__name__}: {' '.join(str(error).split())[:80]})"
         ) from error
-    return {name: _to_numpy(torch, t) for name, t in _state_dict(torch, loaded, path).items()}
+    state_dict = _state_dict(torch, loaded, path)
+    _raise_if_no_plain_numbers(torch, state_dict, path)
+    return {name: _to_numpy(tensor) for name, tensor in state_dict.items()}
 
 
 def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
@@ -138,20 +144,37 @@ def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
         if not inner:
             raise ValueError(
                 f"{path}: no state dict in it, under none of {', '.join(STATE_DICT_KEYS)}; "
-                f"its entries are {', '.join(map(str, list(loaded)[:20]))}"
+                f"its entries are {', '.join(map(str, list(loaded)[:20])) or 'none'}"
             )
         chosen = loaded[inner[0]]
         rest = [str(key) for key in loaded if key != inner[0]]
         log.info("%s: the weights are under %r; not used: %s", path, inner[0], ", ".join(rest))
     if not holds_tensors(chosen):
-        raise ValueError(f"{path}: no state dict in it, but a {type(loaded).__name__}")
+        raise ValueError(f"{path}: no state dict in it, but one {type(loaded).__name__}")
     strange = [str(name) for name, value in chosen.items() if not torch.is_tensor(value)]
     if strange:
         raise ValueError(f"{path}: not tensors: {', '.join(strange[:20])}")
+    unnamed = [repr(name) for name in chosen if not isinstance(name, str)]
+    if unnamed:
+        raise ValueError(f"{path}: no state dict, its keys are no names: {', '.join(unnamed[:20])}")
     return chosen
 
 
-def _to_numpy(torch, tensor) -> np.ndarray:
+def _raise_if_no_plain_numbers(torch, tensors: Mapping, path: pathlib.Path) -> None:
+    """What numpy cannot take over: sparse, quantised, complex, or without values ("meta")."""
+    strange = [
+        f"{name} ({'no values' if tensor.is_meta else tensor.dtype}, {tensor.layout})"
+        for name, tensor in tensors.items()
+        if tensor.is_meta
+        or tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_complex()
+    ]
+    if strange:
+        raise ValueError(f"{path}: not tensors of plain numbers: {', '.join(strange[:20])}")
+
+
+def _to_numpy(tensor) -> np.ndarray:
     tensor = tensor.detach()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 

@@ -57,7 +57,9 @@ def official_fields(tensors: Mapping[str, np.ndarray], origin: str) -> dict:
     )
 
 
-def official_to_variables(state_dict: Mapping[str, np.ndarray], model: M2Det) -> dict:
+def official_to_variables(
+    state_dict: Mapping[str, np.ndarray], model: M2Det, origin: str = "official weights"
+) -> dict:
     """Return the variables of `model` from a state dict of the authors' PyTorch code.
 
     Fits a model with `official_form()` and any number of levels, scales and classes; `sfam` says
@@ -70,14 +72,15 @@ def official_to_variables(state_dict: Mapping[str, np.ndarray], model: M2Det) ->
         {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
 
     Raises:
-        ValueError: listing all missing, extra and wrongly shaped tensors and unequal copies.
+        ValueError: listing all missing, extra and wrongly shaped tensors and unequal copies; the
+            message starts with `origin`.
     """
     _check(model)
     shapes = _shapes(model)
     sources = official_names(model)
     wanted = {path: (sources[path.partition("/")[2]], leaf.shape) for path, leaf in shapes.items()}
     used = {n: t for n, t in state_dict.items() if n not in unused_names(model)}
-    filled = fill(wanted, used, origin="official weights")
+    filled = fill(wanted, used, origin=origin)
     return {"batch_stats": {}} | unflatten_dict(filled, sep="/")
 
 

@@ -36,8 +36,8 @@ def fill(
         origin: what errors call `tensors`.
 
     Raises:
-        ValueError: listing all that is missing, extra, wrongly shaped, not finite or given twice
-            unequally.
+        ValueError: listing all that is missing, extra, wrongly shaped, not finite, a negative
+            variance, or given twice unequally.
     """
     filled, problems = {}, []
     for path, (names, shape) in wanted.items():
@@ -51,6 +51,8 @@ def fill(
             problems.append(f"not equal, but shared by the model: {', '.join(n for n, _ in found)}")
         elif not np.isfinite(found[0][1]).all():
             problems.append(f"not finite: {found[0][0]}")
+        elif path.endswith("/var") and (found[0][1] < 0).any():
+            problems.append(f"negative variance: {found[0][0]}")
         else:
             filled[path] = _to_flax(found[0][1], shape)
     known = {name for names, _ in wanted.values() for name in names}
@@ -86,4 +88,5 @@ def _same_up_to_flattening(got: tuple[int, ...], expected: tuple[int, ...]) -> b
 def raise_if_any(what: str, problems: list[str]) -> None:
     """Raise a ValueError that lists all problems, one a line, if there are any."""
     if problems:
-        raise ValueError(f"{what}: {len(problems)} problems\n" + "\n".join(problems))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ValueError(f"{what}: {count}\n" + "\n".join(problems))

@@ -167,14 +167,16 @@ def test_everything_that_does_not_fit_is_listed_at_once(tmp_path):
     tensors["layer2.0.conv2.weight"] = np.zeros((16, 16, 5, 5), np.float32)
     tensors["layer3.5.se.weight"] = np.zeros(3, np.float32)
     tensors["layer4.1.bn3.weight"] = tensors["layer4.1.bn3.weight"] * np.float32(np.nan)
+    tensors["bn1.running_var"] = -tensors["bn1.running_var"]
     path = saved(tmp_path, tensors)
     with pytest.raises(ValueError) as error:
         read_backbone(path)
     first, *rest = str(error.value).splitlines()
-    assert first == f"{path}: 4 problems"
+    assert first == f"{path}, read as resnet50: 5 problems"
     assert sorted(rest) == [
         "extra: layer3.5.se.weight (3,)",
         "missing: layer1.0.bn1.bias (8,), for params/layer1_1/conv1/norm/bias",
+        "negative variance: bn1.running_var",
         "not finite: layer4.1.bn3.weight",
         "wrong shape: layer2.0.conv2.weight is (16, 16, 5, 5), expected (16, 16, 3, 3)",
     ]

@@ -1,11 +1,13 @@
 """Reading and writing `.safetensors` and `.pth`, and what a damaged or wicked file comes to."""
 
+import json
 import os
 import pickle
 import sys
 
 import numpy as np
 import pytest
+import support
 from safetensors.numpy import save_file
 
 from m2det_jax.weights.files import new_folder, read_tensors, write_tensors
@@ -26,7 +28,7 @@ def same(found, expected=TENSORS):
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+    return support.import_or_skip("torch")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
@@ -49,6 +51,40 @@ def test_unreadable_safetensors_name_the_file(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"vgg\.safetensors: not a readable"):
         read_tensors(path)
+
+
+def safetensors_bytes(dtype, shape, size):
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+    header = json.dumps({"w": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (safetensors_bytes("F32", [2], 8)[:-4], "not a readable"),
+        (safetensors_bytes("F32", [1 << 40], 8), "not a readable"),
+        (safetensors_bytes("F33", [2], 8), "not a readable"),
+        ((1 << 60).to_bytes(8, "little") + b"{}", "not a readable"),
+        (safetensors_bytes("F8_E4M3", [8], 8), "dtype that numpy does not have"),
+    ],
+    ids=["cut off", "shape", "dtype", "length", "float8"],
+)
+def test_a_wrong_header_is_one_line(tmp_path, content, reason):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.safetensors: .*{reason}") as error:
+        read_tensors(path)
+    assert "\n" not in str(error.value)
+    path.write_bytes(safetensors_bytes("F32", [2], 8))
+    assert same(read_tensors(path), {"w": np.zeros(2, np.float32)})
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_folder_is_no_file(tmp_path, suffix):
+    (tmp_path / f"x{suffix}").mkdir()
+    with pytest.raises(ValueError, match=rf"x\{suffix}: a folder; give the weights file in it"):
+        read_tensors(tmp_path / f"x{suffix}")
 
 
 def test_other_files_are_refused(tmp_path):
@@ -127,6 +163,21 @@ def test_a_file_without_weights_names_its_entries(tmp_path, torch):
     torch.save({"w": torch.ones(1), "epoch": 3}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="not tensors: epoch"):
         read_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex", "meta", "keys"])
+def test_tensors_that_are_no_plain_numbers_are_named(tmp_path, torch, kind):
+    strange = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "complex": lambda: torch.ones(3, dtype=torch.complex64),
+        "meta": lambda: torch.ones(3, device="meta"),
+        "keys": lambda: torch.ones(3),
+    }[kind]()
+    torch.save({"fine": torch.ones(2), (7 if kind == "keys" else "w"): strange}, tmp_path / "x.pth")
+    reason = "its keys are no names: 7" if kind == "keys" else r"not tensors of plain numbers: w \("
+    with pytest.raises(ValueError, match=rf"x\.pth: .*{reason}") as error:
+        read_tensors(tmp_path / "x.pth")
+    assert "fine" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

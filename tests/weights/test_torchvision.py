@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import support
 
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.weights.backbones import read_backbone
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
-models = pytest.importorskip("torchvision", reason="torchvision is not installed").models
+torch = support.import_or_skip("torch")
+models = support.import_or_skip("torchvision").models
 
 SIZE = (64, 96)
 
