@@ -115,14 +115,9 @@ def loop(
     A step, with all its micro-batches, is done or not done: nothing is saved or left inside one.
     """
     plan, progress, metrics, start = run.plan, watch.progress, {}, int(state.step)
-    if start >= plan.stop:
-        log.info("nothing to do: step %d of %d is done; raise config.epochs to go on",
-                 start, plan.stop)  # fmt: skip
-    elif start and out_of_patience(config, progress):
-        log.info("nothing to do: stopped early at step %d; raise config.eval.patience to go on",
-                 start)  # fmt: skip
+    if nothing_to_do(config, run, start, progress):
         return metrics
-    elif stopping := signals.agreed():
+    if stopping := signals.agreed():
         raise guard.Stopped(stopping, start)
     for step in range(start + 1, plan.stop + 1):
         batch = watch.wait_for(batches)
@@ -156,6 +151,18 @@ def loop(
             manager.wait_until_finished()
             raise guard.Stopped(stopping, step)
     return metrics
+
+
+def nothing_to_do(config: ConfigDict, run: Run, start: int, progress: dict) -> bool:
+    """Tells, and logs, whether a run that is started at this step is over."""
+    if start >= run.plan.stop:
+        log.info("nothing to do: step %d of %d is done; raise config.epochs to go on",
+                 start, run.plan.stop)  # fmt: skip
+        return True
+    if over := out_of_patience(config, progress):
+        log.info("nothing to do: stopped early at step %d; raise config.eval.patience to go on",
+                 start)  # fmt: skip
+    return over
 
 
 def out_of_patience(config: ConfigDict, progress: dict) -> bool:
