@@ -132,6 +132,9 @@ def test_voc_classes_are_those_of_both_splits(tmp_path, drawn_index):
     ])  # fmt: skip
     rest = train.subset(np.setdiff1d(np.arange(24), with_stripes))
     write_dataset({"train": rest, "val": val}, "voc", tmp_path / "voc")
+    listed = load_datasets(config_of("voc", tmp_path / "voc"), tmp_path)
+    assert listed[0].class_names == listed[1].class_names == drawn_index["val"].class_names
+    (tmp_path / "voc" / "classes.csv").unlink()
     train, val = load_datasets(config_of("voc", tmp_path / "voc"), tmp_path)
     assert train.class_names == val.class_names == tuple(sorted(drawn_index["val"].class_names))
     assert "stripes" not in names_of(train) and "stripes" in names_of(val)

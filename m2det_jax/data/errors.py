@@ -28,6 +28,7 @@ KINDS = {
     "bad-image": "an image file cannot be read",
     "size-differs": "the annotation gives another image size than the file has",
     "no-label": "an image has no label file and is taken for one without objects",
+    "polygon": "a line holds a polygon, of which the box around it is taken",
     "contradiction": "entries contradict each other",
     "not-finite": "a coordinate is NaN or infinite",
     "swapped": "the corners of a box are swapped, or its sides negative",

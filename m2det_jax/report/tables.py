@@ -30,11 +30,11 @@ def listed(findings: Sequence[Finding], limit: int = MAX_ROWS) -> list[Finding]:
 def _share(counts: Collection[int], limit: int) -> int:
     """Returns how many of each kind fit: what small kinds leave over, large ones get."""
     left = share = limit
-    for kinds, count in zip(range(len(counts), 0, -1), sorted(counts), strict=True):
+    for kinds, found in zip(range(len(counts), 0, -1), sorted(counts), strict=True):
         share = left // kinds
-        if count > share:
+        if found > share:
             return share
-        left -= count
+        left -= found
     return max(share, *counts, 0)
 
 

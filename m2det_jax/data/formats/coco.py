@@ -8,6 +8,7 @@ Segmentations and keypoints are not read. A bbox is x, y, width, height in pixel
 
 import array
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from m2det_jax.data.rows import Rows
 
 _LISTS = ("images", "annotations", "categories")
 _NUMBERS = {int, float}
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters: JSON may hold them, nothing writes them
 
 
 def annotation_file(root: Path, split: str) -> Path:
@@ -141,12 +143,10 @@ class _Reader:
         note = self._note
         if not _is_id(number):
             note("categories", position, line, "id is not a whole number", _shown(number))
-        elif type(name) is not str or not name.strip():
+        elif type(name) is not str or not name.strip() or _HALVES.search(name):
             note("categories", position, line, "the name is not a text", _shown(name), "bad-class")
         elif number in self._categories:
             note("categories", position, line, "id is there twice", str(number), "bad-class")
-        elif not _is_text(name):
-            note("categories", position, line, "the name is not a text", repr(name), "bad-class")
         elif name in self._names:
             note("categories", position, line, "the name is there twice", name, "bad-class")
         else:
@@ -237,11 +237,6 @@ class _Reader:
 
 def _is_id(value: object) -> bool:
     return type(value) is int and -(2**62) < value < 2**62
-
-
-def _is_text(value: str) -> bool:
-    """Says whether it can be written: JSON may hold halves of characters (lone surrogates)."""
-    return value.isprintable() or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _shown(value: object) -> str:

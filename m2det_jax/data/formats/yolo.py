@@ -8,9 +8,12 @@
 
 The labels of a/images/b.jpg are in a/labels/b.txt (the last folder called images counts), or beside
 the image where no folder is called so. All numbers are shares of the image's sides. An image
-without a label file, or with an empty one, has no objects.
+without a label file, or with an empty one, has no objects. Lines with a polygon, as
+`class x1 y1 x2 y2 x3 y3 ...`, give the box around it.
 """
 
+import itertools
+import math
 import os
 from pathlib import Path
 
@@ -156,19 +159,23 @@ def _read_line(
     findings: Findings,
 ) -> None:
     fields = row.split()
-    if len(fields) != 5:
-        what, remedy = f"{len(fields)} column(s) where 5 are expected", _FORM
-        if len(fields) > 6 and len(fields) % 2:
-            remedy += "; polygons are not read"
-        findings.add(path, line, what, remedy, kind="bad-row", value=row.strip()[:100])
+    is_polygon = len(fields) >= 7 and len(fields) % 2 == 1
+    if len(fields) != 5 and not is_polygon:
+        what = f"{len(fields)} column(s) where 5 are expected"
+        findings.add(path, line, what, _FORM, kind="bad-row", value=row.strip()[:100])
         return
     numbers = [parse_number(field) for field in fields[1:]]
-    for name, field, number in zip(_NAMES, fields[1:], numbers, strict=True):
+    names = itertools.cycle(("x", "y")) if is_polygon else _NAMES
+    for name, field, number in zip(names, fields[1:], numbers, strict=False):
         # A share above 10 is no slip of an edge: the numbers are pixels.
         if number is None or abs(number) > 10:
             what = f"{name} is not a share of the image's side"
             findings.add(path, line, what, _FORM, kind="bad-row", value=field)
             return
+    if is_polygon:
+        numbers = _around(numbers)
+        what, remedy = "a polygon, taken for the box around it", "nothing needs to be done"
+        findings.add(path, line, what, remedy, kind="polygon", effect="note")
     label = -1
     if not (fields[0].isascii() and fields[0].isdecimal()) or len(fields[0]) > 9:
         what = "the class is not a whole number from 0"
@@ -179,6 +186,14 @@ def _read_line(
     else:
         label = int(fields[0])
     gather.add_box(image, tuple(numbers), label, line)
+
+
+def _around(polygon: list[float]) -> list[float]:
+    """Returns cx, cy, width, height of the box around x1, y1, x2, y2, ..."""
+    # min and max pass over a NaN that is not the first.
+    sides = [[math.nan] if any(map(math.isnan, s)) else s for s in (polygon[::2], polygon[1::2])]
+    centre = [(max(side) + min(side)) / 2 for side in sides]
+    return centre + [max(side) - min(side) for side in sides]
 
 
 def _note_missing(path: Path, missing: list[str], count: int, findings: Findings) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data import DataError, DetectionIndex, Source, read_dataset
+from m2det_jax.data import DataError, DetectionIndex, Source, inspect_dataset, read_dataset
 from m2det_jax.data.formats.losses import losses
 from m2det_jax.data.formats.write import write_dataset
 from m2det_jax.metrics import ImageDetections, coco_metrics
@@ -235,3 +235,15 @@ def test_hierarchy_of_open_images(tmp_path, drawn):
     wrong = dataclasses.replace(below, parent_label="brid")
     with pytest.raises(DataError, match=r"parent_label is not in it \(brid\); did you mean bird"):
         read_dataset(wrong)
+
+
+def test_polygons_of_yolo_are_told_of(tmp_path, drawn):
+    write_dataset({"val": drawn.subset([0])}, "yolo", tmp_path)
+    (label,) = (tmp_path / "labels" / "val").iterdir()
+    label.write_text("1 0.5 0.25 0.75 0.5 0.25 0.75\n0 0.5 0.5 0.1 0.1\n")
+    index, findings = inspect_dataset(source("yolo", tmp_path))
+    np.testing.assert_allclose(
+        index.boxes[0] / np.tile(index.sizes[0], 2), [0.25, 0.25, 0.75, 0.75]
+    )
+    assert index.labels.tolist() == [1, 0]
+    assert findings.counts == {("polygon", "note"): 1} and next(iter(findings)).line == 1
