@@ -25,6 +25,15 @@ FREE_KEYS = frozenset(
     ).split()
 )
 
+# The processes of a run must agree on all keys but these: where a host has its files, and how it
+# reads them.
+OWN_KEYS = frozenset(
+    (
+        "distributed.coordinator distributed.process_id data.root data.train_csv data.val_csv "
+        "data.classes_csv data.num_workers data.num_threads"
+    ).split()
+)
+
 
 def default_config() -> ConfigDict:
     """Returns the defaults: the paper's VGG16 at 512 px with our focal-loss training recipe."""
