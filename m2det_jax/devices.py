@@ -25,7 +25,9 @@ AXIS = "data"
 SMALLEST_SPLIT = 4096
 
 
-def join_cluster(coordinator: str, num_processes: int = 0, process_id: int = 0) -> None:
+def join_cluster(
+    coordinator: str, num_processes: int = 0, process_id: int = 0, heartbeat_seconds: int = 100
+) -> None:
     """Makes this process one of several that train together; before jax meets a device.
 
     Args:
@@ -34,9 +36,12 @@ def join_cluster(coordinator: str, num_processes: int = 0, process_id: int = 0) 
         numbers that follow.
       num_processes: of the whole run.
       process_id: of this one, 0 .. num_processes - 1.
+      heartbeat_seconds: a process that is silent for so long is taken for dead. Then jax aborts
+        all of them (SIGABRT), also where they wait in a computation for it.
 
     Raises:
-      ValueError: the numbers do not fit, the cluster is not recognised, or the others do not come.
+      ValueError: the numbers do not fit, the cluster is not recognised, or the coordinator's port
+        is taken. (Where the others do not come within five minutes, jax aborts.)
     """
     if not coordinator:
         refuse_several_processes("--config.distributed.coordinator=auto makes them one run")
@@ -60,7 +65,7 @@ def join_cluster(coordinator: str, num_processes: int = 0, process_id: int = 0) 
     log.info("waiting for the other processes, five minutes at most: coordinator %s%s", coordinator,
              f", process {process_id} of {num_processes}" if given else "")  # fmt: skip
     try:
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds, **given)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"cannot join the other processes (config.distributed.coordinator={coordinator!r}): "
