@@ -12,7 +12,9 @@ import time
 import numpy as np
 import pytest
 import support
+from jax._src import clusters, distributed
 
+from m2det_jax import devices, runtime
 from m2det_jax.checkpoint import open_manager, restore
 from m2det_jax.history import read_history
 
@@ -194,3 +196,139 @@ def test_every_process_that_is_left_ends_when_one_dies(drawn_files, tmp_path):
     assert status in (1, -signal.SIGABRT), text[-3000:]
     assert "most likely another one has ended" in text or "another task died" in text, text[-3000:]
     assert time.monotonic() - killed < 60
+
+
+SLURM = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_NODELIST": "node[07-09],other1",
+    "SLURM_NTASKS": "3",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1314521088.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "3",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax would connect with, instead of connecting: a list of keyword arguments."""
+    found = []
+    for name in os.environ:
+        if name.startswith(("SLURM_", "OMPI_", "JAX_LOCAL_DEVICE")):
+            monkeypatch.delenv(name)
+
+    def initialize(coordinator, count, process, local, method, timeout, *args, **kwargs):
+        if method != "deactivate":
+            coordinator, count, process, local = (
+                clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                    coordinator, count, process, local, method, timeout
+                )
+            )
+        if coordinator is None:
+            raise ValueError("coordinator_address should be defined.")
+        found.append((coordinator, count, process, local))
+
+    # Only what would wait for other processes; detection is jax's own.
+    monkeypatch.setattr(distributed.global_state, "initialize", initialize)
+    monkeypatch.setattr(distributed.xla_bridge, "backends_are_initialized", lambda: False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (SLURM, (f"node07:{4711 % 4096 + 61440}", 3, 2, [0])),
+        (OPEN_MPI, (f"10.96.0.1:{1314521088 // 4096 % 4096 + 61440}", 3, 1, [1])),
+    ],
+)
+def test_auto_asks_the_environment_of_the_cluster(environment, expected, joined, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    devices.join_cluster("auto")
+    assert joined == [expected]
+
+
+def test_a_given_coordinator_is_not_mixed_with_the_cluster(joined, monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    devices.join_cluster("host0:1234", 2, 1)
+    assert joined == [("host0:1234", 2, 1, None)]  # all devices of the host
+
+
+def test_auto_without_a_cluster_is_refused(joined):
+    with pytest.raises(ValueError, match=r"cannot join .*'auto'.*HOST:PORT"):
+        devices.join_cluster("auto")
+    for count, process in ((0, 0), (2, 2), (2, -1)):
+        with pytest.raises(ValueError, match=f"num_processes={count}, process_id={process}"):
+            devices.join_cluster("host0:1234", count, process)
+    assert joined == []
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_several_processes_that_do_not_know_of_each_other_are_refused(name, joined, monkeypatch):
+    monkeypatch.setenv(name, "8")
+    with pytest.raises(ValueError, match=f"one of 8 processes.*{name}=8.*coordinator=auto"):
+        devices.join_cluster("")
+    with pytest.raises(ValueError, match=r"one of 8 processes.*--ntasks=1.*docs/clusters\.md"):
+        runtime.start()  # evaluate, predict, check, convert
+    monkeypatch.setenv(name, "1")
+    devices.join_cluster("")
+    assert joined == []
+
+
+# Every process runs it: what devices.py does for several of them.
+PROGRAM = """
+import sys
+import jax, numpy as np
+from m2det_jax import devices, runtime
+
+def verb():
+    port, index = int(sys.argv[1]), int(sys.argv[2])
+    devices.join_cluster(f"localhost:{port}", 2, index)
+    assert (jax.process_index(), jax.device_count()) == (index, 4)
+    replicated, by_batch = devices.data_mesh()
+    assert int(devices.start_maximum(index * 15)) == 15
+    tree = {"odd": np.arange(3.0), "even": np.arange(8192.0).reshape(1024, 8)}
+    split = devices.state_sharding(tree, replicated, "fsdp")
+    placed = devices.place(tree, split)
+    assert placed["even"].addressable_shards[0].data.shape == (256, 8)
+    for name, found in devices.fetch(placed).items():
+        assert np.array_equal(found, tree[name]), name
+    batch = devices.put_batch({"x": np.full((2, 1), index)}, by_batch)
+    assert devices.fetch(batch)["x"].ravel().tolist() == [0, 0, 1, 1]
+    devices.refuse_unlike("the weather", "fine")
+    print("agreed", flush=True)
+    if sys.argv[3] == "unlike":
+        devices.refuse_unlike("the config", f"seed {index}")
+    if index == 1:
+        raise OSError("no more disk")
+    devices.fetch(batch)  # never comes back
+    jax.block_until_ready(devices.start_maximum(0))
+
+runtime.one_line_errors(verb)
+"""
+
+
+@pytest.mark.parametrize("what", ["unlike", "alone"])
+def test_processes_end_with_what_they_know(what, tmp_path):
+    port = free_port()
+    workdir = tmp_path / "cluster"
+    processes = [
+        start(tmp_path, f"cluster_{i}", 2, ["-c", PROGRAM, port, i, what]) for i in range(2)
+    ]
+    begin = time.monotonic()
+    statuses = ends(processes, workdir)
+    texts = [output(workdir, i) for i in range(2)]
+    assert all("agreed" in text for text in texts), texts
+    if what == "unlike":
+        assert statuses == [1, 1], texts
+        for text in texts:
+            assert "error: the config of process 1 is not that of process 0" in text
+    else:
+        assert statuses[1] == 1 and "error: no more disk" in texts[1]
+        assert statuses[0] != 0
+    assert time.monotonic() - begin < 200
