@@ -86,6 +86,12 @@ def check_last_save(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
 
 
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that a run depends on."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return found | {"m2det_jax": m2det_jax.__version__}
+
+
 def make_meta(
     config: ConfigDict,
     class_names: tuple[str, ...],
@@ -99,14 +105,13 @@ def make_meta(
       data: fingerprints by name.
       class_ids: category ids of the data set's own; (): 0..C-1.
     """
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "format": 1,
         "config": config.to_dict(),
         "class_names": list(class_names),
         "class_ids": list(class_ids),
         "data": data or {},
-        "versions": versions | {"m2det_jax": m2det_jax.__version__},
+        "versions": versions(),
         "progress": progress,
     }
 

@@ -16,12 +16,21 @@ FREE_KEYS = frozenset(
     (
         "epochs max_steps init_from init_checkpoint "
         "platform deterministic sharding distributed.coordinator "
-        "distributed.num_processes distributed.process_id model.remat on_nonfinite "
-        "max_nonfinite data.format data.root data.train_split data.val_split data.extra_train "
+        "distributed.num_processes distributed.process_id distributed.heartbeat_seconds "
+        "model.remat on_nonfinite max_nonfinite data.format data.root data.train_split data.val_split data.extra_train "
         "data.class_map data.labels_filter data.parent_label data.on_bad_box data.train_csv "
         "data.val_csv data.classes_csv data.num_workers data.num_threads data.on_bad_image "
         "eval.every_epochs eval.batch_size eval.patience eval.test_sizes eval.test_flip "
         "log.every_steps log.sample_images checkpoint.every_steps checkpoint.keep_latest"
+    ).split()
+)
+
+# The processes of a run must agree on all keys but these: where a host has its files, and how it
+# reads them.
+OWN_KEYS = frozenset(
+    (
+        "distributed.coordinator distributed.process_id data.root data.train_csv data.val_csv "
+        "data.classes_csv data.num_workers data.num_threads"
     ).split()
 )
 
@@ -46,6 +55,7 @@ def default_config() -> ConfigDict:
             coordinator="",  # "": one process; "auto": from SLURM, Open MPI, GKE; or "host:port"
             num_processes=0,  # with "host:port": processes of the run
             process_id=0,  # with "host:port": this one, 0 .. num_processes - 1
+            heartbeat_seconds=100,  # a process that is silent for so long is dead, and all end
         )
     )
     config.data = _data()

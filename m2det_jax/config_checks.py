@@ -36,7 +36,7 @@ _POSITIVE = (
     "eval.every_epochs eval.batch_size eval.max_detections eval.pre_nms_top_k log.every_steps "
     "checkpoint.every_steps checkpoint.keep_latest optimizer.learning_rate "
     "optimizer.reference_batch_size loss.smooth_l1_beta loss.negative_ratio eval.soft_sigma "
-    "eval.soft_candidates"
+    "eval.soft_candidates distributed.heartbeat_seconds"
 ).split()
 _NOT_NEGATIVE = (
     "seed max_steps max_nonfinite data.num_workers log.sample_images eval.patience "

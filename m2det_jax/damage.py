@@ -14,6 +14,8 @@ import zlib
 
 import jax
 
+from m2det_jax.devices import wait_for_all
+
 log = logging.getLogger("m2det_jax")
 
 _FILE = "checksums.json"
@@ -84,6 +86,12 @@ def move_damaged(directory: pathlib.Path) -> None:
     Raises:
       ValueError: all of them are damaged; nothing is moved then.
     """
+    if jax.process_index() == 0:
+        _move_damaged(directory)
+    wait_for_all("damaged checkpoints are out of the way")
+
+
+def _move_damaged(directory: pathlib.Path) -> None:
     steps = finished_steps(directory.parent)
     found = {step: find_damage(directory / f"{step:08d}") for step in reversed(steps)}
     damaged = {step: what for step, what in found.items() if what is not None}

@@ -149,19 +149,18 @@ def _split_csv(config: ConfigDict, workdir: pathlib.Path, whole: DetectionIndex)
     """Writes both parts as CSV files where there are none yet, and reads them."""
     folder, class_names = workdir / "split", whole.class_names
     files = folder / "train.csv", folder / "val.csv"
-    if not all(file.is_file() for file in files):
+    if jax.process_index() == 0 and not all(file.is_file() for file in files):
         parts = split_by_image(whole, config.data.val_fraction, config.seed)
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_classes(class_names, folder / "classes.csv")
-            for part, file in zip(parts, files, strict=True):
-                # A file cut short by a kill would be taken for whole.
-                beside = file.with_suffix(".tmp")
-                write_csv(part, beside)
-                beside.replace(file)
-        wait_for_all("the validation split is written")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_classes(class_names, folder / "classes.csv")
+        for part, file in zip(parts, files, strict=True):
+            # A file cut short by a kill would be taken for whole.
+            beside = file.with_suffix(".tmp")
+            write_csv(part, beside)
+            beside.replace(file)
         log.info("split off %d of %d images for validation, see %s", parts[1].num_images,
                  whole.num_images, folder)  # fmt: skip
+    wait_for_all("the validation split is written")
     return tuple(read_csv(file, class_names) for file in files)
 
 
@@ -174,8 +173,10 @@ def _split(config: ConfigDict, workdir: pathlib.Path, whole: DetectionIndex):
     file = workdir / "split" / "val.txt"
     root = pathlib.Path(config.data.root).absolute()
     text = "".join(f"{os.path.relpath(path, root)}\n" for path in val.image_paths)
-    if file.is_file():
-        if file.read_text(encoding="utf-8") != text:
+    before = file.read_text(encoding="utf-8") if file.is_file() else None
+    wait_for_all("all processes have looked for the validation split")
+    if before is not None:
+        if before != text:
             raise ValueError(
                 f"{file}: the data set, config.seed or config.data.val_fraction is not what it was "
                 "when this validation part was split off; use another --workdir"

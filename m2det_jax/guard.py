@@ -17,8 +17,8 @@ import threading
 import time
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from m2det_jax import devices
 
 log = logging.getLogger("m2det_jax")
 
@@ -157,6 +157,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._asked: jax.Array | None = None
         self._before: dict = {}
 
     def __enter__(self) -> "StopSignals":
@@ -173,11 +174,15 @@ class StopSignals:
         return self
 
     def agreed(self) -> int | None:
-        """Returns the signal to stop for after this step, the same in all processes."""
+        """Returns the signal to stop for after this step, the same in all processes.
+
+        Of several processes it is the one known a step ago: an answer of now would wait for the
+        step that the devices have just begun.
+        """
         if jax.process_count() == 1:
             return self.number
-        numbers = multihost_utils.process_allgather(np.int32(self.number or 0))
-        return int(numbers.max()) or None
+        asked, self._asked = self._asked, devices.start_maximum(self.number or 0)
+        return None if asked is None else int(asked) or None
 
     def _listen(self) -> None:
         since = 0.0

@@ -100,7 +100,15 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     state = create_train_state(variables, optimizer)
     state_sharding = devices.state_sharding(state, replicated, config.sharding)
     jitted = jax.jit(
-        make_step(config, detector, optimizer, make_schedule(optimizer_settings), step_settings),
+        make_step(
+            config,
+            detector,
+            optimizer,
+            make_schedule(optimizer_settings),
+            step_settings,
+            # Split weights are gathered layer by layer, which is for XLA to arrange.
+            replicated.mesh if config.sharding == "replicated" else None,
+        ),
         donate_argnums=0,
         in_shardings=(state_sharding, by_batch),
         out_shardings=(state_sharding, replicated),
@@ -145,16 +153,18 @@ def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> float:
     return epoch_length(image_factors(index, threshold))
 
 
-def make_step(config: ConfigDict, detector: Detector, optimizer, schedule, settings) -> Callable:
+def make_step(
+    config: ConfigDict, detector: Detector, optimizer, schedule, settings, mesh=None
+) -> Callable:
     """Returns the train step; it takes batches of every size of config.data.train_sizes.
 
-    Under jit it is traced, and compiled, once for each size that comes along.
+    Under jit it is traced, and compiled, once for each size. mesh: see make_train_step.
     """
     steps = {}
     for size in train_sizes(config):
         resize = dataclasses.replace(detector.resize, image_size=size)
         at_size = dataclasses.replace(detector, anchors=make_anchors(config, size), resize=resize)
-        steps[size] = make_train_step(at_size, optimizer, schedule, settings)
+        steps[size] = make_train_step(at_size, optimizer, schedule, settings, mesh)
     if len(steps) == 1:
         return next(iter(steps.values()))
 

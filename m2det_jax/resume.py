@@ -1,6 +1,5 @@
 """Going on with a run: whose checkpoints these are, and where they lead."""
 
-import importlib.metadata
 import json
 import logging
 import pathlib
@@ -9,8 +8,8 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import __version__, checkpoint, damage
-from m2det_jax.config import FREE_KEYS
+from m2det_jax import checkpoint, damage, devices
+from m2det_jax.config import FREE_KEYS, OWN_KEYS
 from m2det_jax.experiment import flatten, stored_config
 from m2det_jax.prepare import Run
 
@@ -36,8 +35,10 @@ def start_or_resume(
     """Returns (state, running metrics, progress) of the latest checkpoint, or of a fresh start.
 
     Raises:
-      ValueError: the checkpoints are of another config or other data; lists the differences.
+      ValueError: the checkpoints are of another config or other data; lists the differences. Or
+        the processes of the run were not given the same.
     """
+    _refuse_unlike_processes(run, config)
     _refuse_converted(manager)
     meta = checkpoint.read_meta(manager)
     if meta is not None:
@@ -48,6 +49,14 @@ def start_or_resume(
     state, running, meta = found
     log.info("resuming from step %d of %s", int(state.step), manager.directory)
     return state, running, _FRESH | meta["progress"]
+
+
+def _refuse_unlike_processes(run: Run, config: ConfigDict) -> None:
+    common = {key: value for key, value in flatten(config).items() if key not in OWN_KEYS}
+    devices.refuse_unlike("the config", repr(sorted(common.items())))
+    data = [run.train_index.class_names, sorted(run.fingerprints.items())]
+    devices.refuse_unlike("the data set", repr(data))
+    devices.refuse_unlike("the version of the packages", repr(checkpoint.versions()))
 
 
 def _refuse_converted(manager: ocp.CheckpointManager) -> None:
@@ -80,10 +89,9 @@ def refuse_other_run(
     for what, before in meta.get("data", {}).items():
         if before != run.fingerprints[what]:
             changed.append(f"the {what} set: {before}, now {run.fingerprints[what]}")
+    versions = checkpoint.versions()
     for name, before in meta.get("versions", {}).items():
-        # Not installed from a wheel, the package itself has no version to ask for.
-        now = __version__ if name == "m2det_jax" else importlib.metadata.version(name)
-        if before != now:
+        if before != (now := versions.get(name)):
             log.warning("%s was %s, is %s now: the run may not end bit for bit as it would have",
                         name, before, now)  # fmt: skip
     for line in free:

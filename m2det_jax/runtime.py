@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,9 @@ def start(
     if not jax.config.jax_compilation_cache_dir:
         home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
-    if distributed:
+    if distributed is None:
+        cluster.refuse_several_processes("see docs/clusters.md")
+    else:
         cluster.join_cluster(**distributed)
         if jax.process_index():  # one voice is enough
             log.setLevel(logging.WARNING)
@@ -124,7 +127,25 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def one_line_errors(verb: Callable, *args, **kwargs):
-    """Calls a verb; what the user can mend ends in one clear message instead of a traceback."""
+    """Calls a verb; what the user can mend ends in one clear message instead of a traceback.
+
+    One process of several leaves the others behind at any error, see `devices.leave`.
+    """
+    try:
+        return _one_line_errors(verb, *args, **kwargs)
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        # All of them stop for a signal, and together.
+        if not jax.distributed.is_initialized() or isinstance(error.__context__, Stopped):
+            raise
+        if isinstance(error, SystemExit):
+            print(code, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        cluster.leave(code if isinstance(code, int) else 1)
+
+
+def _one_line_errors(verb: Callable, *args, **kwargs):
     try:
         return verb(*args, **kwargs)
     except (ValueError, OSError, FloatingPointError) as error:

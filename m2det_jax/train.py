@@ -14,7 +14,7 @@ from m2det_jax import checkpoint, guard, memory
 from m2det_jax.damage import finished_steps
 from m2det_jax.data import train_batches
 from m2det_jax.datasets import augment_settings, train_sizes
-from m2det_jax.devices import place, put_batch
+from m2det_jax.devices import leave_after, place, put_batch
 from m2det_jax.draw import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate
 from m2det_jax.history import History
@@ -97,6 +97,10 @@ def run_locked(
         except NonFiniteLoss as error:
             why = explain(error, run, config)
             raise FloatingPointError(f"{why}; {what_is_left(workdir)}") from None
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            leave_after(error, what_is_left(workdir))  # here: Orbax would wait for the others
 
 
 def loop(

@@ -9,9 +9,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from m2det_jax import ops
 from m2det_jax.detect import Detector
+from m2det_jax.model import statistics_over
 from m2det_jax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -83,11 +85,62 @@ def eval_losses(
     return losses_of(outputs, targets, settings)
 
 
+def _add_up(loss_fn: Callable, parts: int) -> Callable:
+    """Returns f(params, batch_stats, images, targets, num_positives) over a batch in parts.
+
+    Its results: gradients and losses added up over the parts, and the last batch statistics.
+    """
+
+    def split(x):  # [B, ...] -> [parts, B / parts, ...]; strided: each device keeps its own images
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add_up(params, batch_stats, images, targets, num_positives):
+        grad_fn = jax.grad(loss_fn, has_aux=True)
+
+        def accumulate(carry, part):
+            gradients, losses, batch_stats = carry
+            new, (part_losses, batch_stats) = grad_fn(params, batch_stats, *part, num_positives)
+            sums = jax.tree.map(jnp.add, (gradients, losses), (new, part_losses))
+            return (*sums, batch_stats), None
+
+        if parts == 1:
+            gradients, (losses, batch_stats) = grad_fn(
+                params, batch_stats, images, targets, num_positives
+            )
+            return gradients, losses, batch_stats
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        # A zero of the parameters' kind: under shard_map they differ from device to device.
+        zero = jax.tree.leaves(zeros)[0].ravel()[0]
+        carry = zeros, dict.fromkeys(("loss", "loss_class", "loss_box"), zero), batch_stats
+        xs = jax.tree.map(split, (images, targets))
+        # XLA's CPU convolutions are 40 times slower inside a loop, hence unrolled there.
+        return jax.lax.scan(accumulate, carry, xs, unroll=jax.default_backend() == "cpu")[0]
+
+    return add_up
+
+
+def _on_each_device(add_up: Callable, mesh: Mesh) -> Callable:
+    """Returns `add_up` with each device at its own images, and one all-reduce of the sums."""
+    (axis,) = mesh.axis_names
+    whole, split = PartitionSpec(), PartitionSpec(axis)
+
+    def on_device(params, batch_stats, images, targets, num_positives):
+        # As weights of this device alone; jax would add up the gradients of shared ones at once.
+        own = jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), params)
+        with statistics_over(axis):
+            *sums, batch_stats = add_up(own, batch_stats, images, targets, num_positives)
+        return *jax.lax.psum(tuple(sums), axis), batch_stats
+
+    in_specs = whole, whole, split, split, whole
+    return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=whole)
+
+
 def make_train_step(
     detector: Detector,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     settings: StepSettings,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics); jit, donate and shard it outside.
 
@@ -99,17 +152,17 @@ def make_train_step(
     whole batch but for the batch statistics, which are those of each part in turn.
 
     With skip_nonfinite a loss or gradient that is not finite changes nothing but the step's number.
-    """
-    parts = settings.accumulation
 
-    def split(x):  # [B, ...] -> [parts, B / parts, ...]; strided: each device keeps its own images
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    mesh: of one axis, along which batches are split, where every device has the whole state: with
+    accumulation the devices then add up their gradients once, after the last part. Without it XLA
+    places that, and may do it for each part.
+    """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         targets = make_targets(detector, settings, batch)
         num_positives = targets.positive.sum()
 
-        def loss_fn(params, batch_stats, images, targets):
+        def loss_fn(params, batch_stats, images, targets, num_positives):
             outputs, updated = detector.model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 detector.normalize(images),
@@ -120,23 +173,12 @@ def make_train_step(
             del losses["num_positives"]  # of this part alone
             return losses["loss"], (losses, updated["batch_stats"])
 
-        def accumulate(carry, part):
-            gradients, losses, batch_stats = carry
-            grad_fn = jax.grad(loss_fn, has_aux=True)
-            new, (part_losses, batch_stats) = grad_fn(state.params, batch_stats, *part)
-            sums = jax.tree.map(jnp.add, (gradients, losses), (new, part_losses))
-            return (*sums, batch_stats), None
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        no_loss = {name: jnp.zeros(()) for name in ("loss", "loss_class", "loss_box")}
-        carry = zeros, no_loss, state.batch_stats
-        if parts == 1:
-            carry, _ = accumulate(carry, (batch["image"], targets))
-        else:
-            xs = jax.tree.map(split, (batch["image"], targets))
-            # XLA's CPU convolutions are 40 times slower inside a loop, hence unrolled there.
-            carry, _ = jax.lax.scan(accumulate, carry, xs, unroll=jax.default_backend() == "cpu")
-        gradients, losses, batch_stats = carry
+        add_up = _add_up(loss_fn, settings.accumulation)
+        if mesh is not None and settings.accumulation > 1:
+            add_up = _on_each_device(add_up, mesh)
+        gradients, losses, batch_stats = add_up(
+            state.params, state.batch_stats, batch["image"], targets, num_positives
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average must forget the random start: its decay warms up with the steps.

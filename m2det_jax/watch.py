@@ -12,6 +12,7 @@ import numpy as np
 import tqdm
 from clu import metrics as clu_metrics
 
+from m2det_jax.devices import place
 from m2det_jax.history import History
 
 log = logging.getLogger("m2det_jax")
@@ -151,7 +152,9 @@ class Watch:
             values["num_positives"], values["grad_norm"], values["learning_rate"],
             values["images_per_second"], 100 * values["data_wait_share"], _duration(left),
         )  # fmt: skip
-        self.running = IntervalMetrics.empty()
+        # Where the old ones lie: of several processes, none could save arrays of its own.
+        where = jax.tree.map(lambda x: x.sharding, self.running)
+        self.running = place(IntervalMetrics.empty(), where)
         self._restart_clock()
 
     def close(self) -> None:

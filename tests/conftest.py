@@ -7,6 +7,9 @@ import tempfile
 # Eight virtual devices stand in for eight accelerators; set before jax is imported.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Reductions of virtual devices each block a thread; with few cores, and so few threads, those that
+# all wait for would not get one, and XLA aborts after 40 seconds.
+os.environ.setdefault("PJRT_NPROC", "32")
 _CACHE = pathlib.Path(tempfile.gettempdir()) / f"m2det_jax_test_cache_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

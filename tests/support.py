@@ -15,10 +15,12 @@ from m2det_jax import prepare
 from m2det_jax.checkpoint import make_meta, open_manager, save
 from m2det_jax.config import default_config
 from m2det_jax.data.synthetic import DatasetFiles
-from m2det_jax.devices import place
+from m2det_jax.detect import build_detector
+from m2det_jax.devices import data_mesh, place, state_sharding
 from m2det_jax.evaluate import step_settings
+from m2det_jax.model import init_variables
 from m2det_jax.optimizer import make_optimizer, make_schedule
-from m2det_jax.train_state import TrainState
+from m2det_jax.train_state import TrainState, create_train_state
 from m2det_jax.train_step import make_train_step
 from m2det_jax.watch import IntervalMetrics
 
@@ -68,12 +70,13 @@ def short_config(files: DatasetFiles, **overrides):
     return tiny_config(files, SHORT | dotted)
 
 
-def make_step(config, detector, num_images: int = NUM_TRAIN):
+def make_step(config, detector, num_images: int = NUM_TRAIN, mesh=None):
     """Returns (the pure train step of a config, neither jitted nor sharded; its optimiser)."""
     plan = prepare.make_plan(config, num_images)
     settings = prepare.make_optimizer_settings(config, plan, num_images)
     optimizer = make_optimizer(settings, detector.model.frozen_paths())
-    step = make_train_step(detector, optimizer, make_schedule(settings), step_settings(config))
+    schedule = make_schedule(settings)
+    step = make_train_step(detector, optimizer, schedule, step_settings(config), mesh)
     return step, optimizer
 
 
@@ -86,6 +89,67 @@ def import_or_skip(name: str):
     if os.environ.get("M2DET_REQUIRE_TORCH"):
         return importlib.import_module(name)
     return pytest.importorskip(name, reason=f"{name} is not installed; `make test-torch` has it")
+
+
+# Quicker to compile than TINY. A few BatchNorms are left, in the pyramid.
+# Twenty steps at ten times the rate would multiply rounding errors a thousandfold.
+SMALL = TINY | {
+    "model.backbone_norm": False,
+    "model.num_levels": 1,
+    "optimizer.learning_rate": 5e-4,
+}
+SMALL_CLASSES = tuple(f"class{i}" for i in range(5))
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallStep:
+    """A step compiled for some devices, and what it runs on."""
+
+    config: Any
+    detector: Any
+    compiled: Any
+    initial: TrainState  # in host memory
+    state_sharding: Any
+    replicated: jax.sharding.Sharding
+    by_batch: jax.sharding.Sharding
+
+    def start(self) -> TrainState:
+        return place(self.initial, self.state_sharding)
+
+    def run(self, state: TrainState, batches) -> tuple[TrainState, list[dict]]:
+        """Steps through batches of host memory; returns the last state and all metrics."""
+        metrics = []
+        for batch in batches:
+            state, found = self.compiled(state, jax.device_put(batch, self.by_batch))
+            metrics.append(jax.device_get(found))
+        return state, metrics
+
+
+@functools.cache
+def small_step(count: int, sharding: str = "replicated", accumulation: int = 1, **overrides):
+    """Compiles the step of SMALL for the first `count` devices, as `prepare` does for all.
+
+    The batch is 8, times accumulation on several devices; `model__remat` stands for model.remat.
+    """
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    size = 8 * accumulation if count > 1 else 8
+    fixed = {"sharding": sharding, "accumulation": accumulation, "batch_size": size}
+    config = tiny_config(overrides=SMALL | fixed | dotted)
+    detector = build_detector(config, SMALL_CLASSES)
+    replicated, by_batch = data_mesh(jax.devices()[:count])
+    mesh = replicated.mesh if sharding == "replicated" else None
+    step, optimizer = make_step(config, detector, mesh=mesh)
+    variables = init_variables(detector.model, tuple(config.data.image_size), 0)
+    state = jax.device_get(create_train_state(variables, optimizer))
+    where = state_sharding(state, replicated, sharding)
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(where, by_batch),
+        out_shardings=(where, replicated),
+    )
+    compiled = jitted.lower(state, random_batch(0, size)).compile()
+    return SmallStep(config, detector, compiled, state, where, replicated, by_batch)
 
 
 @contextlib.contextmanager
@@ -190,3 +254,8 @@ def save_steps(workdir, tiny_run, aps: dict[int, float | None], keep_latest: int
         for step, ap in aps.items():
             metrics = None if ap is None else {"AP": ap}
             save(manager, state_at(tiny_run, step), running_at(tiny_run, step), meta, metrics)
+
+
+def leaves(tree) -> list[np.ndarray]:
+    """Returns the leaves of a tree as numpy arrays."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))]

@@ -3,6 +3,10 @@
 Feature maps are [B, H, W, C] throughout (B batch, H rows, W columns, C channels).
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +15,20 @@ from flax import linen as nn
 NORM_EPSILON = 1e-5
 # The official code's 0.01 in PyTorch's sense; in Flax's it is the share of the old value kept.
 NORM_MOMENTUM = 0.99
+_MAPPED_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis", default=None)
+
+
+@contextlib.contextmanager
+def statistics_over(axis: str) -> Iterator[None]:
+    """Makes BatchNorm, where it is applied inside, use the batch of all devices of a mapped axis.
+
+    Needed inside jax.shard_map alone, where a program sees one device's images.
+    """
+    token = _MAPPED_AXIS.set(axis)
+    try:
+        yield
+    finally:
+        _MAPPED_AXIS.reset(token)
 
 
 class ConvBlock(nn.Module):
@@ -65,6 +83,7 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool, name: str) -> 
         momentum=momentum,
         epsilon=NORM_EPSILON,
         dtype=dtype,
+        axis_name=_MAPPED_AXIS.get(),
         # E[x^2] - E[x]^2 cancels: one device and eight would soon differ by it (a hundred times
         # more in the gradient's norm after three steps).
         use_fast_variance=False,
