@@ -144,9 +144,7 @@ def evaluated(count: int, state, index):
 
 def test_eight_devices_evaluate_like_one(courses, drawn_files):
     index = read_csv(drawn_files.val, read_classes(drawn_files.classes))
-    index = dataclasses.replace(
-        index, labels=index.labels % 5, class_names=support.SMALL_CLASSES
-    )
+    index = dataclasses.replace(index, labels=index.labels % 5, class_names=support.SMALL_CLASSES)
     state = courses[1, "replicated"][0]
     (one_metrics, one), (many_metrics, many) = (evaluated(n, state, index) for n in (1, 8))
     for name, value in one_metrics.items():

@@ -1,4 +1,4 @@
-"""Several processes: the real command, two of them on this machine, two virtual CPU devices each."""
+"""Several processes: the real command, two of them here, two virtual CPU devices each."""
 
 import os
 import pathlib
