@@ -141,7 +141,9 @@ def make_step(
 ) -> Callable:
     """Returns the train step; it takes batches of every size of config.data.train_sizes.
 
-    mesh: see make_train_step. Under jit it is traced, and compiled, once for each size that comes along.
+    Under jit it is traced, and compiled, once for each size that comes along.
+
+    mesh: see make_train_step.
     """
     steps = {}
     for size in train_sizes(config):
