@@ -17,11 +17,11 @@ FREE_KEYS = frozenset(
         "epochs max_steps init_from init_checkpoint "
         "platform deterministic sharding distributed.coordinator "
         "distributed.num_processes distributed.process_id distributed.heartbeat_seconds "
-        "model.remat on_nonfinite max_nonfinite data.format data.root data.train_split "
-        "data.val_split data.extra_train data.class_map data.labels_filter data.parent_label "
-        "data.on_bad_box data.train_csv data.val_csv data.classes_csv data.num_workers "
-        "data.num_threads data.on_bad_image eval.every_epochs eval.batch_size eval.patience "
-        "eval.test_sizes eval.test_flip "
+        "model.remat on_nonfinite max_nonfinite data.format data.root "
+        "data.train_split data.val_split data.extra_train "
+        "data.class_map data.labels_filter data.parent_label data.on_bad_box data.train_csv "
+        "data.val_csv data.classes_csv data.num_workers data.num_threads data.on_bad_image "
+        "eval.every_epochs eval.batch_size eval.patience eval.test_sizes eval.test_flip "
         "log.every_steps log.sample_images checkpoint.every_steps checkpoint.keep_latest"
     ).split()
 )

@@ -38,3 +38,12 @@ def test_tests_exist(quoted):
     named = {name for name in quoted if name.startswith("tests/")}
     assert len(named) > 5
     assert all((REPOSITORY / name).exists() for name in named), named
+
+
+def test_the_flags_for_clusters_exist():
+    text = (REPOSITORY / "docs/clusters.md").read_text()
+    named = set(re.findall(r"\bconfig\.([a-z_]+(?:\.[a-z_]+)*)", text))
+    assert len(named) > 10
+    assert named <= flatten(default_config()).keys()
+    tests = set(re.findall(r"`(tests/\w+\.py)`", text))
+    assert len(tests) == 3 and all((REPOSITORY / name).exists() for name in tests)
