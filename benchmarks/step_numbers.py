@@ -11,11 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import experiment
-from m2det_jax import devices, prepare
+from m2det_jax import devices
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.evaluate import step_settings
 from m2det_jax.model import variable_shapes
 from m2det_jax.optimizer import make_optimizer, make_schedule
+from m2det_jax.plan import make_optimizer_settings, make_plan
 from m2det_jax.step_cost import read_cost
 from m2det_jax.train_state import create_train_state
 from m2det_jax.train_step import make_train_step
@@ -65,9 +66,7 @@ def read_program(config: ConfigDict) -> dict[str, int]:
     """Compiles the train step, an image on each of DEVICES devices; numbers are of a device."""
     config.batch_size = DEVICES
     detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
-    settings = prepare.make_optimizer_settings(
-        config, prepare.make_plan(config, NUM_IMAGES), NUM_IMAGES
-    )
+    settings = make_optimizer_settings(config, make_plan(config, NUM_IMAGES), NUM_IMAGES)
     optimizer = make_optimizer(settings, detector.model.frozen_paths())
     variables = variable_shapes(detector.model, detector.resize.image_size)
     state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)

@@ -19,7 +19,7 @@ from m2det_jax.detect import Detector
 from m2det_jax.devices import place
 from m2det_jax.evaluate import step_settings
 from m2det_jax.optimizer import make_optimizer, make_schedule
-from m2det_jax.prepare import make_optimizer_settings, make_plan
+from m2det_jax.plan import make_optimizer_settings, make_plan
 from m2det_jax.train_state import TrainState, create_train_state
 from m2det_jax.train_step import make_train_step
 

@@ -6,7 +6,7 @@ width). Every function returns a new RGB image and leaves its arguments alone.
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -213,3 +213,20 @@ def contact_sheet(
             text, font = _fit_text(titles[i], text_size, width)
             pen.text((x + width // 2, y + height + text_size), text, _INK, font, anchor="mm")
     return sheet
+
+
+def training_sheet(
+    batch: Mapping[str, np.ndarray], class_names: Sequence[str], count: int
+) -> Image.Image | None:
+    """Draws the first images of a training batch with their boxes on one sheet.
+
+    batch: image uint8 [B, H, W, 3], boxes [B, M, 4], labels [B, M], mask [B, M], False for padding;
+    count: so many images, or all if there are fewer; None is returned where that is none.
+    """
+    pictures = [
+        draw_boxes(image, boxes[mask], labels[mask], class_names)
+        for image, boxes, labels, mask in zip(
+            *(batch[name][:count] for name in ("image", "boxes", "labels", "mask")), strict=True
+        )
+    ]
+    return contact_sheet(pictures, columns=4) if pictures else None

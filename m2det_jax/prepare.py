@@ -16,38 +16,18 @@ from m2det_jax.backbone_weights import load_backbone
 from m2det_jax.compiled_step import CompiledStep
 from m2det_jax.config_checks import validate, validate_classes
 from m2det_jax.damage import finished_steps
-from m2det_jax.data import (
-    DetectionIndex,
-    describe_augmentation,
-    describe_sampling,
-    epoch_length,
-    image_factors,
-)
+from m2det_jax.data import DetectionIndex, describe_augmentation
 from m2det_jax.datasets import augment_settings, fingerprint, load_datasets, train_sizes
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.fine_tune import start_from
 from m2det_jax.model import init_variables
-from m2det_jax.optimizer import (
-    OptimizerSettings,
-    make_optimizer,
-    make_schedule,
-    scaled_learning_rate,
-)
+from m2det_jax.optimizer import make_optimizer, make_schedule
+from m2det_jax.plan import Plan, images_of_epoch, make_optimizer_settings, make_plan
 from m2det_jax.train_state import TrainState, create_train_state
 from m2det_jax.train_step import make_train_step
 from m2det_jax.weights.backbones import with_backbone
 
 log = logging.getLogger("m2det_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The run in optimiser steps."""
-
-    steps: int  # the schedule ends here
-    stop: int  # this start of the program ends here: steps, or config.max_steps
-    evaluate_every: int
-    save_every: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +79,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
     state = create_train_state(variables, optimizer)
     state_sharding = devices.state_sharding(state, replicated, config.sharding)
+    # Split weights are gathered layer by layer, which is for XLA to arrange.
+    mesh = replicated.mesh if config.sharding == "replicated" else None
+    schedule = make_schedule(optimizer_settings)
     jitted = jax.jit(
-        make_step(
-            config,
-            detector,
-            optimizer,
-            make_schedule(optimizer_settings),
-            step_settings,
-            # Split weights are gathered layer by layer, which is for XLA to arrange.
-            replicated.mesh if config.sharding == "replicated" else None,
-        ),
+        make_step(config, detector, optimizer, schedule, step_settings, mesh),
         donate_argnums=0,
         in_shardings=(state_sharding, by_batch),
         out_shardings=(state_sharding, replicated),
@@ -142,17 +117,6 @@ def memory_settings(config: ConfigDict) -> memory.MemorySettings:
     )
 
 
-def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> float:
-    """Returns how many images an epoch shows: each once, or by repeat-factor sampling."""
-    threshold = config.data.repeat_threshold
-    if not threshold:
-        return index.num_images
-    log.info(
-        "repeat-factor sampling, threshold %g:\n%s", threshold, describe_sampling(index, threshold)
-    )
-    return epoch_length(image_factors(index, threshold))
-
-
 def make_step(
     config: ConfigDict, detector: Detector, optimizer, schedule, settings, mesh=None
 ) -> Callable:
@@ -173,52 +137,6 @@ def make_step(
         return steps[size](state, batch)
 
     return train_step
-
-
-def make_plan(config: ConfigDict, num_images: float) -> Plan:
-    """Turns the epochs of a config into steps, for so many images an epoch."""
-    per_epoch = num_images / config.batch_size
-    steps = max(1, round(config.epochs * per_epoch))
-    return Plan(
-        steps=steps,
-        stop=min(steps, config.max_steps or steps),
-        evaluate_every=max(1, round(config.eval.every_epochs * per_epoch)),
-        save_every=config.checkpoint.every_steps,
-    )
-
-
-def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: float) -> OptimizerSettings:
-    """Turns config.optimizer into plain values in steps, with the learning rate scaled."""
-    c = config.optimizer
-    per_epoch = num_images / config.batch_size
-    rate = scaled_learning_rate(c.learning_rate, config.batch_size, c.reference_batch_size, c.name)
-    log.info(
-        "learning rate %.3g: %.3g at batch %d, scaled %s to batch %d; %d steps of %g epochs",
-        rate,
-        c.learning_rate,
-        c.reference_batch_size,
-        "linearly" if c.name == "sgd" else "by the square root",
-        config.batch_size,
-        plan.steps,
-        config.epochs,
-    )
-    if c.backbone_factor != 1:
-        log.info("learning rate of the backbone: %g of that", c.backbone_factor)
-    return OptimizerSettings(
-        name=c.name,
-        learning_rate=rate,
-        momentum=c.momentum,
-        weight_decay=c.weight_decay,
-        clip_norm=c.clip_norm,
-        backbone_factor=c.backbone_factor,
-        schedule=c.schedule,
-        steps=plan.steps,
-        warmup_steps=round(c.warmup_epochs * per_epoch),
-        warmup_start=c.warmup_start,
-        decay_steps=tuple(round(epoch * per_epoch) for epoch in c.decay_epochs),
-        decay_factors=tuple(c.decay_factors),
-        final_factor=c.final_factor,
-    )
 
 
 def initial_variables(

@@ -15,7 +15,7 @@ from m2det_jax.damage import finished_steps
 from m2det_jax.data import train_batches
 from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.devices import leave_after, place, put_batch
-from m2det_jax.draw import contact_sheet, draw_boxes
+from m2det_jax.draw import training_sheet
 from m2det_jax.evaluate import evaluate
 from m2det_jax.history import History
 from m2det_jax.prepare import Run, prepare
@@ -49,8 +49,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
     except ChildProcessError as error:
         raise ChildProcessError(f"{error}; {what_is_left(workdir)}") from error
     except memory.OutOfMemory as error:
-        begun = "; a run that has begun takes another accumulation, dtype or batch_size only with "
-        begun = f"{begun}--allow_config_change" if finished_steps(workdir) else ""
+        need = "; of these, accumulation, dtype and batch_size need --allow_config_change now"
+        begun = need if finished_steps(workdir) else ""
         raise memory.OutOfMemory(f"{error}; {what_is_left(workdir)}{begun}") from error
     except (OSError, ValueError) as error:
         if (trouble := guard.disk_trouble(error)) is None:
@@ -226,20 +226,9 @@ def save_samples(
     config: ConfigDict, workdir: pathlib.Path, run: Run, batch: dict, history: History
 ) -> None:
     """Writes the first augmented pictures with their boxes, as the model is about to see them."""
-    pictures = []
-    for i in range(min(config.log.sample_images, len(batch["image"]))):
-        mask = batch["mask"][i]
-        pictures.append(
-            draw_boxes(
-                batch["image"][i],
-                batch["boxes"][i][mask],
-                batch["labels"][i][mask],
-                run.detector.class_names,
-            )
-        )
-    if not pictures:
+    sheet = training_sheet(batch, run.detector.class_names, config.log.sample_images)
+    if sheet is None:
         return
-    sheet = contact_sheet(pictures, columns=4)
     path = workdir / "train_samples.png"
     sheet.save(path)
     history.write_image(0, "train_samples", sheet)

@@ -20,6 +20,7 @@ from m2det_jax.devices import data_mesh, place, state_sharding
 from m2det_jax.evaluate import step_settings
 from m2det_jax.model import init_variables
 from m2det_jax.optimizer import make_optimizer, make_schedule
+from m2det_jax.plan import make_optimizer_settings, make_plan
 from m2det_jax.train_state import TrainState, create_train_state
 from m2det_jax.train_step import make_train_step
 from m2det_jax.watch import IntervalMetrics
@@ -72,8 +73,8 @@ def short_config(files: DatasetFiles, **overrides):
 
 def make_step(config, detector, num_images: int = NUM_TRAIN, mesh=None):
     """Returns (the pure train step of a config, neither jitted nor sharded; its optimiser)."""
-    plan = prepare.make_plan(config, num_images)
-    settings = prepare.make_optimizer_settings(config, plan, num_images)
+    plan = make_plan(config, num_images)
+    settings = make_optimizer_settings(config, plan, num_images)
     optimizer = make_optimizer(settings, detector.model.frozen_paths())
     schedule = make_schedule(settings)
     step = make_train_step(detector, optimizer, schedule, step_settings(config), mesh)

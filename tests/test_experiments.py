@@ -15,7 +15,7 @@ from m2det_jax.detect import build_detector
 from m2det_jax.experiment import experiments_dir, flatten, load_experiment
 from m2det_jax.model import variable_shapes
 from m2det_jax.optimizer import make_schedule
-from m2det_jax.prepare import make_optimizer_settings, make_plan
+from m2det_jax.plan import make_optimizer_settings, make_plan
 from m2det_jax.train_state import create_train_state
 
 CLASSES = tuple(f"class{i}" for i in range(5))

@@ -15,7 +15,7 @@ from m2det_jax.optimizer import (
     make_schedule,
     scaled_learning_rate,
 )
-from m2det_jax.prepare import make_optimizer_settings, make_plan
+from m2det_jax.plan import make_optimizer_settings, make_plan
 
 SETTINGS = OptimizerSettings(
     name="sgd",

@@ -8,7 +8,8 @@ import pytest
 import support
 
 from m2det_jax.detect import build_detector
-from m2det_jax.prepare import initial_variables, make_plan
+from m2det_jax.plan import make_plan
+from m2det_jax.prepare import initial_variables
 
 NAMES = ("cat", "dog")
 

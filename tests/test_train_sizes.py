@@ -12,6 +12,7 @@ from m2det_jax import prepare
 from m2det_jax.data.sampling import size_of_step
 from m2det_jax.detect import build_detector
 from m2det_jax.devices import place
+from m2det_jax.plan import images_of_epoch, make_plan
 from m2det_jax.train import open_batches
 
 SIZES = ((64, 96), (96, 64))
@@ -72,9 +73,9 @@ def test_the_run_begins_with_its_pipeline(drawn_files, tmp_path, monkeypatch, ca
     assert positions == sorted(positions)
     assert "stretch to 64 x 96 or 96 x 64" in text and "one size drawn for each step" in text
     assert "repeat-factor sampling, threshold 0.9" in text
-    raised = prepare.images_of_epoch(config, run.train_index)
+    raised = images_of_epoch(config, run.train_index)
     assert raised > run.train_index.num_images
-    assert run.plan == prepare.make_plan(config, raised)
+    assert run.plan == make_plan(config, raised)
 
 
 def test_anchors_keep_their_pixels_at_other_sizes():
