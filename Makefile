@@ -10,8 +10,9 @@ DEMO_SEED ?= 0
 demo: $(VENV)/.installed
 	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
 
+# Two files of tests at a time: compiling and waiting leave a core idle. Several GiB each.
 test: $(VENV)/.installed-test
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The tests that read and write PyTorch's files, which `make test` skips: several GiB to download.
 test-torch: $(VENV)/.installed-torch

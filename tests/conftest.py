@@ -4,14 +4,21 @@ import os
 import pathlib
 import tempfile
 
-# Eight virtual devices stand in for eight accelerators; set before jax is imported.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Eight virtual devices stand in for eight accelerators; set before jax is imported. Optimising the
+# compiled code takes longer than running it.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Reductions of virtual devices each block a thread; with few cores, and so few threads, those that
 # all wait for would not get one, and XLA aborts after 40 seconds.
 os.environ.setdefault("PJRT_NPROC", "32")
-_CACHE = pathlib.Path(tempfile.gettempdir()) / f"m2det_jax_test_cache_{os.getuid()}"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+# A cache for each process that runs tests: jax does not write its entries in one go.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _WORKER or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = f"m2det_jax_test_cache_{os.getuid()}{_WORKER}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(tempfile.gettempdir()) / _CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from jaxtyping import install_import_hook  # noqa: E402
