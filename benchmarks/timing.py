@@ -18,12 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m2det_jax import runtime
+
 
 def print_machine(*, devices: bool = True) -> None:
     """Prints processor, cores that this process may use, and versions; first in every report.
 
     devices: also name what jax runs on. False leaves the devices alone, for child processes.
     """
+    runtime.add_xla_flags()  # compiled as in training
     versions = f"jax {importlib.metadata.version('jax')}, Python {platform.python_version()}"
     print(f"machine: {_processor()}, cores: {_num_cores()}; {versions}", flush=True)
     if devices and jax.default_backend() != "cpu":
