@@ -126,12 +126,15 @@ def _paint(rng: np.random.Generator, colour: np.ndarray, second: np.ndarray) -> 
     return (paint * light[..., None]).astype(np.float32)
 
 
-def _add_object(
-    rng: np.random.Generator, scene: Scene, label: int, side: int, overlap: bool
+def _try_place(
+    rng: np.random.Generator,
+    scene: Scene,
+    label: int,
+    masks: tuple[np.ndarray, np.ndarray],
+    overlap: bool,
 ) -> bool:
-    """Paints one object onto the scene if it finds a place and a colour that keep the rules."""
-    height, width = scene.owner.shape
-    alpha, second = object_masks(rng, CLASS_NAMES[label], side, (height // 2, width // 2))
+    """Paints an object onto the scene if it finds a place and a colour that keep the rules."""
+    alpha, second = masks
     h, w = alpha.shape
     corner = _random_corner(rng, scene, alpha.shape, overlap)
     if corner is None:
@@ -167,7 +170,9 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], num_objects: int
     for side in np.sort(sides)[::-1]:
         label = int(rng.integers(len(CLASS_NAMES)))
         overlap = bool(scene.boxes) and rng.random() < _OVERLAP_SHARE
+        limit = size[0] // 2, size[1] // 2
+        masks = object_masks(rng, CLASS_NAMES[label], int(side), limit)
         for _ in range(_TRIALS):
-            if _add_object(rng, scene, label, int(side), overlap):
+            if _try_place(rng, scene, label, masks, overlap):
                 break
     return scene

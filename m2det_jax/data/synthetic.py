@@ -66,7 +66,7 @@ def draw_dataset(
     root: str | Path,
     *,
     seed: int = 0,
-    num_train: int = 1400,
+    num_train: int = 2800,
     num_val: int = 100,
     short_side: tuple[int, int] = (144, 192),
 ) -> DatasetFiles:
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the synthetic detection data set.")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_train", type=int, default=1400, help="training images")
+    parser.add_argument("--num_train", type=int, default=2800, help="training images")
     parser.add_argument("--num_val", type=int, default=100, help="validation images")
     options = parser.parse_args()
     files = draw_dataset(
