@@ -43,5 +43,6 @@ def create_train_state(
         batch_stats=batch_stats,
         ema_params=params,
         ema_batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        # As one program; else jax compiles one for each shape of a parameter.
+        opt_state=jax.jit(optimizer.init)(params),
     )
