@@ -51,13 +51,7 @@ class CompiledStep:
 
     def explained(self) -> contextlib.AbstractContextManager:
         """Turns the end of a device's memory, also noticed after a call, into one message."""
-        return memory.explained(
-            lambda: memory.train_advice(
-                dataclasses.replace(self.settings, image_size=self._size),
-                self._costs.get(self._size),
-                memory.available(),
-            )
-        )
+        return memory.explained(lambda: self._advice(self._size))
 
     def _compile_all(self, state: Any, batch: dict[str, jax.Array]) -> None:
         own = batch["image"].shape[1:3]
@@ -80,9 +74,11 @@ class CompiledStep:
         # Every byte counted is allocated before the program starts, so this could only fail; on a
         # CPU the kernel would kill the process without a word.
         if limit is not None and cost.memory > limit:
-            settings = dataclasses.replace(self.settings, image_size=size)
-            advice = memory.train_advice(settings, cost, limit)
-            raise memory.OutOfMemory(f"out of memory: {advice}")
+            raise memory.OutOfMemory(f"out of memory: {self._advice(size)}")
+
+    def _advice(self, size: tuple[int, int]) -> str:
+        settings = dataclasses.replace(self.settings, image_size=size)
+        return memory.train_advice(settings, self._costs.get(size), memory.available())
 
 
 def _shapes(batch: dict[str, Any]) -> tuple:

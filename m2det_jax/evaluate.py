@@ -165,10 +165,7 @@ def evaluate_checkpoint(
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
-    with memory.explained(
-        lambda: memory.batch_advice("the evaluation", "--batch_size", batch_size,
-                                    jax.device_count())
-    ):  # fmt: skip
+    with memory.batch_explained("the evaluation", "--batch_size", batch_size):
         metrics, detections = _evaluate_restored(restored, index, batch_size)
     target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
     target.parent.mkdir(parents=True, exist_ok=True)

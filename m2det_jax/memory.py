@@ -90,6 +90,11 @@ def explained(advice: Callable[[], str]) -> Iterator[None]:
         raise OutOfMemory(f"out of memory: {advice()} (jax: {said})") from error
 
 
+def batch_explained(what: str, key: str, batch_size: int) -> contextlib.AbstractContextManager:
+    """Turns the end of a device's memory into `batch_advice`."""
+    return explained(lambda: batch_advice(what, key, batch_size, jax.device_count()))
+
+
 def train_advice(settings: MemorySettings, cost: StepCost | None, limit: int | None) -> str:
     """Says what the train step needs, what a device has, and which keys of the config to change.
 

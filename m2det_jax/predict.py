@@ -110,9 +110,7 @@ def predict(
 
     results = []
     found = detect_images(restored, index, threshold, batch_size)
-    with memory.explained(
-        lambda: memory.batch_advice("prediction", "--batch_size", batch_size, jax.device_count())
-    ):
+    with memory.batch_explained("prediction", "--batch_size", batch_size):
         for detections in tqdm.tqdm(found, "predict", index.num_images, leave=False, disable=None):
             draw(detections, index).save(folder / names[detections.image_id], quality=92)
             results.append(detections)

@@ -196,16 +196,14 @@ def validate_state(
     config: ConfigDict, run: Run, state: TrainState, history: History, progress: dict
 ) -> dict:
     """Evaluates the moving averages, records the figures and updates `progress`."""
-    with memory.explained(
-        lambda: memory.batch_advice("the evaluation", "--config.eval.batch_size",
-                                    config.eval.batch_size, jax.device_count())
-    ):  # fmt: skip
+    batch_size = config.eval.batch_size
+    with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
         metrics, _ = evaluate(
             run.eval_step,
             state.eval_variables,
             run.val_index,
             run.detector,
-            batch_size=config.eval.batch_size,
+            batch_size=batch_size,
             sharding=run.by_batch,
             num_threads=config.data.num_threads,
         )
