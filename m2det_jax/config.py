@@ -252,7 +252,7 @@ def _eval() -> ConfigDict:
             soft_iou_threshold=0.3,  # "soft_linear": IoU above which a score is times 1 - IoU
             soft_sigma=0.5,  # "soft_gaussian": a score is times exp(-IoU^2 / sigma)
             soft_score_floor=0.001,  # soft: boxes whose score falls below it go
-            soft_candidates=200,  # soft: boxes of a class that enter, the highest
+            soft_candidates=200,  # soft: boxes of a class that enter, the highest; crowds need more
             max_per_class=0,  # detections of a class per image; 0: no limit
             max_detections=100,  # per image
             class_agnostic=False,  # True: boxes of different classes suppress each other

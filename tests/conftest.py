@@ -29,6 +29,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+from m2det_jax import runtime  # noqa: E402
+
+runtime.add_xla_flags()  # compiled as by the verbs
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain's worker processes look at absl flags, which only an absl main would have parsed.
 flags.FLAGS.mark_as_parsed()
