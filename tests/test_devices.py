@@ -12,6 +12,7 @@ from m2det_jax.data import read_classes, read_csv
 from m2det_jax.watch import IntervalMetrics
 
 STEPS = 20
+EARLY = 5  # steps after which the weights are compared
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,13 @@ def batches():
 
 @pytest.fixture(scope="module")
 def courses(batches):
-    """{(devices, sharding): (last state in host memory, metrics of every step)}."""
+    """{(devices, sharding): (state after EARLY steps in host memory, metrics of every step)}."""
     found = {}
     for where in ((1, "replicated"), (8, "replicated"), (8, "fsdp")):
         small = support.small_step(*where)
-        state, metrics = small.run(small.start(), batches)
-        found[where] = jax.device_get(state), metrics
+        state, metrics = small.run(small.start(), batches[:EARLY])
+        early = jax.device_get(state)
+        found[where] = early, metrics + small.run(state, batches[EARLY:])[1]
     return found
 
 
@@ -34,8 +36,9 @@ def courses(batches):
 def test_eight_devices_train_like_one(courses, where):
     (one_state, one), (many_state, many) = courses[1, "replicated"], courses[where]
     losses = [[metrics["loss"] for metrics in course] for course in (one, many)]
-    # Sums in another order differ by 1e-7. A ReLU whose input is nearly 0 then opens or shuts, and
-    # the gradients part by a thousandth: seen after 9 steps, 5e-5 in the loss after 20.
+    # Sums in another order differ by 1e-7. A ReLU whose input is nearly 0 then opens or shuts, Adam
+    # makes much of little, and the weights part by a third more every step: seen 0.1 % of their way
+    # after 5 steps, 9 % after 20, and 2e-4 in the loss there.
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-6)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
     np.testing.assert_allclose(many[0]["grad_norm"], one[0]["grad_norm"], rtol=1e-5)
@@ -46,12 +49,12 @@ def test_eight_devices_train_like_one(courses, where):
             np.concatenate([leaf.ravel() for leaf in support.leaves(getattr(state, part))])
             for state in (start, one_state, many_state)
         )
-        assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a - before), part
+        assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(a - before), part
 
 
 def test_the_courses_are_of_training(courses):
     for state, metrics in courses.values():
-        assert state.step == STEPS
+        assert state.step == EARLY and len(metrics) == STEPS
         # Another learning rate would give another loss by far more than the tolerance.
         assert len({float(m["loss"]) for m in metrics}) == STEPS
 
