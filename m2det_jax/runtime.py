@@ -56,23 +56,22 @@ def start(
 
 
 def add_xla_flags(*, deterministic: bool = False) -> None:
-    """Adds to XLA_FLAGS what programs are compiled with, unless the user set it there.
+    """Adds to XLA_FLAGS what programs are compiled with; a user's own choice for a CPU stays.
 
     XLA reads the variable once, when jax meets its first device.
     """
-    wanted = {}
+    flags = os.environ.get("XLA_FLAGS", "").split()
     # XLA aborts on a flag that it does not know, and libtpu brings an XLA of its own.
     if jax.__version_info__ < (0, 13) and importlib.util.find_spec("libtpu") is None:
         # By default a CPU's convolutions go to YNNPACK too. Eigen's take a third of the time off
         # quickstart's training step with jax 0.10.2, a seventh with 0.12.0.1.
-        kinds = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-        wanted["--xla_cpu_experimental_ynn_fusion_type"] = kinds
-    if deterministic:
-        wanted["--xla_gpu_deterministic_ops"] = "true"
-    given = os.environ.get("XLA_FLAGS", "").split()
-    names = {flag.partition("=")[0] for flag in given}
-    added = [f"{name}={value}" for name, value in wanted.items() if name not in names]
-    os.environ["XLA_FLAGS"] = " ".join(given + added)
+        name = "--xla_cpu_experimental_ynn_fusion_type="
+        if not any(flag.startswith(name) for flag in flags):
+            flags.append(f"{name}LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE")
+    # The last of two counts: what the config asks for is not undone by the variable.
+    if deterministic and (asked := "--xla_gpu_deterministic_ops=true") not in flags[-1:]:
+        flags.append(asked)
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def _devices(platform: str) -> list[jax.Device]:

@@ -169,7 +169,8 @@ def test_fsdp_communicates_weights_where_they_are_used():
     # move a layer's outputs instead where these are smaller; that of jax 0.12 does so for one.
     others = collections.Counter(gathered) - collections.Counter(split)
     missing = list((collections.Counter(split) - collections.Counter(gathered)).elements())
-    assert 4 * len(missing) <= len(split) and all(size > max(others) for size in missing)
+    assert len(missing) <= (jax.__version_info__ >= (0, 11))
+    assert all(size > max(others) for size in missing)
 
 
 @pytest.mark.parametrize("where", [(8, "replicated", 1), (8, "fsdp", 1), (8, "replicated", 2)])

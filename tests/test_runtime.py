@@ -40,6 +40,11 @@ def test_flags_of_the_user_stay_and_none_is_given_twice(flags_after):
     assert flags_after(" ".join(once), deterministic=True) == once
 
 
+def test_deterministic_kernels_of_the_config_win(flags_after):
+    flags = flags_after(f"{DETERMINISTIC}false", deterministic=True)
+    assert [flag for flag in flags if flag.startswith(DETERMINISTIC)][-1] == f"{DETERMINISTIC}true"
+
+
 @pytest.mark.parametrize(
     "what, value",
     [("jax.__version_info__", (0, 13, 0)), ("importlib.util.find_spec", lambda name: name)],

@@ -165,12 +165,12 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], num_objects: int
     painted first. An object that finds no place or colour is left out.
     """
     scene = Scene(_background(rng, size), np.full(size, -1, np.int32))
-    largest = min(size) // 2
+    limit = size[0] // 2, size[1] // 2
+    largest = min(limit)
     sides = rng.integers(MIN_SIDE, largest + 1, num_objects)
     for side in np.sort(sides)[::-1]:
         label = int(rng.integers(len(CLASS_NAMES)))
         overlap = bool(scene.boxes) and rng.random() < _OVERLAP_SHARE
-        limit = size[0] // 2, size[1] // 2
         masks = object_masks(rng, CLASS_NAMES[label], int(side), limit)
         for _ in range(_TRIALS):
             if _try_place(rng, scene, label, masks, overlap):
