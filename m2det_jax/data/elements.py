@@ -84,25 +84,52 @@ class Replace(grain.transforms.RandomMap):
 
 
 class Resize(grain.transforms.Map):
-    """Image number -> evaluation sample, padded to M objects; numbers past the end are filling."""
+    """Image number -> evaluation sample, padded to M objects; numbers past the end are filling.
 
-    def __init__(self, index: DetectionIndex, settings: ResizeSettings, max_objects: int) -> None:
+    skip_unreadable: an image that cannot be read is filling too, and named in `unreadable`.
+    """
+
+    def __init__(
+        self,
+        index: DetectionIndex,
+        settings: ResizeSettings,
+        max_objects: int,
+        skip_unreadable: bool = False,
+    ) -> None:
         self._index, self._settings, self._max_objects = index, settings, max_objects
+        self._skip_unreadable = skip_unreadable
 
     def map(self, image_id: int) -> Batch:
-        index, settings = self._index, self._settings
-        if image_id >= index.num_images:
-            image = np.full((*settings.image_size, 3), settings.fill, np.uint8)
-            boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
-            scale, offset, image_id = np.ones(2), np.zeros(2), -1
+        if image_id >= self._index.num_images:
+            sample, unreadable = self._filling(), -1
+        elif not self._skip_unreadable:
+            return self._resized(image_id)
         else:
-            size = tuple(index.sizes[image_id].tolist())
-            placement = place_whole(size, settings)
-            image = render(index.image_paths[image_id], size, placement, settings)
-            boxes, labels = map_boxes(*index.objects(image_id), placement)
-            scale, offset = placement.scale, placement.offset
+            try:
+                sample, unreadable = self._resized(image_id), -1
+            except UnreadableImage:
+                sample, unreadable = self._filling(), image_id
+        return sample | ({"unreadable": np.int32(unreadable)} if self._skip_unreadable else {})
+
+    def _resized(self, image_id: int) -> Batch:
+        index, settings = self._index, self._settings
+        size = tuple(index.sizes[image_id].tolist())
+        placement = place_whole(size, settings)
+        image = render(index.image_paths[image_id], size, placement, settings)
+        boxes, labels = map_boxes(*index.objects(image_id), placement)
         sample = _sample(image, boxes, labels, image_id, self._max_objects)
-        return sample | {"scale": scale.astype(np.float32), "offset": offset.astype(np.float32)}
+        return sample | _inverse(placement.scale, placement.offset)
+
+    def _filling(self) -> Batch:
+        image = np.full((*self._settings.image_size, 3), self._settings.fill, np.uint8)
+        boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
+        return _sample(image, boxes, labels, -1, self._max_objects) | _inverse(
+            np.ones(2), np.zeros(2)
+        )
+
+
+def _inverse(scale: np.ndarray, offset: np.ndarray) -> Batch:
+    return {"scale": scale.astype(np.float32), "offset": offset.astype(np.float32)}
 
 
 def _sample(

@@ -108,20 +108,31 @@ def eval_batches(
     num_workers: int = 0,
     num_threads: int = 2,
     max_objects: int | None = None,
+    on_bad_image: str = "error",
 ) -> Batches:
     """Yields every image of an index once, in order, resized only.
+
+    Args:
+        on_bad_image: "error": an image that cannot be read ends the iteration. "skip": filling, as
+            in the last batch, stands in its place.
 
     Returns:
         As `train_batches`, and scale, offset float32 [B, 2] (x, y), by which
         boxes_original = (boxes - offset) / scale. The last batch is filled with images of the fill
         colour that have image_id -1, no objects, scale 1 and offset 0. Every process gets the same
-        number of batches.
+        number of batches. With "skip" also unreadable int32 [B], the image that could not be read
+        and has filling in its place, or -1.
+
+    Raises:
+        ValueError: an argument is out of range; from next(): an image cannot be read, by name.
+        ChildProcessError: from next(): a worker process died.
     """
     max_objects = _check_max_objects(index, None, max_objects)
     share = _check_share(index, batch_size, process_index, process_count)
     _check_reading(num_workers, num_threads)
     padded = -(-index.num_images // batch_size) * batch_size
-    samples = grain.MapDataset.range(padded).map(Resize(index, resize, max_objects))
+    sample = Resize(index, resize, max_objects, skip_unreadable=on_bad_image == "skip")
+    samples = grain.MapDataset.range(padded).map(sample)
     batches = samples[process_index::process_count].batch(share, drop_remainder=True)
     return iterate(batches, num_workers, num_threads)
 

@@ -212,6 +212,24 @@ def test_eval_batches(index, mode):
             assert np.allclose(original, index.objects(image_id)[0], atol=1e-3)
 
 
+def test_eval_batches_name_what_they_skip(index, tmp_path):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(pathlib.Path(index.image_paths[5]).read_bytes()[:900])  # header whole
+    paths = [*index.image_paths[:5], str(cut), *index.image_paths[6:]]
+    broken = dataclasses.replace(index, image_paths=tuple(paths))
+    resize = ResizeSettings((48, 64))
+    with pytest.raises(ValueError, match="cut.png"):
+        list(eval_batches(broken, resize=resize, batch_size=4))
+    skipping = list(eval_batches(broken, resize=resize, batch_size=4, on_bad_image="skip"))
+    assert [batch["image_id"].tolist() for batch in skipping] == [
+        [0, 1, 2, 3], [4, -1, 6, 7], [8, 9, 10, -1]
+    ]  # fmt: skip
+    assert [batch["unreadable"].tolist() for batch in skipping] == [
+        [-1, -1, -1, -1], [-1, 5, -1, -1], [-1, -1, -1, -1]
+    ]  # fmt: skip
+    assert (skipping[1]["image"][1] == resize.fill).all() and not skipping[1]["mask"][1].any()
+
+
 def test_eval_batches_are_dealt_to_processes(index):
     resize = ResizeSettings((48, 64))
     shares = [
