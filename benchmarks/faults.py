@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from m2det_jax.damage import finished_steps
+from m2det_jax.damage import finished_steps, step_folder
 
 PATIENCE = 300  # seconds for whatever is waited for; after it the command counts as hanging
 ENDING = 15  # seconds for the other processes to follow the one that was killed
@@ -181,7 +181,7 @@ def fill(folder: pathlib.Path, leaving: int) -> None:
 
 def damage_latest(kind: str, workdir: pathlib.Path, draw: random.Random) -> None:
     """Damages a file of the newest checkpoint, one that matters, in the way that `kind` says."""
-    folder = workdir / "checkpoints" / f"{finished_steps(workdir)[-1]:08d}"
+    folder = step_folder(workdir / "checkpoints", finished_steps(workdir)[-1])
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size]
     marks = ("commit_success.txt", "_CHECKPOINT_METADATA", "checksums.json")
     path = draw.choice([p for p in files if p.name not in marks])

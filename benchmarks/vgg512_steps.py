@@ -25,7 +25,7 @@ from benchmarks import experiment, timing
 from m2det_jax import runtime
 from m2det_jax.evaluate import step_settings
 from m2det_jax.history import read_history
-from m2det_jax.prepare import prepare
+from m2det_jax.prepare import first_state, prepare
 from m2det_jax.train import open_batches, train
 from m2det_jax.train_step import losses_of, make_targets
 
@@ -48,7 +48,8 @@ def count_compilations() -> Counter:
 def untrained_losses(config: ConfigDict, workdir: pathlib.Path) -> list[float]:
     """Returns the loss of the initial weights on the batch of every step that will be trained."""
     run = prepare(config, workdir)
-    variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+    state = first_state(config, run)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
     detector, settings = run.detector, step_settings(config)
 
     @jax.jit

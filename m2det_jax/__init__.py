@@ -10,7 +10,7 @@ __all__ = ["restore"]
 
 def __getattr__(name: str):
     if name == "restore":
-        from m2det_jax.checkpoint import restore
+        from m2det_jax.trained import restore
 
         return restore
     raise AttributeError(f"module 'm2det_jax' has no attribute {name!r}")

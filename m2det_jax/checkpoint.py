@@ -1,17 +1,18 @@
-"""Orbax checkpoints: the latest ones and the best by validation AP, and how to use one elsewhere.
+"""Orbax checkpoints: the latest ones and the best by validation AP.
 
 A checkpoint has three items, so that each reader takes only what it needs:
   model  moving averages of params and batch_stats: what evaluation and prediction use
   train  what only training needs: step, raw params and batch_stats, optimiser, running metrics
   meta   JSON: config, class names, data, versions of the packages, progress of the run
-Beside them lie the checksums of all files.
+Beside them lie the checksums of all files. A checkpoint is saved before its step is evaluated; what
+the evaluation came to is added as Orbax's own item "metrics", which makes it one that may be best.
 """
 
-import dataclasses
 import importlib.metadata
+import json
 import logging
+import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,10 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 import m2det_jax
 from m2det_jax import damage
-from m2det_jax.config_checks import validate
-from m2det_jax.detect import Detector, build_detector
-from m2det_jax.experiment import stored_config
-from m2det_jax.model import variable_shapes
+from m2det_jax.devices import wait_for_all
 from m2det_jax.train_state import TrainState
 
 log = logging.getLogger("m2det_jax")
@@ -56,7 +54,7 @@ def open_manager(
         ]
     )
     options = ocp.CheckpointManagerOptions(
-        step_format_fixed_length=8,
+        step_format_fixed_length=8 if damage.pads_names(directory) else None,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         best_fn=_ap,  # without it Orbax writes no metrics, and a restart forgets the best
@@ -117,13 +115,9 @@ def make_meta(
 
 
 def save(
-    manager: ocp.CheckpointManager,
-    state: TrainState,
-    running_metrics: Any,
-    meta: dict[str, Any],
-    metrics: dict[str, float] | None,
+    manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any, meta: dict[str, Any]
 ) -> None:
-    """Starts an asynchronous save of a step; `metrics` (with AP) where it has been evaluated."""
+    """Starts an asynchronous save of a step, unless it is saved already."""
     step = int(state.step)
     if step in manager.all_steps():
         return
@@ -134,8 +128,41 @@ def save(
             train=ocp.args.StandardSave(_train_item(state, running_metrics)),
             meta=ocp.args.JsonSave(meta),
         ),
-        metrics=metrics,
     )
+
+
+def record_evaluation(manager: ocp.CheckpointManager, step: int, figures: dict[str, float]) -> None:
+    """Adds to a saved step what its first evaluation came to; waits for the end of the save.
+
+    Args:
+      figures: finite numbers by name; "AP" decides which checkpoint is the best.
+    """
+    manager.wait_until_finished()
+    if manager.metrics(step) is not None:
+        return
+    if jax.process_index() == 0:
+        # As Orbax writes them. None of the files that are there is touched.
+        folder = damage.step_folder(pathlib.Path(manager.directory), step) / "metrics"
+        folder.mkdir(exist_ok=True)
+        beside = folder / "metrics.tmp"
+        with beside.open("w") as file:
+            file.write(json.dumps(figures))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(folder / "metrics")
+    wait_for_all("the evaluation is recorded")
+    manager.reload()
+
+
+def drop_old(manager: ocp.CheckpointManager, keep_latest: int) -> None:
+    """Deletes all checkpoints but the latest ones and the best.
+
+    Orbax does the same at the next save; an evaluation after the last one may leave two that have
+    been the best.
+    """
+    steps = sorted(manager.all_steps())
+    for step in set(steps) - {*steps[-keep_latest:], manager.best_step()}:
+        manager.delete(step)
 
 
 def _train_item(state: TrainState, running_metrics: Any) -> dict[str, Any]:
@@ -154,7 +181,7 @@ def read_meta(manager: ocp.CheckpointManager) -> dict[str, Any] | None:
         try:
             return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         except Exception as error:  # whatever a damaged file raises; restore_latest deals with it
-            log.warning("checkpoint %d: %s", step, _first_line(error))
+            log.warning("checkpoint %d: %s", step, first_line(error))
     return None
 
 
@@ -189,8 +216,8 @@ def restore_latest(
         try:
             found = manager.restore(step, args=args)
         except Exception as error:  # whatever a damaged file raises: tell, and try the one before
-            failures[step] = f"{type(error).__name__}: {_first_line(error)}"
-            if damage.has_checksums(pathlib.Path(manager.directory) / f"{step:08d}"):
+            failures[step] = f"{type(error).__name__}: {first_line(error)}"
+            if damage.has_checksums(damage.step_folder(pathlib.Path(manager.directory), step)):
                 break  # intact: the one before would fit no better
             continue
         damage.set_aside(pathlib.Path(manager.directory), failures)
@@ -206,95 +233,6 @@ def restore_latest(
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, cut to 200 characters."""
     return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A trained detector, ready for use.
-
-    Attributes:
-      detector: model, anchors, preprocessing and class names; `detector.detect_fn()` is jitted.
-      variables: params and batch_stats (moving averages), jax arrays on the first device.
-      class_names: name of each class id.
-      config: the config that it was trained with.
-      step: optimiser step of the checkpoint.
-      class_ids: category ids of the training set's own, for results; (): 0..C-1.
-    """
-
-    detector: Detector
-    variables: dict[str, Any]
-    class_names: tuple[str, ...]
-    config: ConfigDict
-    step: int
-    class_ids: tuple[int | str, ...] = ()
-
-
-def restore(
-    workdir: str | pathlib.Path, checkpoint: str | int = "latest", overrides: Sequence[str] = ()
-) -> Restored:
-    """Restores a trained detector from its workdir alone.
-
-    Args:
-      workdir: what training was given as --workdir.
-      checkpoint: "latest", "best" (by validation AP), or a step.
-      overrides: changes of config.eval, such as "eval.nms=soft_linear".
-
-    Raises:
-      ValueError: there is no such checkpoint, it is damaged, or an override does not fit.
-    """
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-        raise ValueError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
-    with open_manager(workdir, read_only=True) as manager:
-        step = _choose(manager, workdir, checkpoint)
-        meta = _restore(manager, step, meta=ocp.args.JsonRestore()).meta
-        if "config" not in meta:
-            raise ValueError(
-                f"{workdir}: a backbone alone, no detector; train one from it with "
-                f"--config.model.backbone_weights={workdir}"
-            )
-        config = stored_config(meta["config"], overrides)
-        validate(config)
-        class_names = tuple(meta["class_names"])
-        detector = build_detector(config, class_names)
-        item = ocp.args.StandardRestore(_abstract_variables(detector))
-        variables = _restore(manager, step, model=item).model
-    class_ids = tuple(meta.get("class_ids", ()))  # younger than the first checkpoints
-    return Restored(detector, variables, class_names, config, step, class_ids)
-
-
-def _restore(manager: ocp.CheckpointManager, step: int, **items):
-    try:
-        if found := damage.find_damage(pathlib.Path(manager.directory) / f"{step:08d}"):
-            raise ValueError(found)
-        return manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:  # whatever a damaged file raises
-        raise ValueError(
-            f"checkpoint {step} in {manager.directory} is damaged ({type(error).__name__}: "
-            f"{_first_line(error)}); give another one of {sorted(manager.all_steps())}"
-        ) from error
-
-
-def _choose(manager: ocp.CheckpointManager, workdir, checkpoint: str | int) -> int:
-    steps = sorted(manager.all_steps())
-    if checkpoint == "latest" and steps:
-        return steps[-1]
-    best = manager.best_step() if checkpoint == "best" else None
-    if best is not None:
-        return best
-    if str(checkpoint).isdigit() and int(checkpoint) in steps:
-        return int(checkpoint)
-    raise ValueError(
-        f"{workdir}: no checkpoint {checkpoint!r}; there are latest, best and the steps {steps}"
-        if steps
-        else f"{workdir}: no finished checkpoint there yet"
-    )
-
-
-def _abstract_variables(detector: Detector) -> dict[str, Any]:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        variable_shapes(detector.model, detector.resize.image_size),
-    )

@@ -8,12 +8,13 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import load_file, save_file
 
 from m2det_jax import backbone_weights
-from m2det_jax.checkpoint import make_meta, open_manager, restore
+from m2det_jax.checkpoint import make_meta, open_manager
 from m2det_jax.data import read_classes
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.model import init_variables
 from m2det_jax.official_config import official_config, raise_if_not_official
 from m2det_jax.train import write_config
+from m2det_jax.trained import restore
 from m2det_jax.weights.class_names import KNOWN
 from m2det_jax.weights.files import new_folder, read_tensors, write_tensors
 from m2det_jax.weights.official import (

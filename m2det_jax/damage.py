@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import zlib
+from collections.abc import Sequence
 
 import jax
 
@@ -38,8 +40,10 @@ def write_checksums(folder: pathlib.Path) -> None:
         os.fsync(file.fileno())  # as Orbax does with the arrays; for machines that lose power
 
 
-def find_damage(folder: pathlib.Path) -> str | None:
+def find_damage(folder: pathlib.Path, items: Sequence[str] = ()) -> str | None:
     """Names the first file that is not as it was written, and how; None: all are.
+
+    items: names of the only parts of the checkpoint to look at, such as "model"; (): all.
 
     A folder without a list, of a save by other means, counts as whole: see `has_checksums`.
     """
@@ -47,7 +51,11 @@ def find_damage(folder: pathlib.Path) -> str | None:
         return None
     try:
         sums = json.loads((folder / _FILE).read_text())["crc32"]
-        expected = {folder / name: (size, crc) for name, (size, crc) in sums.items()}
+        expected = {
+            folder / name: (size, crc)
+            for name, (size, crc) in sums.items()
+            if not items or pathlib.PurePath(name).parts[0] in items
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_FILE} is not what was written"
     for path, (size, crc) in expected.items():
@@ -74,6 +82,20 @@ def _crc32(path: pathlib.Path) -> int:
     return value
 
 
+def step_folder(directory: pathlib.Path, step: int) -> pathlib.Path:
+    """Returns the folder of a checkpoint; directory is that of all checkpoints of a run.
+
+    It is named by the step alone, as Orbax does by default. Versions before 0.2 padded the name to
+    eight digits, and go on doing so in the workdirs that they began.
+    """
+    return directory / (f"{step:08d}" if pads_names(directory) else str(step))
+
+
+def pads_names(directory: pathlib.Path) -> bool:
+    """Tells whether the folders of the checkpoints have names of eight digits: 00000100."""
+    return any(re.fullmatch(r"0\d{7}", path.name) for path in directory.glob("0*"))
+
+
 def finished_steps(workdir: str | pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a workdir, whether they can be restored or not."""
     folders = (pathlib.Path(workdir) / "checkpoints").glob("*")
@@ -93,7 +115,7 @@ def move_damaged(directory: pathlib.Path) -> None:
 
 def _move_damaged(directory: pathlib.Path) -> None:
     steps = finished_steps(directory.parent)
-    found = {step: find_damage(directory / f"{step:08d}") for step in reversed(steps)}
+    found = {step: find_damage(step_folder(directory, step)) for step in reversed(steps)}
     damaged = {step: what for step, what in found.items() if what is not None}
     if steps and len(damaged) == len(steps):
         raise none_left(directory, damaged)
@@ -108,10 +130,11 @@ def set_aside(directory: pathlib.Path, failures: dict[int, str]) -> None:
     if jax.process_index() != 0:
         return
     for step, what in failures.items():
-        target = directory.parent / "damaged" / f"{step:08d}"
+        folder = step_folder(directory, step)
+        target = directory.parent / "damaged" / folder.name
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
-        (directory / target.name).rename(target)
+        folder.rename(target)
         newer = any(other > step for other in finished_steps(directory.parent))
         log.warning("checkpoint %d is damaged: %s; moved to %s%s", step, what, target,
                     "" if newer else ", the one before it is used")  # fmt: skip

@@ -3,6 +3,7 @@
 python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -16,7 +17,6 @@ from absl import app
 from absl.flags import argparse_flags
 
 from m2det_jax import devices, memory, runtime
-from m2det_jax.checkpoint import Restored, restore
 from m2det_jax.data import DetectionIndex, eval_batches, read_csv
 from m2det_jax.datasets import load_validation
 from m2det_jax.detect import Detector
@@ -24,8 +24,12 @@ from m2det_jax.detections import to_original
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
 from m2det_jax.multiscale import MultiScale, make_views
 from m2det_jax.train_step import StepSettings, eval_losses
+from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
+
+ON_DEVICE = ("image", "boxes", "labels", "mask", "image_id")  # of a batch, what the step takes
+_PLACING = ("image_id", "scale", "offset", "unreadable")
 
 
 def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
@@ -51,8 +55,14 @@ def evaluate(
     batch_size: int,
     sharding: jax.sharding.Sharding,
     num_threads: int = 2,
+    on_bad_image: str = "error",
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[dict, list[ImageDetections]]:
     """Runs a jitted eval step over a data set.
+
+    Args:
+      on_bad_image: "error"; or "skip": images that cannot be read are named, and left out.
+      between: called before each batch; may raise to end the evaluation.
 
     Returns:
       (metrics, detections): the metrics of `coco_metrics` with loss, loss_class and loss_box
@@ -65,17 +75,21 @@ def evaluate(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=num_threads,
+        on_bad_image=on_bad_image,
     )
-    detections, losses = [], []
+    detections, losses, unreadable = [], [], []
     total = -(-index.num_images // batch_size)
-    for batch in tqdm.tqdm(batches, "evaluate", total, leave=False, disable=None):
-        batch = devices.put_batch(batch, sharding)
-        arrays = {k: batch[k] for k in ("image", "boxes", "labels", "mask", "image_id")}
-        found, terms = eval_step(variables, arrays)
-        placing = {k: batch[k] for k in ("image_id", "scale", "offset")}
-        detections += to_original(*devices.fetch((found, placing)), index)
-        losses.append(jax.device_get(terms))
-    return summarize(index, detections, losses)
+    with batches, tqdm.tqdm(total=total, desc="evaluate", leave=False, disable=None) as bar:
+        for batch in batches:
+            between()
+            batch = devices.put_batch(batch, sharding)
+            found, terms = eval_step(variables, {k: batch[k] for k in ON_DEVICE})
+            found, placing = devices.fetch((found, {k: batch[k] for k in _PLACING if k in batch}))
+            detections += to_original(found, placing, index)
+            unreadable += [int(i) for i in placing.get("unreadable", ()) if i >= 0]
+            losses.append(jax.device_get(terms))
+            bar.update()
+    return summarize(*without_images(index, detections, unreadable), losses)
 
 
 def evaluate_views(
@@ -97,6 +111,30 @@ def evaluate_views(
         detections += images
         losses.append(jax.device_get(terms))
     return summarize(index, detections, losses)
+
+
+def without_images(
+    index: DetectionIndex, detections: list[ImageDetections], unreadable: Sequence[int]
+) -> tuple[DetectionIndex, list[ImageDetections]]:
+    """Leaves images out of an index that could not be read, and says which.
+
+    Args:
+      unreadable: positions in the index; none of them has detections.
+
+    Raises:
+      ValueError: no image could be read.
+    """
+    if not unreadable:
+        return index, detections
+    if len(unreadable) == index.num_images:
+        raise ValueError(f"none of the {index.num_images} images to evaluate on can be read")
+    names = ", ".join(index.image_paths[i] for i in sorted(unreadable))
+    log.warning("%d of %d images cannot be read and are left out of the evaluation: %s",
+                len(unreadable), index.num_images, names)  # fmt: skip
+    kept = sorted(set(range(index.num_images)) - set(unreadable))
+    position = {image_id: i for i, image_id in enumerate(kept)}
+    moved = [dataclasses.replace(d, image_id=position[d.image_id]) for d in detections]
+    return index.subset(kept), moved
 
 
 def summarize(

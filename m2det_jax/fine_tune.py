@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint
+from m2det_jax import trained
 from m2det_jax.detect import Detector
 from m2det_jax.experiment import flatten
 from m2det_jax.model import is_class_output
@@ -47,7 +47,7 @@ def start_from(config: ConfigDict, detector: Detector, fresh: dict[str, Any]) ->
       ValueError: there is no such checkpoint, or tensors other than the class outputs do not fit;
         lists all of them, and the settings of the model that differ.
     """
-    source = checkpoint.restore(config.init_from, config.init_checkpoint)
+    source = trained.restore(config.init_from, config.init_checkpoint)
     ours, theirs = flatten_dict(fresh), flatten_dict(jax.device_get(source.variables))
     reason = _why_other_outputs(source, detector)
     kept = {path for path in ours if reason and is_class_output(path[1:])}
@@ -72,7 +72,7 @@ def start_from(config: ConfigDict, detector: Detector, fresh: dict[str, Any]) ->
     return unflatten_dict({path: ours[path] if path in kept else theirs[path] for path in ours})
 
 
-def _why_other_outputs(source: checkpoint.Restored, detector: Detector) -> str:
+def _why_other_outputs(source: trained.Restored, detector: Detector) -> str:
     """Says why the source's class outputs mean something else; "" if they do not."""
     theirs, ours = source.class_names, detector.class_names
     if theirs != ours:

@@ -51,13 +51,20 @@ def read_history(workdir: str | os.PathLike) -> list[dict]:
     return [{k: math.nan if v is None else v for k, v in r.items()} for r in records]
 
 
-def _cut(path: Path, last_step: int) -> None:
-    """Removes the lines after `last_step` and a line cut short; the file is never half written."""
+def _cut(path: Path, last_step: int, evaluated: bool) -> None:
+    """Removes the lines after `last_step` and a line cut short; the file is never half written.
+
+    evaluated: False: the figures of an evaluation of that step go too, it is done again.
+    """
     if not path.exists():
         return
-    lines = _complete_lines(path)
-    steps = [_parse_line(path, i, line)["step"] for i, line in enumerate(lines, 1)]
-    kept = [line + b"\n" for line, step in zip(lines, steps, strict=True) if step <= last_step]
+
+    def stays(record: dict) -> bool:
+        again = not evaluated and any(name.startswith("val_") for name in record)
+        return record["step"] < last_step or (record["step"] == last_step and not again)
+
+    lines = enumerate(_complete_lines(path), 1)
+    kept = [line + b"\n" for i, line in lines if stays(_parse_line(path, i, line))]
     beside = path.with_suffix(".tmp")
     with beside.open("wb") as file:
         file.writelines(kept)
@@ -118,16 +125,24 @@ class History:
     """Writes scalars and pictures of a run; usable in a `with` statement.
 
     workdir: made if missing; start_step: the last step that the resumed checkpoint contains, 0 for
-    a new run; enabled: False makes every method do nothing (all processes but the first).
+    a new run; evaluated: whether the figures of that step's evaluation count, if there are any;
+    enabled: False makes every method do nothing (all processes but the first).
     """
 
-    def __init__(self, workdir: str | os.PathLike, start_step: int = 0, *, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        start_step: int = 0,
+        *,
+        evaluated: bool = True,
+        enabled: bool = True,
+    ):
         self._file, self._events = None, None
         if not enabled:
             return
         path = Path(workdir) / _FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut(path, start_step)
+        _cut(path, start_step, evaluated)
         self._file = path.open("a", encoding="utf-8")
         self._events = _Events(path.parent / "tensorboard", start_step + 1)
 

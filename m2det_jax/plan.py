@@ -20,6 +20,14 @@ class Plan:
     evaluate_every: int
     save_every: int
 
+    def evaluates(self, step: int) -> bool:
+        """Tells whether the state is evaluated after this step."""
+        return step > 0 and (step % self.evaluate_every == 0 or step == self.steps)
+
+    def saves(self, step: int) -> bool:
+        """Tells whether the state is saved after this step; before each evaluation it is."""
+        return self.evaluates(step) or step == self.stop or step % self.save_every == 0
+
 
 def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> float:
     """Returns how many images an epoch shows: each once, or by repeat-factor sampling."""

@@ -17,12 +17,12 @@ from absl.flags import argparse_flags
 from PIL import Image
 
 from m2det_jax import devices, memory, runtime
-from m2det_jax.checkpoint import Restored, restore
 from m2det_jax.data import DetectionIndex, eval_batches, load_image, read_size
 from m2det_jax.detections import to_original
 from m2det_jax.draw import draw_boxes
 from m2det_jax.metrics import ImageDetections, coco_results
 from m2det_jax.multiscale import MultiScale, make_views
+from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
@@ -15,12 +16,11 @@ from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.backbone_weights import load_backbone
 from m2det_jax.compiled_step import CompiledStep
 from m2det_jax.config_checks import validate, validate_classes
-from m2det_jax.damage import finished_steps
 from m2det_jax.data import DetectionIndex, describe_augmentation
 from m2det_jax.datasets import augment_settings, fingerprint, load_datasets, train_sizes
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.fine_tune import start_from
-from m2det_jax.model import init_variables
+from m2det_jax.model import init_variables, variable_shapes
 from m2det_jax.optimizer import make_optimizer, make_schedule
 from m2det_jax.plan import Plan, images_of_epoch, make_optimizer_settings, make_plan
 from m2det_jax.train_state import TrainState, create_train_state
@@ -37,7 +37,8 @@ class Run:
     Attributes:
       train_step: compiled when first called; see make_train_step.
       eval_step: jitted; see make_eval_step.
-      state: placed on all devices.
+      state_shapes: the state as shapes, dtypes and shardings; of the arrays, only the loop holds
+        any, so that there is one state on the devices.
       replicated, by_batch: shardings of what every device has whole, and of a batch.
       fingerprints: of both data sets, to be stored with checkpoints.
     """
@@ -45,17 +46,18 @@ class Run:
     train_index: DetectionIndex
     val_index: DetectionIndex
     detector: Detector
+    optimizer: optax.GradientTransformation
     plan: Plan
     train_step: CompiledStep
     eval_step: Callable
-    state: TrainState
+    state_shapes: TrainState
     replicated: jax.sharding.Sharding
     by_batch: jax.sharding.Sharding
     fingerprints: dict[str, str]
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
-    """Checks the config, reads the data, and builds model, optimiser, state and steps.
+    """Checks the config, reads the data, and builds model, optimiser and steps.
 
     Raises:
       ValueError, FileNotFoundError: config or data do not fit; the message says what to do.
@@ -74,11 +76,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     optimizer = make_optimizer(optimizer_settings, detector.model.frozen_paths())
     step_settings = evaluate.step_settings(config)
     replicated, by_batch = devices.data_mesh()
-    resuming = bool(finished_steps(workdir))
-    variables = initial_variables(config, detector, resuming=resuming)
-    log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
-    state = create_train_state(variables, optimizer)
-    state_sharding = devices.state_sharding(state, replicated, config.sharding)
+    variables = variable_shapes(detector.model, detector.resize.image_size)
+    state_shapes = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
+    state_sharding = devices.state_sharding(state_shapes, replicated, config.sharding)
     # Split weights are gathered layer by layer, which is for XLA to arrange.
     mesh = replicated.mesh if config.sharding == "replicated" else None
     schedule = make_schedule(optimizer_settings)
@@ -88,20 +88,37 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         in_shardings=(state_sharding, by_batch),
         out_shardings=(state_sharding, replicated),
     )
-    with memory.explained(lambda: memory.state_advice(state, memory_settings(config))):
-        state = devices.place(state, state_sharding)
     return Run(
         train_index=train_index,
         val_index=val_index,
         detector=detector,
+        optimizer=optimizer,
         plan=plan,
         train_step=CompiledStep(jitted, train_sizes(config), memory_settings(config)),
         eval_step=jax.jit(evaluate.make_eval_step(detector, step_settings)),
-        state=state,
+        state_shapes=jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            state_shapes,
+            state_sharding,
+        ),
         replicated=replicated,
         by_batch=by_batch,
         fingerprints={"training": fingerprint(train_index), "validation": fingerprint(val_index)},
     )
+
+
+def first_state(config: ConfigDict, run: Run) -> TrainState:
+    """Returns the state before the first step, placed on all devices.
+
+    Raises:
+      ValueError, FileNotFoundError: the files of weights that the config names do not fit.
+    """
+    variables = initial_variables(config, run.detector)
+    log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
+    state = create_train_state(variables, run.optimizer)
+    where = jax.tree.map(lambda x: x.sharding, run.state_shapes)
+    with memory.explained(lambda: memory.state_advice(state, memory_settings(config))):
+        return devices.place(state, where)
 
 
 def memory_settings(config: ConfigDict) -> memory.MemorySettings:
@@ -139,22 +156,12 @@ def make_step(
     return train_step
 
 
-def initial_variables(
-    config: ConfigDict, detector: Detector, *, resuming: bool = False
-) -> dict[str, Any]:
-    """Returns variables to start with: random from the seed, or from the files that config names.
-
-    Args:
-      resuming: a checkpoint of the run will replace them, so no file is read: it may be gone.
-    """
+def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
+    """Returns variables to start with: random from the seed, or from the files of a config."""
     variables = init_variables(
         detector.model, detector.resize.image_size, config.seed, prior=detector.class_prior
     )
     model = config.model
-    if resuming:
-        if config.init_from:
-            log.info("config.init_from=%s is not read: the run goes on", config.init_from)
-        return variables
     if config.init_from:
         return start_from(config, detector, variables)
     if model.backbone_weights:

@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -12,6 +13,7 @@ from m2det_jax import checkpoint, damage, devices
 from m2det_jax.config import FREE_KEYS, OWN_KEYS
 from m2det_jax.experiment import flatten, stored_config
 from m2det_jax.prepare import Run
+from m2det_jax.train_state import TrainState
 
 log = logging.getLogger("m2det_jax")
 
@@ -27,12 +29,19 @@ _FRESH = {
 
 def start_or_resume(
     run: Run,
+    state: TrainState | None,
     running,
     manager: ocp.CheckpointManager,
     config: ConfigDict,
     allow_config_change: bool = False,
-):
-    """Returns (state, running metrics, progress) of the latest checkpoint, or of a fresh start.
+) -> tuple[TrainState, Any, dict[str, Any], bool]:
+    """Returns where a run goes on: from its latest checkpoint, or from the state before step 1.
+
+    Args:
+      state: that of a fresh start; None where the workdir has checkpoints.
+
+    Returns:
+      (state, running metrics, progress, whether the step of the state has been evaluated).
 
     Raises:
       ValueError: the checkpoints are of another config or other data; lists the differences. Or
@@ -43,12 +52,19 @@ def start_or_resume(
     meta = checkpoint.read_meta(manager)
     if meta is not None:
         refuse_other_run(meta, config, run, manager.directory, allow_config_change)
-    found = checkpoint.restore_latest(manager, run.state, running)
+    if state is not None:
+        return state, running, dict(_FRESH), False
+    found = checkpoint.restore_latest(manager, run.state_shapes, running)
     if found is None:
-        return run.state, running, dict(_FRESH)
+        raise FileNotFoundError(f"{manager.directory}: the checkpoints have just been removed")
     state, running, meta = found
     log.info("resuming from step %d of %s", int(state.step), manager.directory)
-    return state, running, _FRESH | meta["progress"]
+    if config.init_from:
+        log.info("config.init_from=%s is not read: the run goes on", config.init_from)
+    # Saved before the step was evaluated; what came of that is beside it.
+    evaluation = manager.metrics(int(state.step)) or {}
+    progress = _FRESH | meta["progress"] | {k: v for k, v in evaluation.items() if k in _FRESH}
+    return state, running, progress, bool(evaluation)
 
 
 def _refuse_unlike_processes(run: Run, config: ConfigDict) -> None:

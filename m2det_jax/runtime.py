@@ -132,7 +132,7 @@ def _without_closed_loops(hook: Callable, unraisable: Any) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds --set, whose values `checkpoint.restore` takes as overrides."""
+    """Adds --set, whose values `trained.restore` takes as overrides."""
     parser.add_argument(
         "--set",
         action="append",

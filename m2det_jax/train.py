@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import pathlib
 from collections.abc import Iterator
 
@@ -12,15 +11,15 @@ from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint, guard, memory
 from m2det_jax.damage import finished_steps
-from m2det_jax.data import train_batches
+from m2det_jax.data import UnreadableImage, train_batches
 from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.devices import leave_after, place, put_batch
 from m2det_jax.draw import training_sheet
-from m2det_jax.evaluate import evaluate
 from m2det_jax.history import History
-from m2det_jax.prepare import Run, prepare
+from m2det_jax.prepare import Run, first_state, prepare
 from m2det_jax.resume import start_or_resume, what_is_left, write_config
 from m2det_jax.train_state import TrainState
+from m2det_jax.validation import Validation
 from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch
 
 log = logging.getLogger("m2det_jax")
@@ -52,6 +51,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
         need = "; of these, accumulation, dtype and batch_size need --allow_config_change now"
         begun = need if finished_steps(workdir) else ""
         raise memory.OutOfMemory(f"{error}; {what_is_left(workdir)}{begun}") from error
+    except UnreadableImage as error:
+        raise ValueError(
+            f"{error}; mend or remove the file, or give --config.data.on_bad_image=skip; "
+            f"{what_is_left(workdir)}"
+        ) from error
     except (OSError, ValueError) as error:
         if (trouble := guard.disk_trouble(error)) is None:
             raise
@@ -63,6 +67,7 @@ def run_locked(
 ) -> dict:
     """Sets up what the loop needs, in the order in which it must end, and runs it."""
     run = prepare(config, workdir)
+    state = None if finished_steps(workdir) else first_state(config, run)
     lock.create()
     running = place(IntervalMetrics.empty(), run.replicated)
     with contextlib.ExitStack() as stack:
@@ -71,12 +76,12 @@ def run_locked(
         manager = stack.enter_context(
             checkpoint.open_manager(workdir, keep_latest=config.checkpoint.keep_latest)
         )
-        state, running, progress = start_or_resume(
-            run, running, manager, config, allow_config_change
+        state, running, progress, evaluated = start_or_resume(
+            run, state, running, manager, config, allow_config_change
         )
         step = int(state.step)
         write_config(workdir, config)
-        history = History(workdir, step, enabled=jax.process_index() == 0)
+        history = History(workdir, step, evaluated=evaluated, enabled=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(history))
         batches = stack.enter_context(contextlib.closing(open_batches(config, run, step)))
         watch = Watch(
@@ -91,9 +96,14 @@ def run_locked(
             max_nonfinite=config.max_nonfinite if config.on_nonfinite == "skip" else 0,
         )
         stack.enter_context(contextlib.closing(watch))
+        pending = run.plan.evaluates(step) and not evaluated
+        validation = Validation(config, run, manager, watch, signals, pending=pending)
+        stack.enter_context(contextlib.closing(validation))
         try:
             with run.train_step.explained():  # devices may say it long after the call
-                return loop(config, workdir, run, state, lock, manager, batches, watch, signals)
+                return loop(
+                    config, workdir, run, state, lock, manager, batches, watch, signals, validation
+                )
         except NonFiniteLoss as error:
             why = explain(error, run, config)
             raise FloatingPointError(f"{why}; {what_is_left(workdir)}") from None
@@ -113,16 +123,21 @@ def loop(
     batches: Iterator[dict],
     watch: Watch,
     signals: guard.StopSignals,
+    validation: Validation,
 ) -> dict:
     """Steps from the state's step to the end of the plan; returns the last validation metrics.
 
     A step, with all its micro-batches, is done or not done: nothing is saved or left inside one.
     """
     plan, progress, metrics, start = run.plan, watch.progress, {}, int(state.step)
+    if validation.pending:
+        log.info("step %d was saved and not evaluated; evaluating it first", start)
+        metrics = validation.run(state)
     if nothing_to_do(config, run, start, progress):
         return metrics
     if stopping := signals.agreed():
         raise guard.Stopped(stopping, start)
+    validation.compile()
     for step in range(start + 1, plan.stop + 1):
         batch = watch.wait_for(batches)
         image_ids, replaced = batch.pop("image_id"), batch.pop("replaced", None)
@@ -131,37 +146,36 @@ def loop(
         state, step_metrics = run.train_step(state, put_batch(batch, run.by_batch))
         watch.after_step(step, step_metrics, image_ids, replaced)
         checkpoint.check_last_save(manager)  # a full disk stops the run now, not a save later
+        validation.read_images()
+        validation.check()  # likewise what an evaluation would stumble over
 
         stopping = signals.agreed()
-        evaluating = step % plan.evaluate_every == 0 or step == plan.steps
-        saving = evaluating or step == plan.stop or step % plan.save_every == 0
-        if not (saving or stopping):
+        if not (plan.saves(step) or stopping):
             continue
         lock.check()
         watch.check()  # a state with a bad loss is neither evaluated nor saved
-        if evaluating:
-            metrics = watch.pause(validate_state, config, run, state, watch.history, progress)
-        # History before checkpoint: a run that dies between the two repeats the evaluation and
-        # cuts the doubled record; the other way round the record would be lost.
         names, ids = run.train_index.class_names, run.train_index.class_ids
         meta = checkpoint.make_meta(config, names, progress, run.fingerprints, ids)
-        ap = {"AP": progress["AP"]} if evaluating else None
-        watch.pause(checkpoint.save, manager, state, watch.running, meta, ap)
-        if evaluating and out_of_patience(config, progress):
-            log.info("stopping early at step %d: no better AP in %d evaluations",
-                     step, config.eval.patience)  # fmt: skip
-            break
-        if stopping and step < plan.stop:
+        watch.pause(checkpoint.save, manager, state, watch.running, meta)
+        if stopping and step != plan.stop:
             manager.wait_until_finished()
             raise guard.Stopped(stopping, step)
+        # Saved first: whatever becomes of the evaluation, the steps so far are safe.
+        if plan.evaluates(step):
+            metrics = watch.pause(validation.run, state)
+            if out_of_patience(config, progress):
+                log.info("stopping early at step %d: no better AP in %d evaluations",
+                         step, config.eval.patience)  # fmt: skip
+                break
     return metrics
 
 
 def nothing_to_do(config: ConfigDict, run: Run, start: int, progress: dict) -> bool:
     """Tells, and logs, whether a run that is started at this step is over."""
     if start >= run.plan.stop:
-        log.info("nothing to do: step %d of %d is done; raise config.epochs to go on",
-                 start, run.plan.stop)  # fmt: skip
+        key = "epochs" if run.plan.stop == run.plan.steps else "max_steps"
+        log.info("nothing to do: step %d of %d is done; raise config.%s to go on",
+                 start, run.plan.stop, key)  # fmt: skip
         return True
     if over := out_of_patience(config, progress):
         log.info("nothing to do: stopped early at step %d; raise config.eval.patience to go on",
@@ -190,34 +204,6 @@ def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict
         sizes=train_sizes(config),
         on_bad_image=config.data.on_bad_image,
     )
-
-
-def validate_state(
-    config: ConfigDict, run: Run, state: TrainState, history: History, progress: dict
-) -> dict:
-    """Evaluates the moving averages, records the figures and updates `progress`."""
-    batch_size = config.eval.batch_size
-    with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
-        metrics, _ = evaluate(
-            run.eval_step,
-            state.eval_variables,
-            run.val_index,
-            run.detector,
-            batch_size=batch_size,
-            sharding=run.by_batch,
-            num_threads=config.data.num_threads,
-        )
-    scalars = {f"val_{name}": value for name, value in metrics.items() if name != "per_class"}
-    history.write(int(state.step), scalars)
-    # Without any object in the validation set there is no AP; a number keeps "best" defined.
-    progress["AP"] = 0.0 if math.isnan(metrics["AP"]) else metrics["AP"]
-    better = progress["AP"] > progress["best_AP"]
-    progress["best_AP"] = max(progress["AP"], progress["best_AP"])
-    progress["evaluations_since_best"] = 0 if better else progress["evaluations_since_best"] + 1
-    log.info("step %d  validation AP %.3f  AP50 %.3f  AP75 %.3f  loss %.4f  (best AP %.3f)",
-             int(state.step), metrics["AP"], metrics["AP50"], metrics["AP75"], metrics["loss"],
-             progress["best_AP"])  # fmt: skip
-    return metrics
 
 
 def save_samples(

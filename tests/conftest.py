@@ -78,12 +78,12 @@ def tiny_run(drawn_files, tmp_path_factory):
     """One prepared tiny run, so that its step is compiled once for all tests."""
     import support
 
-    from m2det_jax.prepare import prepare
+    from m2det_jax.prepare import first_state, prepare
 
     config = support.tiny_config(drawn_files)
     with support.counted_traces() as traces:
         run = prepare(config, tmp_path_factory.mktemp("tiny_run"))
-    return support.TinyRun(config, run, jax.device_get(run.state), traces)
+    return support.TinyRun(config, run, jax.device_get(first_state(config, run)), traces)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from m2det_jax import prepare
-from m2det_jax.checkpoint import make_meta, open_manager, save
+from m2det_jax.checkpoint import drop_old, make_meta, open_manager, record_evaluation, save
 from m2det_jax.config import default_config
 from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.detect import build_detector
@@ -253,8 +253,10 @@ def save_steps(workdir, tiny_run, aps: dict[int, float | None], keep_latest: int
     meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
     with open_manager(workdir, keep_latest=keep_latest) as manager:
         for step, ap in aps.items():
-            metrics = None if ap is None else {"AP": ap}
-            save(manager, state_at(tiny_run, step), running_at(tiny_run, step), meta, metrics)
+            save(manager, state_at(tiny_run, step), running_at(tiny_run, step), meta)
+            if ap is not None:
+                record_evaluation(manager, step, {"AP": ap})
+                drop_old(manager, keep_latest)
 
 
 def leaves(tree) -> list[np.ndarray]:

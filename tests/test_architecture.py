@@ -18,7 +18,7 @@ VERBS = {
     "backbone_weights", "check", "inspection", "inspect_anchors", "inspect_contents",
     "inspect_report", "inspect_pictures", "fine_tune", "guard", "damage", "resume",
     "stored_config", "devices", "splits", "convert_dataset", "multiscale",
-    "compiled_step", "plan",
+    "compiled_step", "plan", "trained", "validation",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},
@@ -50,7 +50,7 @@ def within(layer: str) -> list[pathlib.Path]:
 def test_the_sources_are_found():
     assert {"main", "evaluate", "predict"} <= {path.stem for path in SOURCES}
     assert all(len(within(layer)) > 4 for layer in ALLOWED)
-    assert "m2det_jax.checkpoint.restore" in imports_of(PACKAGE / "evaluate.py")
+    assert "m2det_jax.trained.restore" in imports_of(PACKAGE / "evaluate.py")
 
 
 @pytest.mark.parametrize("layer", ALLOWED)

@@ -11,10 +11,16 @@ import support
 from support import PROGRESS, running_at, save_steps, state_at
 
 import m2det_jax
-from m2det_jax import checkpoint
-from m2det_jax.checkpoint import make_meta, open_manager, restore, restore_latest, save
+from m2det_jax.checkpoint import (
+    make_meta,
+    open_manager,
+    record_evaluation,
+    restore_latest,
+    save,
+)
 from m2det_jax.devices import place
 from m2det_jax.resume import start_or_resume
+from m2det_jax.trained import restore
 from m2det_jax.watch import IntervalMetrics
 
 
@@ -90,7 +96,7 @@ def test_a_folder_without_checkpoints_is_a_fresh_start(tmp_path, tiny_run):
 
 
 def test_saving_a_step_twice_keeps_the_first(copy, tiny_run):
-    save_steps(copy, tiny_run, {4: 0.99})
+    save_steps(copy, tiny_run, {3: 0.99})  # it was 0.3
     assert restore(copy, "best").step == 2
 
 
@@ -113,21 +119,22 @@ def remove_all(step):
 def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
     damage, copy, tiny_run, warnings_of_run
 ):
-    damage(copy / "checkpoints" / "00000004")
+    damage(copy / "checkpoints" / "4")
     state, running, _ = latest(copy, tiny_run)
     support.assert_trees_equal(state, state_at(tiny_run, 3))
     support.assert_trees_equal(running, running_at(tiny_run, 3))
     assert "checkpoint 4 is damaged: " in warnings_of_run.text
     assert "the one before it is used" in warnings_of_run.text
-    assert steps_in(copy) == [2, 3] and (copy / "damaged" / "00000004").is_dir()
+    assert steps_in(copy) == [2, 3] and (copy / "damaged" / "4").is_dir()
 
 
 def test_a_run_goes_on_saving_after_damage(copy, tiny_run):
-    truncate_files(copy / "checkpoints" / "00000004")
+    truncate_files(copy / "checkpoints" / "4")
     meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
     with open_manager(copy) as manager:
         restore_latest(manager, tiny_run.fresh_state(), running_at(tiny_run, 0))
-        save(manager, state_at(tiny_run, 4), running_at(tiny_run, 4), meta, {"AP": 0.95})
+        save(manager, state_at(tiny_run, 4), running_at(tiny_run, 4), meta)
+        record_evaluation(manager, 4, {"AP": 0.95})
     state, _, _ = latest(copy, tiny_run)
     support.assert_trees_equal(state, state_at(tiny_run, 4))
     assert restore(copy, "best").step == 4
@@ -142,7 +149,7 @@ def test_only_damaged_checkpoints_end_with_a_message(copy, tiny_run):
 
 
 def test_a_damaged_checkpoint_cannot_be_restored_for_use(copy):
-    shutil.rmtree(copy / "checkpoints" / "00000004" / "model")
+    shutil.rmtree(copy / "checkpoints" / "4" / "model")
     with pytest.raises(ValueError, match=r"checkpoint 4 .*damaged.*\[2, 3, 4\]"):
         restore(copy)
     assert restore(copy, 3).step == 3
@@ -209,7 +216,7 @@ def test_other_class_names_are_refused(saved, tiny_run):
     run = other_classes(tiny_run.run, names)
     refused = pytest.raises(ValueError, match="trained on the classes .*'disc'.*'cat'")
     with open_manager(saved, read_only=True) as manager, refused:
-        start_or_resume(run, IntervalMetrics.empty(), manager, tiny_run.config)
+        start_or_resume(run, None, running_at(tiny_run, 0), manager, tiny_run.config)
 
 
 def test_a_changed_config_is_told(saved, tiny_run, warnings_of_run):
@@ -217,11 +224,11 @@ def test_a_changed_config_is_told(saved, tiny_run, warnings_of_run):
     config.data = tiny_run.config.data
     warnings_of_run.set_level(logging.INFO, "m2det_jax")
     with open_manager(saved, read_only=True) as manager:
-        start_or_resume(tiny_run.run, IntervalMetrics.empty(), manager, config)
+        start_or_resume(tiny_run.run, None, running_at(tiny_run, 0), manager, config)
     assert "config.eval.patience was 0, now 3" in warnings_of_run.text
 
 
 def test_restore_is_found_at_the_package_root():
-    assert m2det_jax.restore is checkpoint.restore
+    assert m2det_jax.restore is restore
     with pytest.raises(AttributeError, match="no attribute 'load'"):
         m2det_jax.load  # noqa: B018

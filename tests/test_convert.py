@@ -12,12 +12,12 @@ import torch_state_dicts as torch_form
 from safetensors.numpy import load_file, save_file
 
 from m2det_jax import backbone_weights, convert, prepare
-from m2det_jax.checkpoint import restore
 from m2det_jax.config import default_config
 from m2det_jax.data import load_image, read_classes
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.predict import predict
 from m2det_jax.train import train
+from m2det_jax.trained import restore
 from m2det_jax.weights.preprocessing import CAFFE, IMAGENET
 
 THIN = 0.125

@@ -90,7 +90,7 @@ def saved(small: support.SmallStep, state, workdir) -> None:
     running = devices.place(IntervalMetrics.empty(), small.replicated)
     meta = checkpoint.make_meta(small.config, support.SMALL_CLASSES, support.PROGRESS)
     with checkpoint.open_manager(workdir) as manager:
-        checkpoint.save(manager, state, running, meta, None)
+        checkpoint.save(manager, state, running, meta)
 
 
 def restored(small: support.SmallStep, workdir):

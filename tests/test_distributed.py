@@ -15,8 +15,9 @@ import support
 from jax._src import clusters, distributed
 
 from m2det_jax import devices, runtime
-from m2det_jax.checkpoint import open_manager, restore
+from m2det_jax.checkpoint import open_manager
 from m2det_jax.history import read_history
+from m2det_jax.trained import restore
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # Small and quick to compile; a BatchNorm is left in the pyramid, so that statistics are global.

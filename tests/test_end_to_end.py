@@ -11,7 +11,7 @@ import support
 from PIL import Image
 from support import short_config
 
-from m2det_jax import checkpoint, devices, train
+from m2det_jax import checkpoint, devices, train, validation
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.datasets import load_datasets
 from m2det_jax.devices import place
@@ -137,7 +137,7 @@ def test_early_stopping_keeps_the_best(tmp_path, drawn_files, monkeypatch):
     def scripted(*args, **kwargs):
         return {"AP": next(aps), "AP50": 0.5, "AP75": math.nan, "loss": 1.0}, []
 
-    monkeypatch.setattr(train, "evaluate", scripted)
+    monkeypatch.setattr(validation, "evaluate", scripted)
     config = short_config(
         drawn_files, epochs=10.0, eval__patience=2, checkpoint__keep_latest=1, log__sample_images=0
     )

@@ -9,13 +9,13 @@ import pytest
 import support
 
 from m2det_jax import backbone_weights
-from m2det_jax.checkpoint import restore
 from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.detect import build_detector
 from m2det_jax.model import is_class_output
 from m2det_jax.plan import make_optimizer_settings, make_plan
 from m2det_jax.prepare import initial_variables
 from m2det_jax.train import train
+from m2det_jax.trained import restore
 from m2det_jax.weights.backbones import BackboneWeights
 from m2det_jax.weights.preprocessing import IMAGENET
 

@@ -68,7 +68,7 @@ def test_the_shipped_command_trains(trained):
     assert "learning rate 0.00" in result.stderr and "batch 4" in result.stderr
     assert "split off 5 of 24 images" in result.stderr
     assert "Total" in result.stderr  # the overview of the parameters
-    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["00000002"]
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
     assert "Traceback" not in result.stderr and "Warning" not in result.stderr
 
 

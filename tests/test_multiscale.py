@@ -10,13 +10,13 @@ import support
 from PIL import Image
 
 from m2det_jax import ops
-from m2det_jax.checkpoint import restore
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.multiscale import MultiScale, Views, detector_at, make_views
 from m2det_jax.predict import predict
+from m2det_jax.trained import restore
 
 NAMES = ("cat", "dog")
 

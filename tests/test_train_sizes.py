@@ -45,7 +45,7 @@ def test_each_size_is_compiled_once_and_a_resumed_run_goes_on_exactly(drawn_file
     config = small_config(drawn_files, seed=1)
     with support.counted_traces() as traces:
         run = prepare.prepare(config, tmp_path)
-    state, sizes = steps_from(run, config, run.state, 0, 2)
+    state, sizes = steps_from(run, config, prepare.first_state(config, run), 0, 2)
     assert sizes == [SIZES[size_of_step(SIZES, 1, step)] for step in range(2)]
     assert set(sizes) == set(SIZES) and len(traces) == 2
     halfway, compiled = jax.device_get(state), []

@@ -3,10 +3,10 @@
 from m2det_jax.data.csv_source import read_classes, read_csv, write_classes, write_csv
 from m2det_jax.data.describe import describe_augmentation, describe_sampling
 from m2det_jax.data.errors import EFFECTS, KINDS, DataError, Finding, Findings
-from m2det_jax.data.images import load_image, read_size
+from m2det_jax.data.images import UnreadableImage, load_image, read_size
 from m2det_jax.data.index import DetectionIndex, split_by_image
 from m2det_jax.data.own_source import make_index
-from m2det_jax.data.pipeline import eval_batches, train_batches
+from m2det_jax.data.pipeline import eval_batches, padded_objects, train_batches
 from m2det_jax.data.sampling import epoch_length, image_factors
 from m2det_jax.data.settings import AugmentSettings, ResizeSettings
 from m2det_jax.data.sources import Source, inspect_dataset, read_dataset
@@ -21,6 +21,7 @@ __all__ = [
     "KINDS",
     "ResizeSettings",
     "Source",
+    "UnreadableImage",
     "describe_augmentation",
     "describe_sampling",
     "epoch_length",
@@ -29,6 +30,7 @@ __all__ = [
     "inspect_dataset",
     "load_image",
     "make_index",
+    "padded_objects",
     "read_classes",
     "read_csv",
     "read_dataset",

@@ -57,8 +57,14 @@ class UnreadableImage(ValueError):
         self.path = os.fspath(path)
 
     def __reduce__(self):
-        # Errors of worker processes are pickled, without the path: ValueError(text) comes back.
-        return ValueError, self.args
+        # Errors of worker processes are pickled; by default that calls the class with the text.
+        return _unreadable, (str(self), self.path)
+
+
+def _unreadable(text: str, path: str) -> UnreadableImage:
+    error = UnreadableImage.__new__(UnreadableImage, text)
+    error.path = path
+    return error
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Initial values, drawn by numpy so that they agree on every device and jax version."""
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -17,8 +18,12 @@ HEAD_STD = 0.01
 PRIOR = 0.01
 
 
+@functools.cache
 def variable_shapes(model: nn.Module, image_size: tuple[int, int]) -> dict:
-    """Return {"params", "batch_stats"} of jax.ShapeDtypeStruct, without computing anything."""
+    """Return {"params", "batch_stats"} of jax.ShapeDtypeStruct, without computing anything.
+
+    Tracing a deep model takes a second, so the result is kept: do not change it.
+    """
 
     def initialize():
         # A zero key: the values are thrown away, and tracing it draws nothing.

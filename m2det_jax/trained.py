@@ -1,0 +1,118 @@
+"""A trained detector, restored from the workdir of its run."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from m2det_jax import damage
+from m2det_jax.checkpoint import first_line, open_manager
+from m2det_jax.config_checks import validate
+from m2det_jax.detect import Detector, build_detector
+from m2det_jax.experiment import stored_config
+from m2det_jax.model import variable_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained detector, ready for use.
+
+    Attributes:
+      detector: model, anchors, preprocessing and class names; `detector.detect_fn()` is jitted.
+      variables: params and batch_stats (moving averages), jax arrays on the first device.
+      class_names: name of each class id.
+      config: the config that it was trained with.
+      step: optimiser step of the checkpoint.
+      class_ids: category ids of the training set's own, for results; (): 0..C-1.
+    """
+
+    detector: Detector
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    config: ConfigDict
+    step: int
+    class_ids: tuple[int | str, ...] = ()
+
+
+def restore(
+    workdir: str | pathlib.Path, checkpoint: str | int = "latest", overrides: Sequence[str] = ()
+) -> Restored:
+    """Restores a trained detector from its workdir alone.
+
+    Args:
+      workdir: what training was given as --workdir.
+      checkpoint: "latest", "best" (by validation AP), or a step.
+      overrides: changes of config.eval, such as "eval.nms=soft_linear".
+
+    Raises:
+      ValueError: there is no such checkpoint, it is damaged, or an override does not fit.
+    """
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise ValueError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
+    with open_manager(workdir, read_only=True) as manager:
+        step = _choose(manager, workdir, checkpoint)
+        _refuse_damaged(manager, step)
+        meta = _restore(manager, step, meta=ocp.args.JsonRestore()).meta
+        if "config" not in meta:
+            raise ValueError(
+                f"{workdir}: a backbone alone, no detector; train one from it with "
+                f"--config.model.backbone_weights={workdir}"
+            )
+        config = stored_config(meta["config"], overrides)
+        validate(config)
+        class_names = tuple(meta["class_names"])
+        detector = build_detector(config, class_names)
+        item = ocp.args.StandardRestore(_abstract_variables(detector))
+        variables = _restore(manager, step, model=item).model
+    class_ids = tuple(meta.get("class_ids", ()))  # younger than the first checkpoints
+    return Restored(detector, variables, class_names, config, step, class_ids)
+
+
+def _refuse_damaged(manager: ocp.CheckpointManager, step: int) -> None:
+    # What only training reads, the larger part, need not be whole.
+    folder = damage.step_folder(pathlib.Path(manager.directory), step)
+    if found := damage.find_damage(folder, items=("model", "meta")):
+        raise _damaged(manager, step, found)
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, **items):
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # whatever a damaged file raises
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise _damaged(manager, step, what) from error
+
+
+def _damaged(manager: ocp.CheckpointManager, step: int, what: str) -> ValueError:
+    return ValueError(
+        f"checkpoint {step} in {manager.directory} is damaged ({what}); give another one of "
+        f"{sorted(manager.all_steps())}"
+    )
+
+
+def _choose(manager: ocp.CheckpointManager, workdir, checkpoint: str | int) -> int:
+    steps = sorted(manager.all_steps())
+    if checkpoint == "latest" and steps:
+        return steps[-1]
+    best = manager.best_step() if checkpoint == "best" else None
+    if best is not None:
+        return best
+    if str(checkpoint).isdigit() and int(checkpoint) in steps:
+        return int(checkpoint)
+    raise ValueError(
+        f"{workdir}: no checkpoint {checkpoint!r}; there are latest, best and the steps {steps}"
+        if steps
+        else f"{workdir}: no finished checkpoint there yet"
+    )
+
+
+def _abstract_variables(detector: Detector) -> dict[str, Any]:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        variable_shapes(detector.model, detector.resize.image_size),
+    )
