@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax import memory, runtime, step_cost, train
+from m2det_jax import memory, runtime, step_cost, train, validation
 from m2det_jax.compiled_step import CompiledStep
 
 GIB = 2**30
@@ -237,14 +237,14 @@ def test_an_evaluation_that_does_not_fit_names_its_batch_and_the_checkpoint(
     def evaluate(*args, **kwargs):
         raise exhausted()
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     config = support.short_config(drawn_files, checkpoint__every_steps=2, eval__batch_size=16)
     with pytest.raises(memory.OutOfMemory) as caught:
         train.train(config, tmp_path / "run")
     message = str(caught.value)
     assert "the evaluation does not fit" in message
     assert "--config.eval.batch_size=8 (now 16)" in message
-    assert "the last good checkpoint is step 2" in message
+    assert "the last good checkpoint is step 3" in message
     assert "--allow_config_change" in message
 
 

@@ -208,7 +208,7 @@ def broken_files(drawn_files, tmp_path_factory):
     """The drawn data set with two training images whose pixels cannot be read."""
     root = tmp_path_factory.mktemp("broken") / "set"
     shutil.copytree(drawn_files.classes.parent, root)
-    for name in ("3", "11"):
+    for name in ("000003", "000011"):
         path = root / "train" / f"{name}.jpg"
         path.write_bytes(path.read_bytes()[:900])
         with Image.open(path) as image:
@@ -222,7 +222,7 @@ def test_skipped_images_are_counted_through_a_stop(broken_files, tmp_path, tiny_
     expected = end_of(tmp_path / "whole", tiny_run)
     # Six steps of eight are two epochs of 24: each of the two images came twice.
     assert expected[1]["replaced_images"] == 4
-    for name in ("3", "11"):
+    for name in ("000003", "000011"):
         assert log_of_run.text.count(f"{name}.jpg, another one in its place") == 2
     assert "4 times so far" in log_of_run.text
     config.max_steps = 3
