@@ -10,8 +10,8 @@ last checkpoint, the best checkpoint, history.jsonl without its clock, and the f
 bit for bit. Nor may a step that was saved be lost, a process be left, or a lock stay.
 
 Faults: kill -9, SIGTERM, SIGINT, SIGTERM twice, a data worker killed, the disk full (a small tmpfs
-where mounting is allowed), a limit on the file size, and a file of the newest checkpoint truncated,
-with a flipped bit or deleted, or all of them deleted.
+where mounting is allowed), a limit on the file size, a validation image cut short, and a file of
+the newest checkpoint truncated, with a flipped bit or deleted, or all of them deleted.
 """
 
 import argparse
@@ -116,6 +116,7 @@ def one_round(
         return None, "", []
     status, orphans = training.end()
     (storm.disk / "filler").unlink(missing_ok=True)
+    faults.mend_images(storm.root / "data")
     text, seen = training.text, training.steps_seen()
     wrong = [what] if (what := faults.expected_end(kind, status, text)) else []
     if orphans:
@@ -158,6 +159,7 @@ def blow(storm: Storm, rounds: int, faults_per_run: int, draw: random.Random) ->
         moment = draw.choice(faults.MOMENTS if struck == 0 else faults.MOMENTS[1:])
         started = time.monotonic()
         again, seen, wrong = one_round(storm, order[-1], training, workdir, moment, draw)
+        faults.mend_images(storm.root / "data")
         if again is None:  # it was quicker; its end must be right all the same
             late = finish(storm, training, workdir)
             training = None

@@ -115,8 +115,12 @@ MOMENTS = ("starting", "compiling", "stepping", "saving", "evaluating")
 
 def wait_for(moment: str, training: Training, workdir: pathlib.Path, draw: random.Random) -> bool:
     """Waits for a moment and a random while more; False: the command ended before."""
-    evaluations = r"step (6|12)/12  loss"  # logged before the evaluation of that step
     wanted = draw.randint(1, 3)
+
+    def evaluates() -> bool:
+        # Saved, or about to be, and not yet evaluated.
+        folders = [f for step in (6, 12) for f in (workdir / "checkpoints").glob(f"{step}*")]
+        return any(not (folder / "metrics" / "metrics").is_file() for folder in folders)
 
     def happens() -> bool:
         if moment == "saving":
@@ -125,7 +129,7 @@ def wait_for(moment: str, training: Training, workdir: pathlib.Path, draw: rando
             return training.resumed_from() is not None
         if moment == "stepping":
             return len(re.findall(r"step \d+/\d+  loss", training.text)) >= wanted
-        return bool(re.search({"starting": "devices:"}.get(moment, evaluations), training.text))
+        return "devices:" in training.text if moment == "starting" else evaluates()
 
     came = training.wait_until(happens)
     longest = {"starting": 2.0, "compiling": 3.0, "stepping": 0.5, "saving": 0.15}.get(moment, 0.6)
@@ -136,7 +140,8 @@ def wait_for(moment: str, training: Training, workdir: pathlib.Path, draw: rando
 SIGNALS = ("kill", "SIGTERM", "SIGINT", "twice", "worker")
 DISK = ("disk full", "file size")
 DAMAGE = ("truncated", "flipped", "deleted", "emptied")
-KINDS = (*SIGNALS, *DISK, *DAMAGE)
+IMAGE = "val image"
+KINDS = (*SIGNALS, *DISK, IMAGE, *DAMAGE)
 
 
 def strike(kind: str, training: Training, workdir: pathlib.Path, draw: random.Random) -> bool:
@@ -153,6 +158,8 @@ def strike(kind: str, training: Training, workdir: pathlib.Path, draw: random.Ra
         largest = draw.choice([0, draw.randrange(1 << 16)])
         _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest, hard))
+    elif kind == IMAGE:
+        cut_image(draw.choice(sorted((workdir.parents[1] / "data" / "val").glob("*.jpg"))))
     elif kind in ("SIGTERM", "SIGINT", "twice"):
         # To the whole group, as a terminal and most clusters do.
         number = signal.SIGINT if kind == "SIGINT" else signal.SIGTERM
@@ -170,6 +177,20 @@ def strike(kind: str, training: Training, workdir: pathlib.Path, draw: random.Ra
         if kind in DAMAGE:
             damage_latest(kind, workdir, draw)
     return True
+
+
+def cut_image(path: pathlib.Path) -> None:
+    """Cuts the pixels of an image short, and keeps the whole file beside it."""
+    shutil.copy2(path, path.with_suffix(".whole"))
+    beside = path.with_suffix(".cut")
+    beside.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    beside.replace(path)
+
+
+def mend_images(folder: pathlib.Path) -> None:
+    """Brings back what `cut_image` has cut below a folder."""
+    for whole in folder.rglob("*.whole"):
+        whole.replace(whole.with_suffix(".jpg"))
 
 
 def fill(folder: pathlib.Path, leaving: int) -> None:
@@ -206,6 +227,7 @@ def expected_end(kind: str, status: int, text: str) -> str | None:
         return None if re.search(r"step 12  validation", text) else "ended with 0 before its end"
     statuses = {"SIGTERM": (143, -15), "SIGINT": (130,), "twice": (143, -15)}
     said = {
+        IMAGE: "cannot read image",
         "worker": "a data worker was ended by signal 9",
         "disk full": "error: the disk is full; ",
         "file size": "error: a file would grow beyond the allowed file size; ",
