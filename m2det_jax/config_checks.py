@@ -49,7 +49,7 @@ _UNIT_INTERVAL = (
     "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
     "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
     "eval.iou_threshold eval.soft_iou_threshold eval.soft_score_floor loss.focal_alpha "
-    "optimizer.ema_decay"
+    "optimizer.ema_decay optimizer.warmup_share"
 ).split()
 
 
@@ -84,12 +84,7 @@ def validate(config: ConfigDict) -> None:
             "config.init_from and config.model.backbone_weights are both given; give one: the "
             "former has the weights of the whole network"
         )
-    epochs, factors = config.optimizer.decay_epochs, config.optimizer.decay_factors
-    if len(epochs) != len(factors):
-        problems.append(
-            f"config.optimizer.decay_factors={factors}: give one for each of the "
-            f"{len(epochs)} decay_epochs"
-        )
+    problems += _check_schedule(config.optimizer)
     size = config.data.image_size
     if not _is_size(size):
         problems.append(f"config.data.image_size={size}: give (height, width), each 64 or more")
@@ -101,6 +96,30 @@ def validate(config: ConfigDict) -> None:
     problems += _check_lists(config)
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _check_schedule(optimizer: ConfigDict) -> list[str]:
+    problems = []
+    for epochs, shares, none in (
+        ("warmup_epochs", "warmup_share", 0.0),
+        ("decay_epochs", "decay_shares", ()),
+    ):
+        if optimizer[epochs] and optimizer[shares]:
+            problems.append(
+                f"config.optimizer.{epochs}={optimizer[epochs]} and {shares}={optimizer[shares]} "
+                f"are both given: set one of them to {none}"
+            )
+    if not all(_is_number(share) and 0 <= share <= 1 for share in optimizer.decay_shares):
+        problems.append(
+            f"config.optimizer.decay_shares={optimizer.decay_shares}: give numbers in 0..1"
+        )
+    times = "decay_shares" if optimizer.decay_shares else "decay_epochs"
+    if len(optimizer[times]) != len(optimizer.decay_factors):
+        problems.append(
+            f"config.optimizer.decay_factors={optimizer.decay_factors}: give one for each of the "
+            f"{len(optimizer[times])} {times}"
+        )
+    return problems
 
 
 def _check_lists(config: ConfigDict) -> list[str]:
