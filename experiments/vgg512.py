@@ -17,5 +17,6 @@ def get_config():
         warmup_share=5 / 150,
         decay_epochs=(),
         decay_shares=(90 / 150, 120 / 150),
+        norm_warmup=True,
     )
     return config

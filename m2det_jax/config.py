@@ -238,6 +238,7 @@ def _optimizer() -> ConfigDict:
             decay_factors=(0.1, 0.1),  # schedule "step": what each of them multiplies it by
             final_factor=0.01,  # schedule "cosine": share of the learning rate at the end
             ema_decay=0.9998,  # moving average of weights and statistics, reached by a warm-up
+            norm_warmup=False,  # model.norm_momentum is reached by the same warm-up
         )
     )
 

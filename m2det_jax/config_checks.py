@@ -49,7 +49,7 @@ _UNIT_INTERVAL = (
     "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
     "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
     "eval.iou_threshold eval.soft_iou_threshold eval.soft_score_floor loss.focal_alpha "
-    "optimizer.ema_decay optimizer.warmup_share"
+    "optimizer.ema_decay optimizer.warmup_share model.norm_momentum"
 ).split()
 
 
@@ -85,6 +85,11 @@ def validate(config: ConfigDict) -> None:
             "former has the weights of the whole network"
         )
     problems += _check_schedule(config.optimizer)
+    if config.optimizer.norm_warmup and config.model.norm_momentum == 1:
+        problems.append(
+            "config.model.norm_momentum=1.0 keeps BatchNorm's averages as they are: there is no "
+            "config.optimizer.norm_warmup for it"
+        )
     size = config.data.image_size
     if not _is_size(size):
         problems.append(f"config.data.image_size={size}: give (height, width), each 64 or more")

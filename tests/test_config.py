@@ -90,6 +90,11 @@ def test_two_configs_share_nothing():
             {"init_from": "runs/a", "model__backbone_weights": "vgg16.safetensors"},
             ["config.init_from", "config.model.backbone_weights", "give one"],
         ),
+        (
+            {"optimizer__norm_warmup": True, "model__norm_momentum": 1.0},
+            ["config.model.norm_momentum=1.0", "no config.optimizer.norm_warmup"],
+        ),
+        ({"model__norm_momentum": 1.5}, ["config.model.norm_momentum=1.5", "0..1"]),
         ({"optimizer__warmup_epochs": -1.0}, ["config.optimizer.warmup_epochs=-1.0", "0 or more"]),
     ],
 )

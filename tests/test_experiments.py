@@ -13,6 +13,7 @@ from m2det_jax.config_checks import validate
 from m2det_jax.data import AugmentSettings
 from m2det_jax.datasets import augment_settings
 from m2det_jax.detect import build_detector
+from m2det_jax.evaluate import step_settings
 from m2det_jax.experiment import experiments_dir, flatten, load_experiment, stored_config
 from m2det_jax.model import variable_shapes
 from m2det_jax.optimizer import make_schedule
@@ -128,13 +129,22 @@ def test_shares_of_the_run_are_the_epochs_of_the_shipped_one(name, num_images):
 
 def test_a_config_that_is_older_than_the_shares_means_what_it_meant():
     before = default_config().to_dict()
-    for section, key in (("optimizer", "warmup_share"), ("optimizer", "decay_shares")):
-        del before[section][key]
+    for key in ("warmup_share", "decay_shares", "norm_warmup"):
+        del before["optimizer"][key]
     before["epochs"] = 50.0
     config = stored_config(before)
     with support.warnings_of_run():
         found = make_optimizer_settings(config, make_plan(config, 3200), 3200)
     assert (found.warmup_steps, found.decay_steps) == (500, (9000, 12000))
+    assert not step_settings(config).norm_warmup
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slow_averages_of_batchnorm_warm_up_but_in_other_peoples_recipes(name):
+    config = load_experiment(name)
+    slow = config.model.norm_momentum >= 0.99  # faster ones have forgotten their start soon
+    theirs = name.startswith(("official", "keras"))
+    assert config.optimizer.norm_warmup == (slow and not theirs)
 
 
 @pytest.mark.parametrize("name", NAMES)
