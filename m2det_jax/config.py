@@ -196,7 +196,7 @@ def _anchors() -> ConfigDict:
             steps=(),  # "ssd": pixels between cells, a value a scale; (): the input over the map
             aspect_ratios=(2.0, 3.0),  # beside the squares of each cell; with their inverses
             octave_scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),  # "retinanet": factors on the size
-            clip=True,  # "ssd": to the image
+            clip=True,  # "ssd": to data.image_size
             variances=(0.1, 0.2),  # of centre and size in the box encoding
             positive_threshold=0.5,  # IoU from which an anchor is positive
             negative_threshold=0.4,  # IoU under which it is background; between: ignored
