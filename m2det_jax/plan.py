@@ -34,7 +34,10 @@ def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> float:
 
 
 def make_plan(config: ConfigDict, num_images: float) -> Plan:
-    """Turns the epochs of a config into steps, for so many images an epoch."""
+    """Turns the epochs of a config into steps, for so many images an epoch.
+
+    Warns where the run does not come to what config.eval asks for.
+    """
     per_epoch = num_images / config.batch_size
     steps = max(1, round(config.epochs * per_epoch))
     plan = Plan(
@@ -50,12 +53,12 @@ def make_plan(config: ConfigDict, num_images: float) -> Plan:
 
 def _about_evaluations(config: ConfigDict, plan: Plan) -> list[str]:
     """Returns a line for each key of config.eval that a run of this length gives nothing to do."""
-    evaluations = math.ceil(plan.steps / plan.evaluate_every)
-    if evaluations == 1 and plan.evaluate_every > plan.steps:
+    if plan.evaluate_every > plan.steps:
         return [
             f"validation comes at the end alone, at step {plan.steps}: config.eval.every_epochs="
             f"{config.eval.every_epochs:g} is more than config.epochs={config.epochs:g}"
         ]
+    evaluations = math.ceil(plan.steps / plan.evaluate_every)
     if evaluations <= config.eval.patience:
         return [
             f"config.eval.patience={config.eval.patience} stops nothing: the run has {evaluations} "
