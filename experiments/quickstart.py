@@ -51,7 +51,8 @@ def get_config():
         weight_decay=0.02,
         clip_norm=10.0,
         schedule="cosine",
-        warmup_epochs=0.5,
+        warmup_epochs=0.0,
+        warmup_share=0.5 / 6,
         ema_decay=0.99,
     )
     config.eval.update(every_epochs=3.0, nms="soft_linear")

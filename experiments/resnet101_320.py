@@ -6,11 +6,11 @@
 Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
 """
 
-from m2det_jax.config import default_config
+from m2det_jax.experiment import load_experiment
 
 
 def get_config():
-    config = default_config()
+    config = load_experiment("vgg512")
     config.data.image_size = (320, 320)
     config.model.backbone = "resnet101"
     return config

@@ -47,7 +47,8 @@ def get_config():
         weight_decay=0.02,
         clip_norm=10.0,
         schedule="cosine",
-        warmup_epochs=2.0,
+        warmup_epochs=0.0,
+        warmup_share=2 / 80,
         ema_decay=0.998,
     )
     # Crowds: cells cover each other, and of 200 boxes a class hardly one falls on the faint ones.

@@ -10,4 +10,13 @@ from m2det_jax.config import default_config
 
 
 def get_config():
-    return default_config()
+    config = default_config()
+    # The paper's 5 epochs of warm-up and decays at 90 and 120 of 150, for runs of any length.
+    config.optimizer.update(
+        warmup_epochs=0.0,
+        warmup_share=5 / 150,
+        decay_epochs=(),
+        decay_shares=(90 / 150, 120 / 150),
+        norm_warmup=True,
+    )
+    return config

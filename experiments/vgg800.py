@@ -6,10 +6,10 @@
 Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
 """
 
-from m2det_jax.config import default_config
+from m2det_jax.experiment import load_experiment
 
 
 def get_config():
-    config = default_config()
+    config = load_experiment("vgg512")
     config.data.image_size = (800, 800)
     return config

@@ -30,19 +30,33 @@ def make_anchors(config: ConfigDict, image_size: tuple[int, int] | None = None) 
 
     One set serves training and detection alike. At another image_size (height, width) than that of
     the config the anchors are as large in pixels, on the maps of that size: an output of the
-    network then means the same at every size.
+    network then means the same at every size. What config.anchors.clip cuts is cut to
+    config.data.image_size, so that at a smaller size some are larger than the image.
 
     Raises:
       ValueError: the input size does not carry that many scales, or sizes or steps do not fit them.
     """
-    nominal_size, c = tuple(config.data.image_size), config.anchors
+    nominal_size = tuple(config.data.image_size)
     image_size = image_size or nominal_size
-    if c.steps and image_size != nominal_size:
+    if config.anchors.steps and image_size != nominal_size:
         raise ValueError(
             f"config.anchors.steps are those of config.data.image_size={nominal_size}; leave them "
             f"() to train at {image_size}"
         )
-    maps = feature_map_sizes(image_size, config.model.num_scales)
+    maps = feature_map_sizes(nominal_size, config.model.num_scales)
+    anchors = _nominal_anchors(config, maps)
+    if image_size == nominal_size:
+        return anchors
+    return ops.spread_anchors(
+        anchors,
+        maps,
+        new_feature_maps=feature_map_sizes(image_size, config.model.num_scales),
+        new_image_size=image_size,
+    )
+
+
+def _nominal_anchors(config: ConfigDict, maps: list[tuple[int, int]]) -> np.ndarray:
+    image_size, c = tuple(config.data.image_size), config.anchors
     if c.kind == "retinanet":
         inverses = [1 / ratio for ratio in reversed(c.aspect_ratios)]
         return ops.retinanet_anchors(

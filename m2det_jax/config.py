@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 # A workdir may be resumed with other values of these: they decide where a run ends, how fast it
 # goes, what it writes, or what happens when something fails, but not what its steps compute. (The
 # data set may move or change its format; what is in it is compared by itself. config.epochs
-# stretches a cosine schedule, which is said. What a run started from is not read again.) All other
-# keys are part of what a run is.
+# stretches a cosine schedule, and shares of the run, which is said. What a run started from is not
+# read again.) All other keys are part of what a run is.
 FREE_KEYS = frozenset(
     (
         "epochs max_steps init_from init_checkpoint "
@@ -196,7 +196,7 @@ def _anchors() -> ConfigDict:
             steps=(),  # "ssd": pixels between cells, a value a scale; (): the input over the map
             aspect_ratios=(2.0, 3.0),  # beside the squares of each cell; with their inverses
             octave_scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),  # "retinanet": factors on the size
-            clip=True,  # "ssd": to the image
+            clip=True,  # "ssd": to data.image_size
             variances=(0.1, 0.2),  # of centre and size in the box encoding
             positive_threshold=0.5,  # IoU from which an anchor is positive
             negative_threshold=0.4,  # IoU under which it is background; between: ignored
@@ -231,11 +231,14 @@ def _optimizer() -> ConfigDict:
             schedule="step",  # or "cosine", "constant"
             backbone_factor=1.0,  # times the learning rate, for the backbone's parameters
             warmup_epochs=5.0,  # linear, to the learning rate
+            warmup_share=0.0,  # in place of warmup_epochs: the same as a share of the run, 0..1
             warmup_start=0.0,  # where it begins, not scaled; 0: one step's share of the rise
             decay_epochs=(90.0, 120.0),  # schedule "step"; epochs count from the run's start
+            decay_shares=(),  # in place of decay_epochs: the same as shares of the run, 0..1
             decay_factors=(0.1, 0.1),  # schedule "step": what each of them multiplies it by
             final_factor=0.01,  # schedule "cosine": share of the learning rate at the end
             ema_decay=0.9998,  # moving average of weights and statistics, reached by a warm-up
+            norm_warmup=False,  # model.norm_momentum is reached by the same warm-up
         )
     )
 

@@ -49,7 +49,7 @@ _UNIT_INTERVAL = (
     "augment.crop_probability augment.crop_min_scale augment.photometric_probability "
     "anchors.positive_threshold anchors.negative_threshold eval.score_threshold "
     "eval.iou_threshold eval.soft_iou_threshold eval.soft_score_floor loss.focal_alpha "
-    "optimizer.ema_decay"
+    "optimizer.ema_decay optimizer.warmup_share model.norm_momentum"
 ).split()
 
 
@@ -84,11 +84,11 @@ def validate(config: ConfigDict) -> None:
             "config.init_from and config.model.backbone_weights are both given; give one: the "
             "former has the weights of the whole network"
         )
-    epochs, factors = config.optimizer.decay_epochs, config.optimizer.decay_factors
-    if len(epochs) != len(factors):
+    problems += _check_schedule(config.optimizer)
+    if config.optimizer.norm_warmup and config.model.norm_momentum == 1:
         problems.append(
-            f"config.optimizer.decay_factors={factors}: give one for each of the "
-            f"{len(epochs)} decay_epochs"
+            "config.model.norm_momentum=1.0 keeps BatchNorm's averages as they are: there is no "
+            "config.optimizer.norm_warmup for it"
         )
     size = config.data.image_size
     if not _is_size(size):
@@ -101,6 +101,30 @@ def validate(config: ConfigDict) -> None:
     problems += _check_lists(config)
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _check_schedule(optimizer: ConfigDict) -> list[str]:
+    problems = []
+    for epochs, shares, none in (
+        ("warmup_epochs", "warmup_share", 0.0),
+        ("decay_epochs", "decay_shares", ()),
+    ):
+        if optimizer[epochs] and optimizer[shares]:
+            problems.append(
+                f"config.optimizer.{epochs}={optimizer[epochs]} and {shares}={optimizer[shares]} "
+                f"are both given: set one of them to {none}"
+            )
+    if not all(_is_number(share) and 0 <= share <= 1 for share in optimizer.decay_shares):
+        problems.append(
+            f"config.optimizer.decay_shares={optimizer.decay_shares}: give numbers in 0..1"
+        )
+    times = "decay_shares" if optimizer.decay_shares else "decay_epochs"
+    if len(optimizer[times]) != len(optimizer.decay_factors):
+        problems.append(
+            f"config.optimizer.decay_factors={optimizer.decay_factors}: give one for each of the "
+            f"{len(optimizer[times])} {times}"
+        )
+    return problems
 
 
 def _check_lists(config: ConfigDict) -> list[str]:

@@ -172,6 +172,7 @@ def step_settings(config) -> StepSettings:
         ema_decay=config.optimizer.ema_decay,
         accumulation=config.accumulation,
         skip_nonfinite=config.on_nonfinite == "skip",
+        norm_warmup=config.optimizer.norm_warmup,
     )
 
 

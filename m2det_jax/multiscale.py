@@ -15,9 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from m2det_jax import devices, ops
-from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.data import DetectionIndex, eval_batches
-from m2det_jax.datasets import train_sizes
 from m2det_jax.detect import Detector
 from m2det_jax.detections import ImageDetections, to_original
 from m2det_jax.model import feature_map_sizes
@@ -33,12 +31,10 @@ class Views:
     Attributes:
       sizes: of the input, (height, width) in pixels.
       flip: each is also seen mirrored.
-      anchors: those that the network was trained with at a size, where it was trained at several.
     """
 
     sizes: tuple[tuple[int, int], ...]
     flip: bool
-    anchors: dict[tuple[int, int], np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def make_views(config: ConfigDict) -> Views | None:
@@ -48,16 +44,13 @@ def make_views(config: ConfigDict) -> Views | None:
     sizes = tuple(dict.fromkeys(sizes)) or (own,)
     if sizes == (own,) and not config.eval.test_flip:
         return None
-    anchors = {size: make_anchors(config, size) for size in train_sizes(config)}
-    return Views(sizes, config.eval.test_flip, anchors)
+    return Views(sizes, config.eval.test_flip)
 
 
-def detector_at(
-    detector: Detector, image_size: tuple[int, int], anchors: np.ndarray | None = None
-) -> Detector:
-    """Returns the detector for another input size: the same network, other anchors.
+def detector_at(detector: Detector, image_size: tuple[int, int]) -> Detector:
+    """Returns the detector for another input size: the same network, its anchors on other maps.
 
-    anchors: those of training at that size; None: the detector's own, spread over the new maps.
+    They are those of a training at that size, see `anchor_layout.make_anchors`.
 
     Raises:
       ValueError: the size does not carry the network's scales.
@@ -69,13 +62,12 @@ def detector_at(
         new_maps = feature_map_sizes(image_size, num_scales)
     except ValueError as error:
         raise ValueError(f"config.eval.test_sizes: {error}") from None
-    if anchors is None:
-        anchors = ops.spread_anchors(
-            detector.anchors,
-            feature_map_sizes(detector.resize.image_size, num_scales),
-            new_feature_maps=new_maps,
-            new_image_size=image_size,
-        )
+    anchors = ops.spread_anchors(
+        detector.anchors,
+        feature_map_sizes(detector.resize.image_size, num_scales),
+        new_feature_maps=new_maps,
+        new_image_size=image_size,
+    )
     resize = dataclasses.replace(detector.resize, image_size=image_size)
     return dataclasses.replace(detector, anchors=anchors, resize=resize)
 
@@ -120,9 +112,7 @@ class MultiScale:
         own = detector.resize.image_size
         sizes = dict.fromkeys((*views.sizes, own) if settings else views.sizes)
         self._views = views
-        self._detectors = {
-            size: detector_at(detector, size, views.anchors.get(size)) for size in sizes
-        }
+        self._detectors = {size: detector_at(detector, size) for size in sizes}
         self._steps = {
             size: make_view_step(at_size, settings if size == own else None)
             for size, at_size in self._detectors.items()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 from ml_collections import ConfigDict
 
@@ -41,20 +42,46 @@ def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> float:
 
 
 def make_plan(config: ConfigDict, num_images: float) -> Plan:
-    """Turns the epochs of a config into steps, for so many images an epoch."""
+    """Turns the epochs of a config into steps, for so many images an epoch.
+
+    Warns where the run does not come to what config.eval asks for.
+    """
     per_epoch = num_images / config.batch_size
     steps = max(1, round(config.epochs * per_epoch))
-    return Plan(
+    plan = Plan(
         steps=steps,
         stop=min(steps, config.max_steps or steps),
         evaluate_every=max(1, round(config.eval.every_epochs * per_epoch)),
         save_every=config.checkpoint.every_steps,
     )
+    for line in _about_evaluations(config, plan):
+        log.warning("WARNING: %s", line)
+    return plan
+
+
+def _about_evaluations(config: ConfigDict, plan: Plan) -> list[str]:
+    """Returns a line for each key of config.eval that a run of this length gives nothing to do."""
+    if plan.evaluate_every > plan.steps:
+        return [
+            f"validation comes at the end alone, at step {plan.steps}: config.eval.every_epochs="
+            f"{config.eval.every_epochs:g} is more than config.epochs={config.epochs:g}"
+        ]
+    evaluations = math.ceil(plan.steps / plan.evaluate_every)
+    if evaluations <= config.eval.patience:
+        return [
+            f"config.eval.patience={config.eval.patience} stops nothing: the run has {evaluations} "
+            "evaluations. Lower it, or config.eval.every_epochs"
+        ]
+    return []
 
 
 def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: float) -> OptimizerSettings:
-    """Turns config.optimizer into plain values in steps, with the learning rate scaled."""
+    """Turns config.optimizer into plain values in steps, with the learning rate scaled.
+
+    Warns where the run does not come to a part of its schedule.
+    """
     c = config.optimizer
+    warmup_epochs, decay_epochs = _schedule_epochs(config)
     per_epoch = num_images / config.batch_size
     rate = scaled_learning_rate(c.learning_rate, config.batch_size, c.reference_batch_size, c.name)
     log.info(
@@ -69,7 +96,7 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: float) -
     )
     if c.backbone_factor != 1:
         log.info("learning rate of the backbone: %g of that", c.backbone_factor)
-    return OptimizerSettings(
+    settings = OptimizerSettings(
         name=c.name,
         learning_rate=rate,
         momentum=c.momentum,
@@ -78,9 +105,59 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: float) -
         backbone_factor=c.backbone_factor,
         schedule=c.schedule,
         steps=plan.steps,
-        warmup_steps=round(c.warmup_epochs * per_epoch),
+        warmup_steps=round(warmup_epochs * per_epoch),
         warmup_start=c.warmup_start,
-        decay_steps=tuple(round(epoch * per_epoch) for epoch in c.decay_epochs),
+        decay_steps=tuple(round(epoch * per_epoch) for epoch in decay_epochs),
         decay_factors=tuple(c.decay_factors),
         final_factor=c.final_factor,
     )
+    for line in _about_schedule(config, plan, settings):
+        log.warning("WARNING: %s", line)
+    return settings
+
+
+def schedule_stretches(config: ConfigDict) -> bool:
+    """Says whether another config.epochs changes the learning rate of the steps before it."""
+    c = config.optimizer
+    if c.schedule == "step" and c.decay_shares:
+        return True
+    return c.schedule == "cosine" or c.warmup_share > 0
+
+
+def _schedule_epochs(config: ConfigDict) -> tuple[float, tuple[float, ...]]:
+    """Returns how many epochs the warm-up has, and after how many each decay comes."""
+    c = config.optimizer
+    warmup = c.warmup_share * config.epochs if c.warmup_share else c.warmup_epochs
+    if c.decay_shares:
+        return warmup, tuple(share * config.epochs for share in c.decay_shares)
+    return warmup, tuple(c.decay_epochs)
+
+
+def _about_schedule(config: ConfigDict, plan: Plan, settings: OptimizerSettings) -> list[str]:
+    """Returns a line for each length that the schedule does not fit, with the keys to change."""
+    c, warmup = config.optimizer, settings.warmup_steps
+    decays = settings.decay_steps if settings.schedule == "step" else ()
+    key = "warmup_share" if c.warmup_share else "warmup_epochs"
+    warmup_is = f"the warm-up of {warmup} steps (config.optimizer.{key}={c[key]:g})"
+    key = "decay_shares" if c.decay_shares else "decay_epochs"
+    decays_are = f"decays of the learning rate (config.optimizer.{key}={tuple(c[key])})"
+    misfits = []
+    if warmup >= plan.steps:
+        misfits.append(f"it ends inside {warmup_is}")
+    if late := sum(step >= plan.steps for step in decays):
+        misfits.append(f"it ends before {late} of {len(decays)} {decays_are}")
+    if early := sum(step < min(warmup, plan.steps) for step in decays):
+        misfits.append(f"{early} of {len(decays)} {decays_are} come before the end of {warmup_is}")
+    lines = []
+    if misfits:
+        lines.append(
+            f"the schedule does not fit the run of {plan.steps} steps (config.epochs="
+            f"{config.epochs:g}): {'; '.join(misfits)}. Change these keys, or give shares of the "
+            "run instead: config.optimizer.warmup_share and decay_shares"
+        )
+    if plan.stop < plan.steps and plan.stop <= warmup < plan.steps:
+        lines.append(
+            f"config.max_steps={config.max_steps} stops inside {warmup_is}; the schedule is that "
+            f"of all {plan.steps} steps. For a short run of its own lower config.epochs instead"
+        )
+    return lines

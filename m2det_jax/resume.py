@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from m2det_jax import checkpoint, damage, devices
 from m2det_jax.config import FREE_KEYS, OWN_KEYS
 from m2det_jax.experiment import flatten, stored_config
+from m2det_jax.plan import schedule_stretches
 from m2det_jax.prepare import Run
 from m2det_jax.train_state import TrainState
 
@@ -112,9 +113,9 @@ def refuse_other_run(
                         name, before, now)  # fmt: skip
     for line in free:
         log.info("changed since the last checkpoint: %s", line)
-    if any("config.epochs" in line for line in free) and config.optimizer.schedule == "cosine":
-        log.warning("another config.epochs stretches the cosine schedule: from here on the "
-                    "learning rate is that of a run of %d steps", run.plan.steps)  # fmt: skip
+    if any("config.epochs" in line for line in free) and schedule_stretches(config):
+        log.warning("another config.epochs stretches the learning rate's schedule: from here on it "
+                    "is that of a run of %d steps", run.plan.steps)  # fmt: skip
     if not changed:
         return
     listed = "; ".join(changed)

@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 import os
 import pathlib
+import pkgutil
 import signal
 import sys
 import traceback
@@ -61,8 +63,8 @@ def add_xla_flags(*, deterministic: bool = False) -> None:
     XLA reads the variable once, when jax meets its first device.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
-    # XLA aborts on a flag that it does not know, and libtpu brings an XLA of its own.
-    if jax.__version_info__ < (0, 13) and importlib.util.find_spec("libtpu") is None:
+    # XLA aborts on a flag that it does not know, and the plugin of a device may bring an older one.
+    if jax.__version_info__ < (0, 13) and _only_cpu():
         # By default a CPU's convolutions go to YNNPACK too. Eigen's take a third of the time off
         # quickstart's training step with jax 0.10.2, a seventh with 0.12.0.1.
         name = "--xla_cpu_experimental_ynn_fusion_type="
@@ -72,6 +74,22 @@ def add_xla_flags(*, deterministic: bool = False) -> None:
     if deterministic and (asked := "--xla_gpu_deterministic_ops=true") not in flags[-1:]:
         flags.append(asked)
     os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def _only_cpu() -> bool:
+    """Says whether jax will run on the CPU alone, without asking jax, which would read XLA_FLAGS.
+
+    Where no platforms are chosen, jax loads the plugins of devices that it finds installed.
+    """
+    if chosen := jax.config.jax_platforms:
+        return chosen == "cpu"
+    if importlib.util.find_spec("libtpu") or os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS"):
+        return False
+    if importlib.metadata.entry_points(group="jax_plugins"):
+        return False
+    # Plugins without an entry point are modules of this package, which its distributions share.
+    spec = importlib.util.find_spec("jax_plugins")
+    return spec is None or not any(pkgutil.iter_modules(spec.submodule_search_locations))
 
 
 def _devices(platform: str) -> list[jax.Device]:

@@ -35,6 +35,7 @@ class StepSettings:
     ema_decay: float
     accumulation: int
     skip_nonfinite: bool = False
+    norm_warmup: bool = False
 
 
 def make_targets(detector: Detector, settings: StepSettings, batch: Batch) -> ops.Targets:
@@ -135,6 +136,21 @@ def _on_each_device(add_up: Callable, mesh: Mesh) -> Callable:
     return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=whole)
 
 
+def warmed_up(decay: float, step: jax.Array) -> jax.Array:
+    """Returns the share of itself that a moving average keeps at a step, the first being 0.
+
+    A young average must forget the random start: the share rises with the steps to `decay`.
+    """
+    step = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def with_share_kept(before, after, *, kept: float, wanted: jax.Array):
+    """Returns the averages that would have kept the share `wanted` of `before`, not `kept`."""
+    factor = (1 - wanted) / (1 - kept)
+    return jax.tree.map(lambda old, new: old + factor * (new - old), before, after)
+
+
 def make_train_step(
     detector: Detector,
     optimizer: optax.GradientTransformation,
@@ -173,17 +189,23 @@ def make_train_step(
             del losses["num_positives"]  # of this part alone
             return losses["loss"], (losses, updated["batch_stats"])
 
-        add_up = _add_up(loss_fn, settings.accumulation)
-        if mesh is not None and settings.accumulation > 1:
+        parts = settings.accumulation
+        add_up = _add_up(loss_fn, parts)
+        if mesh is not None and parts > 1:
             add_up = _on_each_device(add_up, mesh)
         gradients, losses, batch_stats = add_up(
             state.params, state.batch_stats, batch["image"], targets, num_positives
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # A young average must forget the random start: its decay warms up with the steps.
-        step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(settings.ema_decay, (1 + step) / (10 + step))
+        if settings.norm_warmup:
+            batch_stats = with_share_kept(
+                state.batch_stats,
+                batch_stats,
+                kept=detector.model.norm_momentum**parts,
+                wanted=warmed_up(detector.model.norm_momentum, state.step) ** parts,
+            )
+        decay = warmed_up(settings.ema_decay, state.step)
         ema = optax.incremental_update(
             (params, batch_stats), (state.ema_params, state.ema_batch_stats), 1 - decay
         )

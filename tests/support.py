@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import logging
 import os
 from typing import Any
 
@@ -79,6 +80,20 @@ def make_step(config, detector, num_images: int = NUM_TRAIN, mesh=None):
     schedule = make_schedule(settings)
     step = make_train_step(detector, optimizer, schedule, step_settings(config), mesh)
     return step, optimizer
+
+
+@contextlib.contextmanager
+def warnings_of_run():
+    """Gives the list of the warnings that the package logs inside."""
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    log = logging.getLogger("m2det_jax")
+    log.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        log.removeHandler(handler)
 
 
 def import_or_skip(name: str):

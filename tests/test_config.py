@@ -69,11 +69,32 @@ def test_two_configs_share_nothing():
         ({"anchors__kind": "yolo"}, ["config.anchors.kind='yolo'", "'ssd', 'retinanet'"]),
         ({"anchors__kind": "retinanet", "anchors__steps": (8.0,)}, ["config.anchors.steps", "ssd"]),
         ({"optimizer__decay_factors": (0.1,)}, ["decay_factors=(0.1,)", "2 decay_epochs"]),
+        (
+            {"optimizer__decay_epochs": (), "optimizer__decay_shares": (0.5,)},
+            ["decay_factors=(0.1, 0.1)", "1 decay_shares"],
+        ),
+        (
+            {"optimizer__decay_shares": (0.6, 0.8)},
+            ["decay_epochs=(90.0, 120.0) and decay_shares=(0.6, 0.8)", "set one of them to ()"],
+        ),
+        (
+            {"optimizer__warmup_share": 0.1},
+            ["warmup_epochs=5.0 and warmup_share=0.1", "set one of them to 0.0"],
+        ),
+        (
+            {"optimizer__decay_epochs": (), "optimizer__decay_shares": (0.6, 80)},
+            ["config.optimizer.decay_shares=(0.6, 80)", "0..1"],
+        ),
         ({"optimizer__backbone_factor": -1.0}, ["optimizer.backbone_factor=-1.0", "0 or more"]),
         (
             {"init_from": "runs/a", "model__backbone_weights": "vgg16.safetensors"},
             ["config.init_from", "config.model.backbone_weights", "give one"],
         ),
+        (
+            {"optimizer__norm_warmup": True, "model__norm_momentum": 1.0},
+            ["config.model.norm_momentum=1.0", "no config.optimizer.norm_warmup"],
+        ),
+        ({"model__norm_momentum": 1.5}, ["config.model.norm_momentum=1.5", "0..1"]),
         ({"optimizer__warmup_epochs": -1.0}, ["config.optimizer.warmup_epochs=-1.0", "0 or more"]),
     ],
 )

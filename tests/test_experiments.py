@@ -1,5 +1,6 @@
 """Every shipped experiment at its full size, in shapes only."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,8 @@ from m2det_jax.config_checks import validate
 from m2det_jax.data import AugmentSettings
 from m2det_jax.datasets import augment_settings
 from m2det_jax.detect import build_detector
-from m2det_jax.experiment import experiments_dir, flatten, load_experiment
+from m2det_jax.evaluate import step_settings
+from m2det_jax.experiment import experiments_dir, flatten, load_experiment, stored_config
 from m2det_jax.model import variable_shapes
 from m2det_jax.optimizer import make_schedule
 from m2det_jax.plan import make_optimizer_settings, make_plan
@@ -92,6 +94,78 @@ def test_the_official_recipe():
     for size in (320, 704, 800):
         other = built(f"official_vgg{size}")[0]
         assert (other.optimizer.learning_rate, other.loss) == (4e-3, config.loss)
+
+
+# (warm-up, decays) in epochs of the shipped run, which the shares of a recipe stand for.
+IN_EPOCHS = {
+    "quickstart": (0.5, ()),
+    "small320": (2.0, ()),
+    "keras_vgg320": (0.0, ()),
+    "official": (5.0, (90.0, 110.0, 130.0, 150.0)),
+    "paper": (5.0, (90.0, 120.0)),
+}
+
+
+@pytest.mark.parametrize("num_images", [1, 37, 292, 800, 1234.5, 117_266])
+@pytest.mark.parametrize("name", NAMES)
+def test_shares_of_the_run_are_the_epochs_of_the_shipped_one(name, num_images):
+    config = load_experiment(name)
+    kind = "official" if name.startswith("official") else name if name in IN_EPOCHS else "paper"
+    warmup, decays = IN_EPOCHS[kind]
+    found = make_optimizer_settings(config, make_plan(config, num_images), num_images)
+    per_epoch = num_images / config.batch_size
+    expected = dataclasses.replace(
+        found,
+        warmup_steps=round(warmup * per_epoch),
+        decay_steps=tuple(round(epoch * per_epoch) for epoch in decays),
+    )
+    if found.schedule != "step":
+        found = dataclasses.replace(found, decay_steps=())
+    assert found == expected
+    step = np.arange(min(found.steps, 20_000))
+    rates, before = (jax.vmap(make_schedule(s))(step) for s in (found, expected))
+    np.testing.assert_array_equal(rates, before)
+
+
+def test_a_config_that_is_older_than_the_shares_means_what_it_meant():
+    before = default_config().to_dict()
+    for key in ("warmup_share", "decay_shares", "norm_warmup"):
+        del before["optimizer"][key]
+    before["epochs"] = 50.0
+    config = stored_config(before)
+    with support.warnings_of_run():
+        found = make_optimizer_settings(config, make_plan(config, 3200), 3200)
+    assert (found.warmup_steps, found.decay_steps) == (500, (9000, 12000))
+    assert not step_settings(config).norm_warmup
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slow_averages_of_batchnorm_warm_up_but_in_other_peoples_recipes(name):
+    config = load_experiment(name)
+    slow = config.model.norm_momentum >= 0.99  # faster ones have forgotten their start soon
+    theirs = name.startswith(("official", "keras"))
+    assert config.optimizer.norm_warmup == (slow and not theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_short_runs_learn_at_the_whole_schedule_or_say_that_they_do_not(name):
+    config = load_experiment(name)
+    for epochs in (4.0, 20.0, 50.0):
+        config.epochs = epochs
+        plan = make_plan(config, 3200)
+        with support.warnings_of_run() as warned:
+            found = make_optimizer_settings(config, plan, 3200)
+        if name.startswith("official"):
+            (line,) = warned
+            assert "ends before 4 of 4 decays" in line
+            assert ("inside the warm-up" in line) == (epochs == 4)
+            continue
+        assert not warned
+        schedule = make_schedule(found)
+        assert max(map(schedule, range(found.warmup_steps + 1))) == found.learning_rate
+        if found.schedule == "step":
+            last = float(schedule(found.steps - 1))
+            np.testing.assert_allclose(last, found.learning_rate / 100, rtol=1e-5)
 
 
 def test_the_form_of_the_keras_port():

@@ -10,6 +10,7 @@ import support
 from PIL import Image
 
 from m2det_jax import ops
+from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.evaluate import evaluate_checkpoint
@@ -34,17 +35,18 @@ def test_views_of_a_config():
     config.eval.test_sizes = (64, (64, 96), 64)
     views = make_views(config)
     assert views.sizes == ((64, 64), (64, 96)) and not views.flip
-    assert set(views.anchors) == {(64, 96)}
     config.eval.update(test_sizes=(), test_flip=True)
     views = make_views(config)
     assert views.sizes == ((64, 96),) and views.flip
-    config.data.train_sizes = ((64, 96), (96, 128))
-    assert set(make_views(config).anchors) == {(64, 96), (96, 128)}
 
 
-def test_anchors_of_a_training_at_several_sizes_are_taken():
-    own = np.zeros((144 * 6 * 2, 4), np.float32)
-    assert detector_at(tiny_detector(), (96, 128), own).anchors is own
+@pytest.mark.parametrize("kind", ["ssd", "retinanet"])
+@pytest.mark.parametrize("size", [(96, 128), (64, 64), (128, 96)])
+def test_anchors_are_those_of_a_training_at_that_size(kind, size):
+    trained = make_anchors(support.tiny_config(overrides={"anchors.kind": kind}), size)
+    np.testing.assert_array_equal(
+        detector_at(tiny_detector(anchors__kind=kind), size).anchors, trained
+    )
 
 
 def test_anchors_at_another_size_keep_their_pixels():

@@ -145,6 +145,87 @@ def test_epochs_of_the_config_become_steps():
     assert make_plan(config, 40).steps == 1
 
 
+def settings_of(num_images=80, **overrides) -> tuple[OptimizerSettings, list[str]]:
+    """The settings of a config at 10 steps an epoch, and what was warned of."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    config = support.tiny_config(overrides={"optimizer.schedule": "step"} | dotted)
+    plan = make_plan(config, num_images)
+    with support.warnings_of_run() as warned:
+        return make_optimizer_settings(config, plan, num_images), warned
+
+
+@pytest.mark.parametrize("epochs", [4.0, 50.0, 150.0, 300.0])
+def test_shares_of_the_run_stretch_with_it(epochs):
+    found, warned = settings_of(
+        epochs=epochs,
+        optimizer__warmup_share=0.1,
+        optimizer__decay_epochs=(),
+        optimizer__decay_shares=(0.6, 0.8),
+    )
+    assert (found.warmup_steps, found.steps) == (epochs, 10 * epochs)
+    assert found.decay_steps == (6 * epochs, 8 * epochs)
+    assert not warned
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ({"epochs": 50.0}, ["ends before 2 of 2 decays", "decay_epochs=(90.0, 120.0)"]),
+        ({"epochs": 100.0}, ["ends before 1 of 2 decays"]),
+        (
+            {"epochs": 4.0, "optimizer__warmup_epochs": 5.0},
+            ["run of 40 steps (config.epochs=4)", "inside the warm-up of 50 steps", "2 of 2"],
+        ),
+        (
+            {"epochs": 4.0, "optimizer__warmup_epochs": 5.0, "optimizer__schedule": "cosine"},
+            ["inside the warm-up of 50 steps (config.optimizer.warmup_epochs=5)"],
+        ),
+        (
+            {"epochs": 150.0, "optimizer__warmup_epochs": 100.0},
+            ["1 of 2 decays", "come before the end of the warm-up"],
+        ),
+        (
+            {"epochs": 150.0, "optimizer__warmup_epochs": 5.0, "max_steps": 30},
+            ["config.max_steps=30 stops inside the warm-up of 50 steps", "all 1500 steps"],
+        ),
+    ],
+)
+def test_a_run_that_is_too_short_for_its_schedule_says_so_in_one_line(overrides, parts):
+    (line,) = settings_of(**overrides)[1]
+    assert all(part in line for part in parts), line
+    if "max_steps" not in overrides:
+        assert "config.optimizer.warmup_share and decay_shares" in line
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+def test_a_run_that_is_long_enough_warns_of_nothing(schedule):
+    warned = settings_of(epochs=150.0, optimizer__warmup_epochs=5.0, optimizer__schedule=schedule)[
+        1
+    ]
+    assert not warned
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (
+            {"epochs": 3.0},
+            "validation comes at the end alone, at step 30: config.eval.every_epochs=5",
+        ),
+        (
+            {"epochs": 20.0, "eval.patience": 4},
+            "config.eval.patience=4 stops nothing: the run has 4",
+        ),
+        ({"epochs": 20.0, "eval.patience": 3}, None),
+        ({"epochs": 5.0}, None),
+    ],
+)
+def test_evaluations_that_a_short_run_does_not_come_to_are_said(overrides, part):
+    with support.warnings_of_run() as warned:
+        make_plan(support.tiny_config(overrides=overrides), 80)
+    assert len(warned) == (part is not None) and all(part in line for line in warned)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_weight_decay_spares_biases_norms_and_frozen_layers(name):
     decaying = settings(name=name, learning_rate=0.5, weight_decay=0.1)

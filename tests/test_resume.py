@@ -1,5 +1,6 @@
 """Another run's checkpoints are refused with all differences; free keys are free; faults count."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -108,11 +109,14 @@ def test_another_config_is_refused_with_all_differences(meta, tiny_run, tmp_path
 def test_free_keys_alone_do_not_stop_a_run(meta, tiny_run, tmp_path, log_of_run):
     config = _with(tiny_run.config, "epochs", 9.0)
     refuse(meta, config, tiny_run.run, tmp_path)
-    assert "stretches" not in log_of_run.text  # only a cosine schedule hangs on the end
-    config = _with(config, "optimizer.schedule", "cosine")
-    meta["config"]["optimizer"]["schedule"] = "cosine"
-    refuse(meta, config, tiny_run.run, tmp_path)
-    assert "another config.epochs stretches the cosine schedule" in log_of_run.text
+    assert "stretches" not in log_of_run.text  # only cosine and shares of the run hang on the end
+    for key, value in (("schedule", "cosine"), ("warmup_share", 0.1)):
+        changed = _with(config, f"optimizer.{key}", value)
+        before = meta | {"config": copy.deepcopy(meta["config"])}
+        before["config"]["optimizer"][key] = value
+        log_of_run.clear()
+        refuse(before, changed, tiny_run.run, tmp_path)
+        assert "another config.epochs stretches the learning rate's schedule" in log_of_run.text
 
 
 @pytest.mark.parametrize("which", ["training", "validation"])

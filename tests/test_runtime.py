@@ -1,7 +1,9 @@
 """What the process around a verb sets up. That XLA knows the flags, the started commands show."""
 
 import os
+from importlib.machinery import ModuleSpec
 
+import jax
 import pytest
 
 from m2det_jax import runtime
@@ -12,6 +14,10 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops="
 
 @pytest.fixture
 def flags_after(monkeypatch):
+    monkeypatch.delenv("PJRT_NAMES_AND_LIBRARY_PATHS", raising=False)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cpu")  # whatever else is installed here
+
     def flags_after(before: str | None, **options) -> list[str]:
         if before is None:
             monkeypatch.delenv("XLA_FLAGS", raising=False)
@@ -20,7 +26,8 @@ def flags_after(monkeypatch):
         runtime.add_xla_flags(**options)
         return os.environ["XLA_FLAGS"].split()
 
-    return flags_after
+    yield flags_after
+    jax.config.update("jax_platforms", before)
 
 
 def test_convolutions_of_a_cpu_go_to_eigen(flags_after):
@@ -45,12 +52,65 @@ def test_deterministic_kernels_of_the_config_win(flags_after):
     assert [flag for flag in flags if flag.startswith(DETERMINISTIC)][-1] == f"{DETERMINISTIC}true"
 
 
-@pytest.mark.parametrize(
-    "what, value",
-    [("jax.__version_info__", (0, 13, 0)), ("importlib.util.find_spec", lambda name: name)],
-)
+def a_new_jaxlib(monkeypatch, path):
+    monkeypatch.setattr("jax.__version_info__", (0, 13, 0))
+
+
+def a_libtpu(monkeypatch, path):
+    (path / "libtpu").mkdir()
+
+
+def a_plugin_with_an_entry_point(monkeypatch, path):
+    about = path / "some_plugin-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-plugin\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[jax_plugins]\nsome = some_plugin\n")
+
+
+def a_plugin_in_the_shared_package(monkeypatch, path):
+    (path / "jax_plugins" / "xla_rocm7").mkdir(parents=True)
+    (path / "jax_plugins" / "xla_rocm7" / "__init__.py").touch()
+
+
+def a_plugin_of_the_environment(monkeypatch, path):
+    monkeypatch.setenv("PJRT_NAMES_AND_LIBRARY_PATHS", "some:/usr/lib/some.so")
+
+
+OTHERS = [
+    a_new_jaxlib,
+    a_libtpu,
+    a_plugin_with_an_entry_point,
+    a_plugin_in_the_shared_package,
+    a_plugin_of_the_environment,
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_an_xla_of_unknown_age_gets_no_flag_that_might_stop_it(
-    flags_after, monkeypatch, what, value
+    flags_after, monkeypatch, tmp_path, other
 ):
-    monkeypatch.setattr(what, value)
+    monkeypatch.syspath_prepend(tmp_path)
+    other(monkeypatch, tmp_path)
+    jax.config.update("jax_platforms", None)  # as where nobody has chosen
     assert flags_after(None) == []
+
+
+@pytest.mark.parametrize("other", OTHERS[1:])
+@pytest.mark.parametrize(("chosen", "flags"), [("cpu", 1), ("cuda,cpu", 0), ("rocm", 0)])
+def test_the_platforms_that_are_chosen_decide_before_what_is_installed(
+    flags_after, monkeypatch, tmp_path, other, chosen, flags
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    other(monkeypatch, tmp_path)
+    jax.config.update("jax_platforms", chosen)
+    assert len(flags_after(None)) == flags
+
+
+@pytest.mark.parametrize("shared_package", [None, ModuleSpec("jax_plugins", None, is_package=True)])
+def test_a_jax_without_plugins_runs_on_the_cpu(flags_after, monkeypatch, shared_package):
+    jax.config.update("jax_platforms", None)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: shared_package if name == "jax_plugins" else None
+    )
+    assert len(flags_after(None)) == 1

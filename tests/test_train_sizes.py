@@ -12,6 +12,7 @@ from m2det_jax import prepare
 from m2det_jax.data.sampling import size_of_step
 from m2det_jax.detect import build_detector
 from m2det_jax.devices import place
+from m2det_jax.model import feature_map_sizes
 from m2det_jax.plan import images_of_epoch, make_plan
 from m2det_jax.train import open_batches
 
@@ -78,13 +79,30 @@ def test_the_run_begins_with_its_pipeline(drawn_files, tmp_path, monkeypatch, ca
     assert run.plan == make_plan(config, raised)
 
 
-def test_anchors_keep_their_pixels_at_other_sizes():
-    config = support.tiny_config()
-    wide, tall = (prepare.make_anchors(config, size) for size in ((64, 96), (128, 96)))
-    sides = [set(np.unique(np.rint(a[:, 2:] - a[:, :2]).astype(int))) for a in (wide, tall)]
-    assert sides[0] <= sides[1] | set(range(60, 97))  # but for those cut to the image's sides
-    assert len(tall) == 2 * len(wide)
-    np.testing.assert_array_equal(wide, build_detector(config, ("a",)).anchors)
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("size", [(128, 96), (64, 64), (256, 320)])
+def test_anchors_keep_their_pixels_at_other_sizes(size, clip):
+    sizes = (20.0, 60.0, 100.0)
+    overrides = {"data.image_size": (96, 128), "anchors.sizes": sizes, "anchors.clip": clip}
+    config = support.tiny_config(overrides=overrides)
+    own = prepare.make_anchors(config)
+    np.testing.assert_array_equal(own, build_detector(config, ("a",)).anchors)
+    np.testing.assert_array_equal(own, prepare.make_anchors(config, (96, 128)))
+    other = prepare.make_anchors(config, size)
+    shapes = []
+    for anchors, image_size in ((own, (96, 128)), (other, size)):
+        cells = [rows * columns for rows, columns in feature_map_sizes(image_size, 2)]
+        assert len(anchors) == 6 * sum(cells)
+        sides = anchors[:, 2:] - anchors[:, :2]
+        # Of each scale: the sides of its six anchors, the same in all cells.
+        by_scale = [s.reshape(-1, 6, 2) for s in np.split(sides, [6 * cells[0]])]
+        shapes.append(np.stack([s[0] for s in by_scale]))
+        for scale in by_scale:
+            np.testing.assert_allclose(scale, np.broadcast_to(scale[:1], scale.shape), atol=1e-4)
+    np.testing.assert_allclose(shapes[1], shapes[0], atol=1e-4)
+    # Standing, 60 px of ratio 3 are higher than the config's image, to which they are cut.
+    highest = 96 if clip else 60 * 3**0.5
+    np.testing.assert_allclose(shapes[1][..., 1].max(), highest, atol=1e-4)
 
 
 def test_steps_of_the_anchors_fit_one_size_only(drawn_files, tmp_path):

@@ -158,6 +158,7 @@ def parts():
         "model.num_scales": 2,
         "optimizer.weight_decay": 0.1,
         "optimizer.clip_norm": 0.0,
+        "optimizer.norm_warmup": True,
     }
     config = support.tiny_config(overrides=overrides)
     detector = build_detector(config, NAMES)
@@ -183,6 +184,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     for key in one:
         scale = np.abs(one[key] - start[key]).max() + 1e-7
         np.testing.assert_allclose(two[key], one[key], atol=2e-2 * scale, rtol=1e-5, err_msg=key)
+
+
+def test_statistics_keep_their_share_once_a_part(parts):
+    before, results, _ = parts
+    start = leaves(before.batch_stats["mlfpn"])
+    # The first step keeps a tenth for each part, and each part has the whole batch's statistics.
+    one, two = (leaves(results[count][0].batch_stats["mlfpn"]) for count in (1, 2))
+    for key in start:
+        whole, both = (one[key] - 0.1 * start[key]) / 0.9, (two[key] - 0.01 * start[key]) / 0.99
+        np.testing.assert_allclose(both, whole, rtol=1e-3, atol=1e-4, err_msg=key)
 
 
 def test_frozen_stages_stay_as_they_are(parts):

@@ -59,16 +59,19 @@ def _predict(
         predict(features).reshape(features.shape[0], -1, outputs)
         for predict, features in zip(predictors, maps, strict=True)
     ]
-    return jnp.concatenate(flat, axis=1).astype(jnp.float32)
+    return jnp.concatenate(flat, axis=1)
 
 
 def _layer_per_scale(scales: int, channels: int, dtype: jnp.dtype) -> list[Callable]:
-    return [_conv(channels, dtype, f"scale_{scale}") for scale in range(1, scales + 1)]
+    return [_Output(channels, dtype, name=f"scale_{scale}") for scale in range(1, scales + 1)]
 
 
 def _shared_layers(scales: int, channels: int, dtype: jnp.dtype) -> list[Callable]:
-    tower = [_conv(TOWER_CHANNELS, dtype, f"tower_{i}") for i in range(1, TOWER_DEPTH + 1)]
-    output = _conv(channels, dtype, "output")
+    tower = [
+        nn.Conv(TOWER_CHANNELS, (3, 3), padding=1, dtype=dtype, name=f"tower_{i}")
+        for i in range(1, TOWER_DEPTH + 1)
+    ]
+    output = _Output(channels, dtype, name="output")
 
     def predict(features):
         for layer in tower:
@@ -78,5 +81,26 @@ def _shared_layers(scales: int, channels: int, dtype: jnp.dtype) -> list[Callabl
     return [predict] * scales
 
 
-def _conv(channels: int, dtype: jnp.dtype, name: str) -> nn.Conv:
-    return nn.Conv(channels, (3, 3), padding=1, dtype=dtype, name=name)
+class _Output(nn.Module):
+    """A 3x3 convolution that multiplies in `dtype`, and adds up and answers in float32.
+
+    Rounded to bfloat16, logits near 4 would stand in steps of 1/32, and half the ranks be ties.
+    """
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(1, 1),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=jnp.float32,
+        )
+        return y + bias.reshape(1, 1, 1, -1)

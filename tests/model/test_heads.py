@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from m2det_jax.model.heads import BoxHead, ClassHead, is_class_output
 from m2det_jax.model.initialize import fill_variables
@@ -36,6 +37,51 @@ def test_box_head_gives_four_float32_values_whatever_the_compute_dtype(form):
     deltas, variables = jax.eval_shape(lambda: head.init_with_output(jax.random.key(0), maps))
     assert deltas.shape == (2, 6 * (20 + 6), 4) and deltas.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize("form", ["conv", "retinanet"])
+@pytest.mark.parametrize("kind", [BoxHead, ClassHead])
+def test_outputs_in_bfloat16_are_not_rounded_to_its_grid(kind, form):
+    """Between 4 and 8 neighbours of bfloat16 are 1/32 apart; sums of 720 products fall between."""
+    classes = {"num_class_outputs": 4} if kind is ClassHead else {}
+    head = kind(anchors_per_cell=6, dtype=jnp.bfloat16, form=form, **classes)
+    maps = [np.random.default_rng(0).standard_normal((1, 8, 9, 80), np.float32)]
+    params = head.init(jax.random.key(0), maps)["params"]
+    for name, layer in params.items():
+        # What is rounded on the way in, so that the float32 head computes the same products.
+        layer["kernel"] = np.asarray(layer["kernel"], jnp.bfloat16).astype(np.float32)
+        if not name.startswith("tower_"):
+            layer["bias"] = np.full_like(layer["bias"], 4.71)
+    outputs = np.asarray(jax.jit(lambda: head.apply({"params": params}, maps))())
+    between = outputs[(outputs > 4) & (outputs < 8)]
+    assert between.size > 500
+    on_grid = between * 32 == np.rint(between * 32)
+    assert on_grid.mean() < 0.01
+    if form == "conv":
+        whole = kind(anchors_per_cell=6, **classes)
+        rounded = [np.asarray(maps[0], jnp.bfloat16).astype(np.float32)]
+        expected = jax.jit(lambda: whole.apply({"params": params}, rounded))()
+        np.testing.assert_allclose(outputs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["conv", "retinanet"])
+def test_heads_in_float32_are_flax_convolutions_bit_for_bit(form):
+    head = ClassHead(anchors_per_cell=2, num_class_outputs=3, form=form)
+    x = np.random.default_rng(0).standard_normal((2, 5, 6, 16), np.float32)
+    params = head.init(jax.random.key(0), [x])["params"]
+
+    def with_flax(params, x):
+        for name, layer in sorted(params.items(), key=lambda item: item[0] == "output"):
+            x = nn.Conv(layer["bias"].size, (3, 3), padding=1).apply({"params": layer}, x)
+            x = nn.relu(x) if name.startswith("tower_") else x
+        return x.reshape(2, -1, 3)
+
+    def with_head(params, x):
+        return head.apply({"params": params}, [x])
+
+    for function in (lambda f: f, lambda f: jax.grad(lambda *args: jnp.square(f(*args)).sum())):
+        ours, theirs = (jax.jit(function(f))(params, x) for f in (with_head, with_flax))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def retinanet_head(num_class_outputs: int = 3):
