@@ -95,7 +95,8 @@ def _listed(workdir: pathlib.Path) -> tuple[list[str] | None, pathlib.Path]:
     """Returns the names of the images for validation that were decided, and the file with them."""
     file = _list_file(workdir)
     if file.is_file():
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        # People may write one: with whatever their editor puts at its beginning.
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
         return [name for name in text.split("\n") if name], file
     old = workdir / "split" / "val.csv"
     index = _read_copy(old)

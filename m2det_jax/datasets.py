@@ -128,9 +128,11 @@ def _require_there(config: ConfigDict, role: str, workdir: pathlib.Path) -> None
     if role == "train":
         keys = " ".join(f"--config.data.{entry.partition('=')[0]}=PATH" for entry in missing)
         remedy = (
-            "the run has split its validation part off; to say where the data lie now, start it "
-            f"once more: m2det-train --workdir {workdir} {keys}"
+            "start the run once more with the place where they lie now, so that its validation "
+            f"part is found: m2det-train --workdir {workdir} {keys}"
         )
+    if not all(os.path.isabs(entry.partition("=")[2]) for entry in missing):
+        remedy = f"start the command where the run was started, or {remedy}"
     raise ValueError(
         f"{workdir}: the data of the run are not there, {', '.join(missing)}, seen from "
         f"{os.getcwd()}; {remedy}"

@@ -347,7 +347,7 @@ def test_evaluate_finds_the_part_again_and_tells_of_changes(data, tmp_path, log_
     assert names(index) == names(run.val_index)
     assert "not what it was in training: 1 box of 1 image changed" in log_of_run.text
     data.folder.rename(tmp_path / "gone")
-    with pytest.raises(ValueError, match="the data of the run are not there, .*start it once more"):
+    with pytest.raises(ValueError, match="the data of the run are not there, .*start the run once"):
         load_validation(config, project / "run", ("cell",))
 
 

@@ -179,7 +179,8 @@ def test_an_old_run_with_relative_paths_says_which_key_to_give(drawn_files, tmp_
     with pytest.raises(ValueError) as caught:
         load_validation(config, tmp_path / "run", names)
     message = str(caught.value)
-    assert f"not there, val_csv=val.csv, seen from {tmp_path}; give --csv FILE" in message
+    assert f"not there, val_csv=val.csv, seen from {tmp_path}; start the command where" in message
+    assert message.endswith("or give --csv FILE")
     config.data.val_csv = ""
     with pytest.raises(ValueError, match=r"train_csv=train\.csv.*--config\.data\.train_csv=PATH"):
         load_validation(config, tmp_path / "run", names)
