@@ -170,6 +170,13 @@ def test_a_corrected_box_of_one_csv_is_refused_and_told(tmp_path, drawn_files):
     assert not list((tmp_path / "run" / "split").glob("*.csv"))
 
 
+def test_a_run_that_is_refused_after_reading_leaves_no_folder(tmp_path, drawn_files):
+    config = short_config(drawn_files, data__val_csv="", loss__focal_alpha_per_class=(0.5,))
+    with pytest.raises(ValueError, match="focal_alpha_per_class has 1 values for 6 classes"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_bad_batch_size_names_both_numbers(tmp_path, drawn_files):
     with pytest.raises(ValueError, match="batch_size=12 does not divide over 8 devices"):
         train.train(short_config(drawn_files, batch_size=12), tmp_path)
