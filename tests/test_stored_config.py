@@ -11,7 +11,7 @@ import pytest
 import support
 from PIL import Image
 
-from m2det_jax import __version__, checkpoint
+from m2det_jax import __version__, restore
 from m2det_jax.config import default_config
 from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.data_paths import absolute_paths, find_paths, relative_paths
@@ -251,7 +251,7 @@ def test_evaluation_imports_no_module_of_a_checkpoint(untrusted, monkeypatch):
 
 def test_evaluate_passes_its_trust_on(whole, untrusted, monkeypatch):
     monkeypatch.syspath_prepend(untrusted / "cwd")
-    restored = checkpoint.restore(whole[0])
+    restored = restore(whole[0])
     restored.config.data.update({"format": "marking_source", "root": str(untrusted)})
     monkeypatch.setattr("m2det_jax.evaluate.restore", lambda *args: restored)
     with pytest.raises(ValueError, match="give --trust"):
