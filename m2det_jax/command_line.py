@@ -10,6 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from m2det_jax import experiment
+from m2det_jax.config_checks import FORMATS
+from m2det_jax.stored_config import stored_metas
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -17,6 +19,11 @@ CONFIG = config_flags.DEFINE_config_file(
     "Experiment: a file, or the name of a shipped one (vgg320, vgg512, vgg800, small320, "
     "quickstart).",
     lock_config=True,
+)
+_TRUST = flags.DEFINE_bool(
+    "trust",
+    False,
+    "Import the Python module that the config of a workdir names as config.data.format.",
 )
 
 
@@ -46,6 +53,7 @@ def parse(argv: list[str], doc: str, own_flag: str) -> list[str]:
             )
         if len(rest) > 1:
             raise ValueError(f"unexpected arguments: {' '.join(rest[1:])}")
+        _refuse_untrusted(argv, name)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         text = error.args[0] if error.args else error
         sys.exit("error: " + " ".join(str(text).split()))
@@ -72,7 +80,7 @@ def _resolve_config(argv: list[str]) -> str | None:
             return argv[i].partition("=")[2]
     workdir = pathlib.Path(given.get("workdir", ""))
     # What training wrote as it began, else what lies in the newest checkpoint.
-    places = [workdir / "config.json", *sorted(workdir.glob("checkpoints/*/meta/metadata"))[::-1]]
+    places = [workdir / "config.json", *stored_metas(workdir)]
     stored = next((path for path in places if path.is_file()), None)
     if "workdir" not in given or stored is None:
         return None
@@ -89,9 +97,24 @@ def _config_file(name: str) -> str:
     return f"{path}{colon}{text}"
 
 
+_STORED = pathlib.Path(__file__).with_name("stored_config.py")
+
+
 def _stored(path: pathlib.Path) -> str:
     """A config in JSON as an experiment that config_flags can read."""
-    return f"{pathlib.Path(__file__).with_name('stored_config.py')}:{path.absolute()}"
+    return f"{_STORED}:{path.absolute()}"
+
+
+def _refuse_untrusted(argv: list[str], name: str) -> None:
+    """Refuses a module to import that only a stored config names: a workdir is data, not code."""
+    module = CONFIG.value.data.format
+    given = any(flag.lstrip("-").partition("=")[0] == "config.data.format" for flag in argv)
+    if module in FORMATS or given or _TRUST.value or not name.startswith(f"{_STORED}:"):
+        return
+    raise ValueError(
+        f"{name.partition(':')[2]} names the Python module {module!r} as config.data.format, and "
+        f"importing it runs its code; give --config.data.format={module}, or --trust"
+    )
 
 
 def _check_keys(argv: list[str], path: str | None) -> None:

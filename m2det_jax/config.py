@@ -17,7 +17,7 @@ FREE_KEYS = frozenset(
         "epochs max_steps init_from init_checkpoint "
         "platform deterministic sharding distributed.coordinator "
         "distributed.num_processes distributed.process_id distributed.heartbeat_seconds "
-        "model.remat on_nonfinite max_nonfinite data.format data.root "
+        "model.backbone_weights model.remat on_nonfinite max_nonfinite data.format data.root "
         "data.train_split data.val_split data.extra_train "
         "data.class_map data.labels_filter data.parent_label data.on_bad_box data.train_csv "
         "data.val_csv data.classes_csv data.num_workers data.num_threads data.on_bad_image "
@@ -30,8 +30,8 @@ FREE_KEYS = frozenset(
 # reads them.
 OWN_KEYS = frozenset(
     (
-        "distributed.coordinator distributed.process_id data.root data.train_csv data.val_csv "
-        "data.classes_csv data.num_workers data.num_threads"
+        "distributed.coordinator distributed.process_id data.root data.extra_train data.train_csv "
+        "data.val_csv data.classes_csv data.num_workers data.num_threads"
     ).split()
 )
 

@@ -6,11 +6,12 @@ import logging
 import os
 import pathlib
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from m2det_jax import splits
+from m2det_jax import data_record, splits
+from m2det_jax.config_checks import FORMATS
+from m2det_jax.damage import finished_steps
 from m2det_jax.data import (
     EFFECTS,
     KINDS,
@@ -18,24 +19,27 @@ from m2det_jax.data import (
     DetectionIndex,
     Findings,
     read_classes,
-    read_csv,
+    read_size,
     split_by_image,
-    write_classes,
-    write_csv,
 )
 from m2det_jax.data.combine import use_classes
-from m2det_jax.devices import wait_for_all
+from m2det_jax.data.size_cache import SizeCache
+from m2det_jax.data.size_checks import ReadSize
+from m2det_jax.data_paths import find_paths, missing_paths
 
 log = logging.getLogger("m2det_jax")
 
 
 def load_datasets(
-    config: ConfigDict, workdir: pathlib.Path
+    config: ConfigDict, workdir: pathlib.Path, sizes: SizeCache | None = None
 ) -> tuple[DetectionIndex, DetectionIndex]:
-    """Reads the training and the validation set that a config names.
+    """Reads the training and the validation set that a config names; writes nothing.
 
-    Where the config names no validation set, a part of the training images is split off by seed
-    and noted in workdir/split, from where a resumed run takes it again.
+    Where the config names no validation set, a part of the training images is split off: by seed,
+    or the images that an earlier start in workdir has decided on, see `data_record`.
+
+    Args:
+      sizes: knows sizes of images; None: every header is read.
 
     Raises:
       ValueError: a file is missing or has malformed rows; all findings are in the message.
@@ -44,14 +48,15 @@ def load_datasets(
     class_names = ()
     if config.data.format == "csv":
         class_names = read_classes(config.data.classes_csv)
-    train = read_split(config, "train", class_names)
+    read = sizes.read_size if sizes else read_size
+    train = read_split(config, "train", class_names, read)
     if splits.names_validation(config.data):
-        val = read_split(config, "val", class_names)
+        val = read_split(config, "val", class_names, read)
         train, val = splits.agree(config.data.format, train, val)
-    elif config.data.format == "csv":
-        train, val = _split_csv(config, workdir, train)
     else:
-        train, val = _split(config, workdir, train)
+        train, val = data_record.split_off(config, workdir, train)
+    if not finished_steps(workdir):  # else the run is refused, see resume
+        data_record.log_changes(config, workdir, training=train, validation=val)
     for what, index in (("training", train), ("validation", val)):
         log.info(
             "%s: %d images, %d objects, %d classes",
@@ -71,35 +76,81 @@ def load_validation(
     workdir: pathlib.Path,
     class_names: tuple[str, ...],
     class_ids: tuple[int | str, ...] = (),
+    *,
+    trust: bool = False,
 ) -> tuple[DetectionIndex, str]:
     """Reads the validation set of a finished run; returns it and what it was read from.
 
     Args:
       class_names, class_ids: of the checkpoint.
+      trust: a Python module that the config names as data.format may be imported.
+
+    Raises:
+      ValueError: the data are not there, have malformed rows, or are not to be trusted.
     """
-    data, split = config.data, workdir / "split" / "val.csv"
-    if data.format == "csv" and not data.val_csv:
-        index, what = read_csv(split, class_names), str(split)
-    elif splits.names_validation(data):
-        names = class_names
-        if data.format == "csv" and (data.class_map or data.labels_filter):
-            names = read_classes(data.classes_csv)
-        index = read_split(config, "val", names)
-        what = splits.describe(data, "val")
-    else:
-        index = _split(config, workdir, read_split(config, "train", ()))[1]
-        what = f"part of {splits.describe(data, 'train')}"
+    refuse_untrusted(config.data.format, trust, workdir)
+    config = find_paths(config, workdir)
+    data, read = config.data, data_record.size_cache(workdir).read_size
+    own = splits.names_validation(data)
+    role, names = ("val" if own else "train"), class_names
+    _require_there(config, role, workdir)
+    if data.format == "csv" and (data.class_map or data.labels_filter):
+        names = read_classes(data.classes_csv)
+    elif data.format != "csv" and not own:
+        names = ()
+    index, what = read_split(config, role, names, read), splits.describe(data, role)
+    if not own:
+        index, what = data_record.split_off(config, workdir, index)[1], f"part of {what}"
     index = use_classes(index, class_names, f"the validation set {what}")
+    if changes := data_record.what_changed(config, workdir, "validation", index):
+        log.warning("the validation set is not what it was in training: %s", changes)
     return dataclasses.replace(index, class_ids=class_ids), what
 
 
-def read_split(config: ConfigDict, role: str, class_names: tuple[str, ...]) -> DetectionIndex:
+def refuse_untrusted(format: str, trust: bool, workdir: pathlib.Path) -> None:
+    """Refuses to import a Python module that only a workdir names: it is data, not code.
+
+    Raises:
+      ValueError: the format is a module, and not trusted.
+    """
+    if format not in FORMATS and not trust:
+        raise ValueError(
+            f"{workdir} names the Python module {format!r} as config.data.format, and importing it "
+            "runs its code; give --trust if you trust it"
+        )
+
+
+def _require_there(config: ConfigDict, role: str, workdir: pathlib.Path) -> None:
+    missing = missing_paths(config, role)
+    if not missing:
+        return
+    remedy = "give --csv FILE" if config.data.format == "csv" else "give --root DIR"
+    if role == "train":
+        keys = " ".join(f"--config.data.{entry.partition('=')[0]}=PATH" for entry in missing)
+        remedy = (
+            "start the run once more with the place where they lie now, so that its validation "
+            f"part is found: m2det-train --workdir {workdir} {keys}"
+        )
+    if not all(os.path.isabs(entry.partition("=")[2]) for entry in missing):
+        remedy = f"start the command where the run was started, or {remedy}"
+    raise ValueError(
+        f"{workdir}: the data of the run are not there, {', '.join(missing)}, seen from "
+        f"{os.getcwd()}; {remedy}"
+    )
+
+
+def read_split(
+    config: ConfigDict, role: str, class_names: tuple[str, ...], read: ReadSize = read_size
+) -> DetectionIndex:
     """Reads what a config names for "train" or "val", and logs what was left out or cut.
+
+    Args:
+      read: gives the size of an image.
 
     Raises:
       DataError: something is wrong for which training is refused.
     """
-    index, findings, remarks = splits.inspect_split(config.data, role, class_names)
+    index, findings, remarks = splits.inspect_split(config.data, role, class_names, read)
     findings.raise_if_any()
     what = {"train": "training", "val": "validation"}[role]
     for (kind, effect), count in sorted(findings.counts.items()):
@@ -140,57 +191,9 @@ def _require_files(data: ConfigDict) -> None:
     if missing:
         given = " ".join(f"--config.data.{key}=FILE" for key in keys)
         raise FileNotFoundError(
-            f"no such file: {', '.join(missing)}; give {given}, or train on the built-in drawn "
-            "set with `make demo` or `python -m m2det_jax.demo`"
+            f"no such file: {', '.join(missing)}, seen from {os.getcwd()}; give {given}, or train "
+            "on the built-in drawn set with `make demo` or `python -m m2det_jax.demo`"
         )
-
-
-def _split_csv(config: ConfigDict, workdir: pathlib.Path, whole: DetectionIndex):
-    """Writes both parts as CSV files where there are none yet, and reads them."""
-    folder, class_names = workdir / "split", whole.class_names
-    files = folder / "train.csv", folder / "val.csv"
-    if jax.process_index() == 0 and not all(file.is_file() for file in files):
-        parts = split_by_image(whole, config.data.val_fraction, config.seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_classes(class_names, folder / "classes.csv")
-        for part, file in zip(parts, files, strict=True):
-            # A file cut short by a kill would be taken for whole.
-            beside = file.with_suffix(".tmp")
-            write_csv(part, beside)
-            beside.replace(file)
-        log.info("split off %d of %d images for validation, see %s", parts[1].num_images,
-                 whole.num_images, folder)  # fmt: skip
-    wait_for_all("the validation split is written")
-    return tuple(read_csv(file, class_names) for file in files)
-
-
-def _split(config: ConfigDict, workdir: pathlib.Path, whole: DetectionIndex):
-    """Splits by seed, and notes in workdir/split/val.txt which images are for validation.
-
-    CSV files cannot hold all that other formats do; the split is a function of data and config.
-    """
-    train, val = split_by_image(whole, config.data.val_fraction, config.seed)
-    file = workdir / "split" / "val.txt"
-    root = pathlib.Path(config.data.root).absolute()
-    text = "".join(f"{os.path.relpath(path, root)}\n" for path in val.image_paths)
-    before = file.read_text(encoding="utf-8") if file.is_file() else None
-    wait_for_all("all processes have looked for the validation split")
-    if before is not None:
-        if before != text:
-            raise ValueError(
-                f"{file}: the data set, config.seed or config.data.val_fraction is not what it was "
-                "when this validation part was split off; use another --workdir"
-            )
-        return train, val
-    if jax.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".tmp")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
-    wait_for_all("the validation split is written")
-    log.info("split off %d of %d images for validation, see %s", val.num_images,
-             whole.num_images, file)  # fmt: skip
-    return train, val
 
 
 def fingerprint(index: DetectionIndex) -> str:

@@ -184,6 +184,7 @@ def evaluate_checkpoint(
     batch_size: int = 0,
     output: str = "",
     overrides: Sequence[str] = (),
+    trust: bool = False,
 ) -> dict:
     """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
 
@@ -193,13 +194,14 @@ def evaluate_checkpoint(
       output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections, in COCO
         result form, go beside it.
       overrides: changes of config.eval, such as "eval.nms=soft_linear".
+      trust: a Python module that the run names as config.data.format may be imported.
     """
     restored = restore(workdir, checkpoint, overrides)
     if csv:
         index, source = read_csv(csv, restored.class_names), csv
     else:
         index, source = load_validation(
-            restored.config, workdir, restored.class_names, restored.class_ids
+            restored.config, workdir, restored.class_names, restored.class_ids, trust=trust
         )
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
@@ -241,6 +243,8 @@ def _parser() -> argparse_flags.ArgumentParser:
     parser.add_argument("--csv", default="", help="annotations; default: the run's validation set")
     parser.add_argument("--batch_size", type=int, default=0, help="default: that of the config")
     parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
+    trust = "import the Python module that the run names as config.data.format"
+    parser.add_argument("--trust", action="store_true", help=trust)
     runtime.add_overrides(parser)
     return parser
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+import m2det_jax
 from m2det_jax.config import default_config
 
 
@@ -39,20 +40,43 @@ def nearest_key(config: ConfigDict, dotted: str) -> str:
     return last[found[0]]
 
 
-def stored_config(stored: Mapping, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Returns the config that a checkpoint holds; keys that are younger have their defaults.
+def stored_config(
+    stored: Mapping, overrides: Sequence[str] = (), *, source: str = "the checkpoint"
+) -> ConfigDict:
+    """Returns the config that a run has stored; keys that are younger have their defaults.
 
     Args:
+      stored: what a checkpoint's meta holds, or the config in it alone, as JSON gives them.
       overrides: changes of its section eval, such as "eval.score_threshold=0.3".
+      source: it is, for errors.
 
     Raises:
-      ValueError: no such key in that section, or a value of another type; names the nearest key.
+      ValueError: it has keys that this version has not, or values of another type; or there is no
+        such key to override in that section.
     """
     config = default_config()
-    config.update(stored)
+    try:
+        values = flatten(ConfigDict(stored.get("config", stored)))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{source} is not a config in JSON ({error})") from None
+    if unknown := sorted(values.keys() - flatten(config).keys()):
+        writer = stored.get("versions", {}).get("m2det_jax", "of another version")
+        raise ValueError(
+            f"{source}: written by m2det_jax {writer}; this is {m2det_jax.__version__}, which has "
+            f"no {', '.join(f'config.{key}' for key in unknown)}; use that version"
+        )
+    try:
+        config.update_from_flattened_dict({k: _as_tuple(value) for k, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: a value is of another type than here: {error}") from None
     for override in overrides:
         _override_eval(config, override)
     return config
+
+
+def _as_tuple(value):
+    """JSON knows lists only, a config tuples only."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def _override_eval(config: ConfigDict, override: str) -> None:

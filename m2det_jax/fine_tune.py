@@ -117,10 +117,4 @@ def _differing_settings(config: ConfigDict, source: ConfigDict) -> list[tuple[st
         for key in here
         if (key.startswith(("model.", "anchors.")) or key in _EXPECTED) and key not in _NO_MATTER
     ]
-    pairs = [(key, here[key], _plain(there.get(key))) for key in keys]
-    return [(key, new, old) for key, new, old in pairs if _plain(new) != old]
-
-
-def _plain(value: Any) -> Any:
-    """JSON gives tuples back as lists."""
-    return tuple(value) if isinstance(value, list) else value
+    return [(key, here[key], there[key]) for key in keys if here[key] != there[key]]

@@ -11,12 +11,13 @@ import optax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from m2det_jax import devices, evaluate, memory
+from m2det_jax import data_record, devices, evaluate, memory
 from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.backbone_weights import load_backbone
 from m2det_jax.compiled_step import CompiledStep
 from m2det_jax.config_checks import validate, validate_classes
 from m2det_jax.data import DetectionIndex, describe_augmentation
+from m2det_jax.data.size_cache import SizeCache
 from m2det_jax.datasets import augment_settings, fingerprint, load_datasets, train_sizes
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.fine_tune import start_from
@@ -41,6 +42,7 @@ class Run:
         any, so that there is one state on the devices.
       replicated, by_batch: shardings of what every device has whole, and of a batch.
       fingerprints: of both data sets, to be stored with checkpoints.
+      sizes: of all images, to be written once the run is not refused.
     """
 
     train_index: DetectionIndex
@@ -54,6 +56,7 @@ class Run:
     replicated: jax.sharding.Sharding
     by_batch: jax.sharding.Sharding
     fingerprints: dict[str, str]
+    sizes: SizeCache
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
@@ -66,7 +69,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     devices.check_divisible("config.batch_size", config.batch_size, config.accumulation)
     devices.check_divisible("config.eval.batch_size", config.eval.batch_size)
     augmentation = describe_augmentation(augment_settings(config), train_sizes(config))
-    train_index, val_index = load_datasets(config, workdir)
+    sizes = data_record.size_cache(workdir)
+    train_index, val_index = load_datasets(config, workdir, sizes)
     validate_classes(config, train_index.class_names)
     log.info("augmentation, in this order:\n%s", augmentation)
     detector = build_detector(config, train_index.class_names)
@@ -104,6 +108,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         replicated=replicated,
         by_batch=by_batch,
         fingerprints={"training": fingerprint(train_index), "validation": fingerprint(val_index)},
+        sizes=sizes,
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint, damage, devices
+from m2det_jax import checkpoint, damage, data_record, devices
 from m2det_jax.config import FREE_KEYS, OWN_KEYS
 from m2det_jax.experiment import flatten, stored_config
 from m2det_jax.plan import schedule_stretches
@@ -102,10 +102,13 @@ def refuse_other_run(
             f"{folder} was trained on the classes {meta['class_names']}, the data has "
             f"{list(run.train_index.class_names)}; use another --workdir"
         )
-    changed, free = changed_keys(stored_config(meta["config"]), config)
+    changed, free = changed_keys(stored_config(meta, source=str(folder)), config)
+    indices = {"training": run.train_index, "validation": run.val_index}
     for what, before in meta.get("data", {}).items():
-        if before != run.fingerprints[what]:
-            changed.append(f"the {what} set: {before}, now {run.fingerprints[what]}")
+        if before != (now := run.fingerprints[what]):
+            args = config, folder.parent, what, indices[what], before
+            found = data_record.what_changed(*args) or f"{before}, now {now}"
+            changed.append(f"the {what} set: {found}")
     versions = checkpoint.versions()
     for name, before in meta.get("versions", {}).items():
         if before != (now := versions.get(name)):

@@ -5,7 +5,14 @@ import os
 
 from ml_collections import ConfigDict
 
-from m2det_jax.data import DataError, DetectionIndex, Findings, Source, inspect_dataset
+from m2det_jax.data import (
+    DataError,
+    DetectionIndex,
+    Findings,
+    Source,
+    inspect_dataset,
+    read_size,
+)
 from m2det_jax.data.combine import (
     all_classes,
     concatenate,
@@ -14,6 +21,7 @@ from m2det_jax.data.combine import (
     use_classes,
 )
 from m2det_jax.data.csv_rows import class_remedy
+from m2det_jax.data.size_checks import ReadSize
 
 # Formats without a list of classes: training and validation may each lack some.
 _NAMED_BY_BOXES = ("voc", "kitti")
@@ -47,7 +55,7 @@ def sources_of(data: ConfigDict, role: str, classes: Classes) -> list[Source]:
 
 
 def inspect_split(
-    data: ConfigDict, role: str, classes: Classes
+    data: ConfigDict, role: str, classes: Classes, read: ReadSize = read_size
 ) -> tuple[DetectionIndex, Findings, list[str]]:
     """Reads all sources of a split as one.
 
@@ -60,7 +68,7 @@ def inspect_split(
     """
     findings, parts, remarks = Findings(), [], []
     for source in sources_of(data, role, classes):
-        index, found = inspect_dataset(source, on_bad_box=data.on_bad_box)
+        index, found = inspect_dataset(source, on_bad_box=data.on_bad_box, read=read)
         findings.extend(found)
         if index is None:
             findings.raise_if_any()

@@ -8,31 +8,44 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from m2det_jax.config import default_config
-from m2det_jax.experiment import flatten
+from m2det_jax.data_paths import find_paths
+from m2det_jax.experiment import stored_config
 
 
 def get_config(path: str) -> ConfigDict:
-    """Returns the config in config.json or in a checkpoint's meta.
+    """Returns the config in config.json or in a checkpoint's meta, read as `stored_config` does.
 
-    Keys that were added since have their defaults.
+    Files that it names are looked for beside the workdir where they are not in their place.
 
     Raises:
       ValueError: the file is no config of this program, or has keys that this version has not.
     """
+    file = pathlib.Path(path)
+    content = _read(file)
+    workdir = file.parent
+    if file.name == "metadata":
+        workdir = file.parents[3]  # workdir/checkpoints/STEP/meta/metadata
+    elif metas := stored_metas(workdir):
+        # config.json does not say which version wrote it.
+        content = {"config": content, "versions": _read(metas[0]).get("versions", {})}
     try:
-        content = json.loads(pathlib.Path(path).read_text())
-        # A checkpoint has its config among other things.
-        stored = flatten(ConfigDict(content.get("config", content)))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a config in JSON ({error}); give --config") from None
-    config = default_config()
-    if unknown := sorted(set(stored) - set(flatten(config))):
-        raise ValueError(f"{path}: this version has no {', '.join(unknown)}; give --config")
-    config.update_from_flattened_dict({key: _as_tuple(value) for key, value in stored.items()})
-    return config
+        return find_paths(stored_config(content, source=path), workdir)
+    except ValueError as error:
+        raise ValueError(f"{error}; or give --config") from None
 
 
-def _as_tuple(value):
-    """JSON knows lists only, a config tuples only."""
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+def stored_metas(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files with the meta of the checkpoints in a workdir, the newest first."""
+    found = workdir.glob("checkpoints/*/meta/metadata")
+    steps = {path: path.parts[-3] for path in found if path.parts[-3].isdigit()}
+    return sorted(steps, key=lambda path: int(steps[path]), reverse=True)
+
+
+def _read(file: pathlib.Path) -> dict:
+    try:
+        content = json.loads(file.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        return content
+    except ValueError as error:
+        raise ValueError(f"{file} is not a config in JSON ({error}); give --config") from None

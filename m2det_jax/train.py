@@ -9,9 +9,10 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint, guard, memory
+from m2det_jax import checkpoint, data_record, guard, memory
 from m2det_jax.damage import finished_steps
 from m2det_jax.data import UnreadableImage, train_batches
+from m2det_jax.data_paths import absolute_paths
 from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.devices import leave_after, place, put_batch
 from m2det_jax.draw import training_sheet
@@ -66,6 +67,7 @@ def run_locked(
     config: ConfigDict, workdir: pathlib.Path, lock: guard.WorkdirLock, allow_config_change: bool
 ) -> dict:
     """Sets up what the loop needs, in the order in which it must end, and runs it."""
+    config = absolute_paths(config)  # of the folder that it is started in
     run = prepare(config, workdir)
     state = None if finished_steps(workdir) else first_state(config, run)
     lock.create()
@@ -81,6 +83,8 @@ def run_locked(
         )
         step = int(state.step)
         write_config(workdir, config)
+        indices = run.train_index, run.val_index
+        data_record.remember(config, workdir, *indices, run.fingerprints, run.sizes)
         history = History(workdir, step, evaluated=evaluated, enabled=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(history))
         batches = stack.enter_context(contextlib.closing(open_batches(config, run, step)))

@@ -62,7 +62,7 @@ def restore(
                 f"{workdir}: a backbone alone, no detector; train one from it with "
                 f"--config.model.backbone_weights={workdir}"
             )
-        config = stored_config(meta["config"], overrides)
+        config = stored_config(meta, overrides, source=f"{workdir}, checkpoint {step}")
         validate(config)
         class_names = tuple(meta["class_names"])
         detector = build_detector(config, class_names)

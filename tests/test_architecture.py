@@ -18,7 +18,7 @@ VERBS = {
     "backbone_weights", "check", "inspection", "inspect_anchors", "inspect_contents",
     "inspect_report", "inspect_pictures", "fine_tune", "guard", "damage", "resume",
     "stored_config", "devices", "splits", "convert_dataset", "multiscale",
-    "compiled_step", "plan", "trained", "validation",
+    "compiled_step", "plan", "trained", "validation", "data_paths", "data_record",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

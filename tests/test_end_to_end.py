@@ -13,7 +13,7 @@ from support import short_config
 
 from m2det_jax import checkpoint, devices, train, validation
 from m2det_jax.data import read_classes, read_csv
-from m2det_jax.datasets import load_datasets
+from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.devices import place
 from m2det_jax.history import read_history
 from m2det_jax.watch import IntervalMetrics
@@ -154,17 +154,27 @@ def test_early_stopping_keeps_the_best(tmp_path, drawn_files, monkeypatch):
     assert train.train(config, tmp_path)["AP"] == 0.9
 
 
-def test_one_csv_is_split_by_image_and_the_split_reused(tmp_path, drawn_files):
-    config = short_config(drawn_files, data__val_csv="", data__val_fraction=0.25)
-    first = load_datasets(config, tmp_path / "run")
-    assert [index.num_images for index in first] == [18, 6]
-    assert not set(first[0].image_paths) & set(first[1].image_paths)
-    other = load_datasets(short_config(drawn_files, data__val_csv="", seed=5), tmp_path / "other")
-    assert set(other[1].image_paths) != set(first[1].image_paths)
-    config.seed = 5
-    again = load_datasets(config, tmp_path / "run")
-    assert [index.image_paths for index in again] == [index.image_paths for index in first]
-    assert (again[0].boxes == first[0].boxes).all()
+def test_a_corrected_box_of_one_csv_is_refused_and_told(tmp_path, drawn_files):
+    data = shutil.copytree(drawn_files.classes.parent, tmp_path / "data")
+    files = DatasetFiles(*(data / file.name for file in drawn_files))
+    config = short_config(files, data__val_csv="", max_steps=1, log__sample_images=0)
+    train.train(config, tmp_path / "run")
+    assert train.train(config, tmp_path / "run") == {}
+    rows = files.train.read_text().splitlines()
+    name, x1, *rest = rows[0].split(",")
+    files.train.write_text("\n".join([",".join([name, str(float(x1) + 1), *rest]), *rows[1:]]))
+    with pytest.raises(ValueError, match=rf"1 box of 1 image changed \({name}\)"):
+        train.train(config, tmp_path / "run")
+    listed = set((tmp_path / "run" / "split" / "val.txt").read_text().split())
+    assert len(listed) == 5 and listed < {row.partition(",")[0] for row in rows}
+    assert not list((tmp_path / "run" / "split").glob("*.csv"))
+
+
+def test_a_run_that_is_refused_after_reading_leaves_no_folder(tmp_path, drawn_files):
+    config = short_config(drawn_files, data__val_csv="", loss__focal_alpha_per_class=(0.5,))
+    with pytest.raises(ValueError, match="focal_alpha_per_class has 1 values for 6 classes"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bad_batch_size_names_both_numbers(tmp_path, drawn_files):

@@ -195,6 +195,37 @@ def test_the_config_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "config.json").read_text() == before
 
 
+# Tuples in tuples, which JSON gives back as lists.
+NESTED = {
+    "data__train_sizes": ((64, 96), (96, 64)),
+    "data__class_map": (("ring", "disc"),),
+    "eval__test_sizes": (96, (64, 96)),
+    "model__num_levels": 1,
+    "log__sample_images": 0,
+}
+
+
+def test_a_run_with_nested_values_is_resumed(drawn_files, tmp_path, log_of_run):
+    config = support.short_config(drawn_files, **NESTED, max_steps=1)
+    train.train(config, tmp_path)
+    config.max_steps = 2
+    log_of_run.clear()
+    train.train(config, tmp_path)
+    assert "resuming from step 1" in log_of_run.text
+    changes = [r.getMessage() for r in log_of_run.records if "changed since" in r.getMessage()]
+    assert changes == ["changed since the last checkpoint: config.max_steps was 1, now 2"]
+    alone = found_config(["--workdir", tmp_path])
+    assert changed_keys(config, alone) == ([], [])
+    config.data.train_sizes = ((64, 96), (96, 128))
+    with pytest.raises(ValueError, match=r"config.data.train_sizes was \(\(64, 96\), \(96, 64\)\)"):
+        train.train(config, tmp_path)
+
+
+def test_backbone_weights_are_free_to_go(meta, tiny_run, tmp_path):
+    meta["config"]["model"]["backbone_weights"] = "/gone/vgg16.safetensors"
+    refuse(meta, tiny_run.config, tiny_run.run, tmp_path)
+
+
 CLOCK = {"images_per_second", "data_wait_share"}
 
 

@@ -1,4 +1,4 @@
-"""Reading annotation files: plain files of a bounded size, as text."""
+"""Reading annotation files: plain files of a bounded size, as text; writing small files whole."""
 
 import os
 import stat
@@ -28,6 +28,21 @@ def open_plain(path: str | os.PathLike) -> int:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(0, "it is a directory", os.fspath(path))
     raise OSError(0, "it is no regular file", os.fspath(path))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that is never seen half written, also where the machine loses power.
+
+    Raises:
+        OSError: the disk is full, or the folder gone; what was there before is left.
+    """
+    beside = path.with_name(f"{path.name}.tmp")
+    # Names of files need not be text in any encoding.
+    with open(beside, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 def read_bytes(path: Path, findings: Findings, *, limit: int = LARGE) -> bytes | None:

@@ -7,16 +7,22 @@ that leave their image to it and leaves out what is no box at all; "drop" leaves
 import numpy as np
 
 from m2det_jax.data.errors import Findings
+from m2det_jax.data.images import read_size
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.places import Places
 from m2det_jax.data.rows import ROUNDING, Rows
-from m2det_jax.data.size_checks import check_declared_sizes, read_sizes
+from m2det_jax.data.size_checks import ReadSize, check_declared_sizes, read_sizes
 
 ON_BAD_BOX = ("error", "clip", "drop")
 
 
 def build_index(
-    rows: Rows, findings: Findings, *, on_bad_box: str = "error", num_threads: int = 8
+    rows: Rows,
+    findings: Findings,
+    *,
+    on_bad_box: str = "error",
+    num_threads: int = 8,
+    read: ReadSize = read_size,
 ) -> DetectionIndex:
     """Reads the header of every image, checks all boxes, and returns the sound part as an index.
 
@@ -25,7 +31,7 @@ def build_index(
     """
     if on_bad_box not in ON_BAD_BOX:
         raise ValueError(f"on_bad_box: expected one of {ON_BAD_BOX}, got {on_bad_box!r}")
-    sizes = read_sizes(rows, findings, num_threads=num_threads)
+    sizes = read_sizes(rows, findings, num_threads=num_threads, read=read)
     check_declared_sizes(rows, sizes, findings, on_bad_box)
     with np.errstate(over="ignore"):
         boxes = rows.edges(sizes).astype(np.float32)

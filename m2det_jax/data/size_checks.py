@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,18 +10,24 @@ from m2det_jax.data.errors import Findings
 from m2det_jax.data.images import read_size
 from m2det_jax.data.rows import Rows
 
+ReadSize = Callable[[str], tuple[int, int]]
+
 _CHUNK = 500  # images a thread looks at before it turns to the others
 
 
-def read_sizes(rows: Rows, findings: Findings, *, num_threads: int = 8) -> np.ndarray:
+def read_sizes(
+    rows: Rows, findings: Findings, *, num_threads: int = 8, read: ReadSize = read_size
+) -> np.ndarray:
     """Reads the upright (width, height) of every image from its header: int32 [N, 2].
 
-    An image that cannot be read is a finding and has size 0, 0.
+    An image that cannot be read is a finding and has size 0, 0. `read` is `images.read_size`, or
+    that of a `SizeCache`.
     """
     paths = rows.image_paths
     chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        found = [size for part in pool.map(_sizes_or_errors, chunks) for size in part]
+        parts = pool.map(lambda chunk: _sizes_or_errors(chunk, read), chunks)
+        found = [size for part in parts for size in part]
     sizes = np.zeros((len(paths), 2), np.int32)
     for i, size in enumerate(found):
         if isinstance(size, ValueError):
@@ -36,11 +43,11 @@ def read_sizes(rows: Rows, findings: Findings, *, num_threads: int = 8) -> np.nd
     return sizes
 
 
-def _sizes_or_errors(paths: list[str]) -> list[tuple[int, int] | ValueError]:
+def _sizes_or_errors(paths: list[str], read: ReadSize) -> list[tuple[int, int] | ValueError]:
     found = []
     for path in paths:
         try:
-            found.append(read_size(path))
+            found.append(read(path))
         except ValueError as error:
             found.append(error)
     return found
@@ -75,7 +82,3 @@ def check_declared_sizes(
             kind="size-differs",
             effect="refuse" if turned or on_bad_box == "error" else "note",
         )
-
-
-def _effect(on_bad_box: str) -> str:
-    return "refuse" if on_bad_box == "error" else "drop"

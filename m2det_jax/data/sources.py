@@ -11,10 +11,12 @@ from m2det_jax.data.formats.kitti import read_kitti
 from m2det_jax.data.formats.openimages import read_openimages
 from m2det_jax.data.formats.voc import read_voc
 from m2det_jax.data.formats.yolo import read_yolo
+from m2det_jax.data.images import read_size
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.own_source import read_own
 from m2det_jax.data.row_checks import build_index
 from m2det_jax.data.rows import Rows
+from m2det_jax.data.size_checks import ReadSize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +77,12 @@ def read_dataset(source: Source, *, on_bad_box: str = "error") -> DetectionIndex
 
 
 def inspect_dataset(
-    source: Source, *, on_bad_box: str = "error"
+    source: Source, *, on_bad_box: str = "error", read: ReadSize = read_size
 ) -> tuple[DetectionIndex | None, Findings]:
     """Reads like `read_dataset`, but returns the findings, and an index of what is sound.
 
-    The index is None where nothing could be read at all.
+    The index is None where nothing could be read at all. `read` gives the size of an image; that of
+    a `SizeCache` opens only the files that it does not know.
     """
     findings = Findings()
     if source.format in READERS:
@@ -88,4 +91,4 @@ def inspect_dataset(
         rows = read_own(source.format, source.root, source.split, findings)
     if rows is None:
         return None, findings
-    return build_index(rows, findings, on_bad_box=on_bad_box), findings
+    return build_index(rows, findings, on_bad_box=on_bad_box, read=read), findings
