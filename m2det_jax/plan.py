@@ -124,6 +124,19 @@ def schedule_stretches(config: ConfigDict) -> bool:
     return c.schedule == "cosine" or c.warmup_share > 0
 
 
+def same_schedule(a: ConfigDict, b: ConfigDict) -> bool:
+    """Says whether warm-up and decays are the same shares of both runs.
+
+    One may count them in epochs, as our recipes did before 0.2, and the other in shares.
+    """
+
+    def shares(config: ConfigDict) -> tuple[float, ...]:
+        warmup, decays = _schedule_epochs(config)
+        return tuple(round(epochs / config.epochs, 12) for epochs in (warmup, *decays))
+
+    return shares(a) == shares(b)
+
+
 def _schedule_epochs(config: ConfigDict) -> tuple[float, tuple[float, ...]]:
     """Returns how many epochs the warm-up has, and after how many each decay comes."""
     c = config.optimizer

@@ -12,11 +12,15 @@ from ml_collections import ConfigDict
 from m2det_jax import checkpoint, damage, data_record, devices
 from m2det_jax.config import FREE_KEYS, OWN_KEYS
 from m2det_jax.experiment import flatten, stored_config
-from m2det_jax.plan import schedule_stretches
+from m2det_jax.plan import same_schedule, schedule_stretches
 from m2det_jax.prepare import Run
 from m2det_jax.train_state import TrainState
 
 log = logging.getLogger("m2det_jax")
+
+_SCHEDULE = tuple(
+    f"optimizer.{key}" for key in ("warmup_epochs", "warmup_share", "decay_epochs", "decay_shares")
+)
 
 # What is counted through all stops of a run, and saved with each checkpoint.
 _FRESH = {
@@ -136,10 +140,10 @@ def changed_keys(before: ConfigDict, config: ConfigDict) -> tuple[list[str], lis
     Returns:
       (lines of the keys that change the result, lines of the others), "config.a.b was 1, now 2".
     """
-    old = flatten(before)
+    old, same = flatten(before), same_schedule(before, config)
     lines: tuple[list[str], list[str]] = [], []
     for key, value in flatten(config).items():
-        if (was := old.get(key)) != value:
+        if (was := old.get(key)) != value and not (same and key in _SCHEDULE):
             lines[key in FREE_KEYS].append(f"config.{key} was {was!r}, now {value!r}")
     return lines
 

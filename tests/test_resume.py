@@ -60,6 +60,20 @@ def test_every_key_is_told_and_counts_unless_it_is_free():
     optimizer.ema_decay eval.score_threshold eval.nms
     """.split(),
 )
+@pytest.mark.parametrize(("name", "warmup", "decays"), [
+    ("quickstart", 0.5, (90.0, 120.0)), ("small320", 2.0, (90.0, 120.0)),
+    ("vgg512", 5.0, (90.0, 120.0)),
+])  # fmt: skip
+def test_a_schedule_in_epochs_is_the_same_in_shares(name, warmup, decays):
+    now, before = load_experiment(name), load_experiment(name)
+    before.optimizer.update(
+        warmup_epochs=warmup, warmup_share=0.0, decay_epochs=decays, decay_shares=()
+    )
+    assert changed_keys(before, now) == ([], [])
+    before.optimizer.warmup_epochs = 2 * warmup
+    assert changed_keys(before, now)[0][0].startswith("config.optimizer.warmup_epochs was ")
+
+
 def test_what_changes_the_result_is_not_free(key):
     assert key in flatten(default_config()) and key not in FREE_KEYS
 
