@@ -50,16 +50,6 @@ def test_every_key_is_told_and_counts_unless_it_is_free():
         assert changed_keys(config, other) == (([], [line]) if key in FREE_KEYS else ([line], []))
 
 
-@pytest.mark.parametrize(
-    "key",
-    """
-    seed batch_size accumulation data.image_size data.train_sizes data.resize data.mean data.std
-    data.repeat_threshold augment.pipeline augment.flip_probability model.backbone model.dtype
-    model.num_scales model.frozen_stages anchors.sizes anchors.positive_threshold loss.kind
-    loss.focal_gamma optimizer.name optimizer.learning_rate optimizer.schedule
-    optimizer.ema_decay eval.score_threshold eval.nms
-    """.split(),
-)
 @pytest.mark.parametrize(("name", "warmup", "decays"), [
     ("quickstart", 0.5, (90.0, 120.0)), ("small320", 2.0, (90.0, 120.0)),
     ("vgg512", 5.0, (90.0, 120.0)),
@@ -74,6 +64,16 @@ def test_a_schedule_in_epochs_is_the_same_in_shares(name, warmup, decays):
     assert changed_keys(before, now)[0][0].startswith("config.optimizer.warmup_epochs was ")
 
 
+@pytest.mark.parametrize(
+    "key",
+    """
+    seed batch_size accumulation data.image_size data.train_sizes data.resize data.mean data.std
+    data.repeat_threshold augment.pipeline augment.flip_probability model.backbone model.dtype
+    model.num_scales model.frozen_stages anchors.sizes anchors.positive_threshold loss.kind
+    loss.focal_gamma optimizer.name optimizer.learning_rate optimizer.schedule
+    optimizer.ema_decay eval.score_threshold eval.nms
+    """.split(),
+)
 def test_what_changes_the_result_is_not_free(key):
     assert key in flatten(default_config()) and key not in FREE_KEYS
 
