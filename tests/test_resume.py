@@ -61,7 +61,9 @@ def test_a_schedule_in_epochs_is_the_same_in_shares(name, warmup, decays):
     )
     assert changed_keys(before, now) == ([], [])
     before.optimizer.warmup_epochs = 2 * warmup
-    assert changed_keys(before, now)[0][0].startswith("config.optimizer.warmup_epochs was ")
+    assert any(
+        "config.optimizer.warmup_epochs was" in line for line in changed_keys(before, now)[0]
+    )
 
 
 @pytest.mark.parametrize(
