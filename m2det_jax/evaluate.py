@@ -15,7 +15,7 @@ import tqdm
 from absl import app
 from absl.flags import argparse_flags
 
-from m2det_jax import devices, memory, runtime
+from m2det_jax import devices, memory, readers, runtime
 from m2det_jax.checkpoint import Restored, restore
 from m2det_jax.data import DetectionIndex, eval_batches, read_csv
 from m2det_jax.datasets import load_validation
@@ -50,21 +50,29 @@ def evaluate(
     *,
     batch_size: int,
     sharding: jax.sharding.Sharding,
-    num_threads: int = 2,
+    num_workers: int = readers.AUTOMATIC,
+    num_threads: int = readers.AUTOMATIC,
 ) -> tuple[dict, list[ImageDetections]]:
     """Runs a jitted eval step over a data set.
+
+    Args:
+      num_workers, num_threads: that read images; -1: what fits the host.
 
     Returns:
       (metrics, detections): the metrics of `coco_metrics` with loss, loss_class and loss_box
       added, and one ImageDetections per image, in pixels of the original images.
     """
+    chosen = readers.eval_readers(
+        index.num_images, batch_size, [detector.resize.image_size], num_workers, num_threads
+    )
     batches = eval_batches(
         index,
         resize=detector.resize,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_threads=num_threads,
+        num_workers=chosen.workers,
+        num_threads=chosen.threads,
     )
     detections, losses = [], []
     total = -(-index.num_images // batch_size)
@@ -85,11 +93,17 @@ def evaluate_views(
     *,
     batch_size: int,
     sharding: jax.sharding.Sharding,
-    num_threads: int = 2,
+    num_workers: int = readers.AUTOMATIC,
+    num_threads: int = readers.AUTOMATIC,
 ) -> tuple[dict, list[ImageDetections]]:
     """As `evaluate`, by several views of each image; `multi` is made with settings of the loss."""
     found = multi.detect(
-        variables, index, batch_size=batch_size, sharding=sharding, num_threads=num_threads
+        variables,
+        index,
+        batch_size=batch_size,
+        sharding=sharding,
+        num_workers=num_workers,
+        num_threads=num_threads,
     )
     detections, losses = [], []
     total = -(-index.num_images // batch_size)

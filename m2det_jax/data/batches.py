@@ -123,6 +123,9 @@ def _worker_died(error: Exception, images: list[str]) -> ChildProcessError | Non
         return None
     code = int(found[1])
     how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-    hint = " (out of memory? fewer data.num_workers need less)" if code == -signal.SIGKILL else ""
+    hint = {
+        -signal.SIGKILL: " (out of memory? fewer data.num_workers need less)",
+        -signal.SIGBUS: " (/dev/shm is full? enlarge it, or give fewer data.num_workers)",
+    }.get(code, "")
     what = f". It read these images, or those of the next batches: {', '.join(images)}"
     return ChildProcessError(f"a data worker {how}{hint}{what if images else ''}")
