@@ -1,6 +1,7 @@
 """Evaluates a trained detector: the COCO table, VOC AP50 and AP per class.
 
 python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
+python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --split val2017
 """
 
 import json
@@ -17,10 +18,10 @@ from absl.flags import argparse_flags
 
 from m2det_jax import devices, memory, readers, runtime
 from m2det_jax.checkpoint import Restored, restore
-from m2det_jax.data import DetectionIndex, eval_batches, read_csv
-from m2det_jax.datasets import load_validation
+from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detect import Detector
 from m2det_jax.detections import to_original
+from m2det_jax.evaluation_data import DataChoice, add_flags, read_data
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
 from m2det_jax.multiscale import MultiScale, make_views
 from m2det_jax.train_step import StepSettings, eval_losses
@@ -155,32 +156,34 @@ def evaluate_checkpoint(
     workdir: pathlib.Path,
     *,
     checkpoint: str = "latest",
-    csv: str = "",
     batch_size: int = 0,
     output: str = "",
     overrides: Sequence[str] = (),
+    num_workers: int = readers.AUTOMATIC,
+    num_threads: int = readers.AUTOMATIC,
+    **data,
 ) -> dict:
     """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
 
     Args:
-      csv: annotations to evaluate on; "": the validation set of the run.
       batch_size: images per call, over all devices; 0: that of the config.
       output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections, in COCO
         result form, go beside it.
       overrides: changes of config.eval, such as "eval.nms=soft_linear".
+      num_workers, num_threads: that read images; -1: what fits the host.
+      data: fields of evaluation_data.DataChoice, such as csv="test.csv"; none: the validation set
+        of the run.
     """
+    choice = DataChoice(**data)
     restored = restore(workdir, checkpoint, overrides)
-    if csv:
-        index, source = read_csv(csv, restored.class_names), csv
-    else:
-        index, source = load_validation(
-            restored.config, workdir, restored.class_names, restored.class_ids
-        )
+    index, source = read_data(choice, restored, workdir)
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     with memory.batch_explained("the evaluation", "--batch_size", batch_size):
-        metrics, detections = _evaluate_restored(restored, index, batch_size)
+        metrics, detections = _evaluate_restored(
+            restored, index, batch_size, num_workers=num_workers, num_threads=num_threads
+        )
     target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     record = without_nan(metrics) | {"step": restored.step, "data": source}
@@ -194,12 +197,12 @@ def evaluate_checkpoint(
 
 
 def _evaluate_restored(
-    restored: Restored, index: DetectionIndex, batch_size: int
+    restored: Restored, index: DetectionIndex, batch_size: int, **reading: int
 ) -> tuple[dict, list[ImageDetections]]:
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    common = dict(batch_size=batch_size, sharding=by_batch)
+    common = dict(batch_size=batch_size, sharding=by_batch, **reading)
     if views := make_views(restored.config):
         multi = MultiScale(detector, views, settings)
         return evaluate_views(multi, variables, index, **common)
@@ -213,10 +216,13 @@ def _parser() -> argparse_flags.ArgumentParser:
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the training run")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
-    parser.add_argument("--csv", default="", help="annotations; default: the run's validation set")
     parser.add_argument("--batch_size", type=int, default=0, help="default: that of the config")
     parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
+    for name in ("num_workers", "num_threads"):
+        parser.add_argument(f"--{name}", type=int, default=readers.AUTOMATIC,
+                            help="that read images; default: what fits the host")  # fmt: skip
     runtime.add_overrides(parser)
+    add_flags(parser)
     return parser
 
 
