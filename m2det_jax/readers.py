@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 log = logging.getLogger("m2det_jax")
 
 AUTOMATIC = -1
-# Starting worker processes costs a second or two; threads read so many images meanwhile.
-FEW_IMAGES = 2000
+# Worker processes, which all import the program, take seconds to start: so many images pay for it.
+FEW_IMAGES = 10_000
 # One H100 takes up to 900 images a second, a worker gives some 200.
 WORKERS_PER_DEVICE, MOST_WORKERS, MOST_THREADS = 8, 16, 8
 # Batches of a worker in shared memory: those that wait, one that is being put, one in use.

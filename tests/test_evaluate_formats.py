@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import jax
@@ -349,6 +351,11 @@ def test_classes_that_the_model_has_not(whole, val, tmp_path):
     assert "--class_map 'disk=CLASS'" in text and "--labels_filter" in text and "\n" not in text
     text = refusal(whole[0], tmp_path, **data, labels_filter=["rign"])
     assert "--labels_filter: " in text and "did you mean ring" in text
+    # A category that is only listed, as groups of categories often are, is no obstacle.
+    file = tmp_path / "coco" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 0, "name": "things"})
+    file.write_text(json.dumps(content))
     metrics = evaluate_checkpoint(
         whole[0], output=str(tmp_path / "a.json"), **data, class_map=["disk=disc"]
     )
@@ -414,3 +421,15 @@ def test_the_command_line(whole, val, tmp_path, monkeypatch):
     evaluate.DataChoice(
         **{k: v for k, v in seen.items() if k in evaluate.DataChoice.__match_args__}
     )
+
+
+def test_the_program_with_worker_processes_ends_without_a_complaint(whole, val, tmp_path):
+    coco_set(val, tmp_path / "coco")
+    command = [sys.executable, "-m", "m2det_jax.evaluate", "--workdir", str(whole[0]),
+               "--format", "coco", "--root", str(tmp_path / "coco"), "--split", "val",
+               "--num_workers", "2", "--output", str(tmp_path / "a.json")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "AP_small" in done.stdout and (tmp_path / "a_detections.json").is_file()
+    assert "images are read by 2 worker processes, each with 2 threads" in done.stderr
+    assert "leaked" not in done.stderr and "Traceback" not in done.stderr, done.stderr

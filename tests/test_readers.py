@@ -3,6 +3,7 @@
 import logging
 import os
 
+import numpy as np
 import pytest
 
 from m2det_jax import readers
@@ -105,6 +106,19 @@ def test_cores_by_affinity_and_quota(tmp_path, monkeypatch):
     assert readers.usable_cores(tmp_path) == 2
     (tmp_path / "cpu.max").write_text("50000 100000")
     assert readers.usable_cores(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "sharing"),
+    [([], 1), (["same"], 2), (["other cores"], 1), (["same", "other cores", "same"], 3)],
+)
+def test_processes_of_the_run_that_have_the_same_cores(monkeypatch, others, sharing):
+    def gathered(own):
+        return np.array([own, *(own if what == "same" else own + 1 for what in others)])
+
+    monkeypatch.setattr(readers.jax, "process_count", lambda: 1 + len(others))
+    monkeypatch.setattr(readers.multihost_utils, "process_allgather", gathered)
+    assert readers._processes_beside.__wrapped__() == sharing
 
 
 def test_this_host_reads_with_two_threads_and_says_so_once(caplog, monkeypatch):
