@@ -111,8 +111,9 @@ def _data() -> ConfigDict:
             channel_order="rgb",  # in which the network takes the channels; or "bgr" (Caffe's VGG16
             #   and the official weights). mean and std are given in RGB order all the same
             on_bad_image="error",  # a training image cannot be read; "skip": the next one instead
-            num_workers=0,  # grain worker processes; 0: threads of this process
-            num_threads=2,  # reading threads per process
+            num_workers=-1,  # processes that read images; 0: threads of this one; -1: what fits the
+            #   cores and devices, see the log
+            num_threads=-1,  # reading threads of each such process, or of this one; -1: likewise
         )
     )
 

@@ -32,14 +32,14 @@ _CHOICES = {
     "data.on_bad_image": ("error", "skip"),
 }
 _POSITIVE = (
-    "epochs batch_size accumulation data.num_threads model.num_levels model.backbone_width "
+    "epochs batch_size accumulation model.num_levels model.backbone_width "
     "eval.every_epochs eval.batch_size eval.max_detections eval.pre_nms_top_k log.every_steps "
     "checkpoint.every_steps checkpoint.keep_latest optimizer.learning_rate "
     "optimizer.reference_batch_size loss.smooth_l1_beta loss.negative_ratio eval.soft_sigma "
     "eval.soft_candidates distributed.heartbeat_seconds"
 ).split()
 _NOT_NEGATIVE = (
-    "seed max_steps max_nonfinite data.num_workers log.sample_images eval.patience "
+    "seed max_steps max_nonfinite log.sample_images eval.patience "
     "eval.max_per_class loss.focal_gamma loss.box_weight optimizer.momentum "
     "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_epochs optimizer.warmup_start "
     "optimizer.backbone_factor"
@@ -164,6 +164,11 @@ def _check_data(data: ConfigDict) -> list[str]:
         problems.append(
             f"config.data.class_map={data.class_map!r}: give pairs, such as (('van','car'),)"
         )
+    for key, least in (("num_workers", 0), ("num_threads", 1)):
+        if data[key] != -1 and data[key] < least:
+            problems.append(
+                f"config.data.{key}={data[key]}: give {least} or more, or -1 for what fits the host"
+            )
     if data.parent_label and data.format != "openimages":
         problems.append('config.data.parent_label is for config.data.format="openimages"')
     return problems

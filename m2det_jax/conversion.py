@@ -15,7 +15,7 @@ from m2det_jax.model import init_variables
 from m2det_jax.official_config import official_config, raise_if_not_official
 from m2det_jax.train import write_config
 from m2det_jax.trained import restore
-from m2det_jax.weights.class_names import KNOWN
+from m2det_jax.weights.class_names import COCO_IDS, KNOWN
 from m2det_jax.weights.files import new_folder, read_tensors, write_tensors
 from m2det_jax.weights.official import (
     official_fields,
@@ -72,7 +72,8 @@ def from_official(
     unused = [name for name in unused_names(detector.model) if name in tensors]
     log.info("%s: %s; not used, the ImageNet classifier: %s", file, _in_words(fields),
              ", ".join(unused) or "(none there)")  # fmt: skip
-    meta = make_meta(settings, class_names, {}) | {"converted_from": file.name}
+    class_ids = COCO_IDS if classes == "coco" else ()
+    meta = make_meta(settings, class_names, {}, class_ids=class_ids) | {"converted_from": file.name}
     with new_folder(workdir) as partial:
         with open_manager(partial) as manager:
             model = ocp.args.StandardSave(variables)

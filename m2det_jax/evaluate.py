@@ -1,6 +1,7 @@
 """Evaluates a trained detector: the COCO table, VOC AP50 and AP per class.
 
 python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
+python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --split val2017
 """
 
 import dataclasses
@@ -16,11 +17,11 @@ import tqdm
 from absl import app
 from absl.flags import argparse_flags
 
-from m2det_jax import devices, memory, runtime
-from m2det_jax.data import DetectionIndex, eval_batches, read_csv
-from m2det_jax.datasets import load_validation
+from m2det_jax import devices, memory, readers, runtime
+from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detect import Detector
 from m2det_jax.detections import to_original
+from m2det_jax.evaluation_data import DataChoice, add_flags, read_data
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
 from m2det_jax.multiscale import MultiScale, make_views
 from m2det_jax.train_step import StepSettings, eval_losses
@@ -54,13 +55,15 @@ def evaluate(
     *,
     batch_size: int,
     sharding: jax.sharding.Sharding,
-    num_threads: int = 2,
+    num_workers: int = readers.AUTOMATIC,
+    num_threads: int = readers.AUTOMATIC,
     on_bad_image: str = "error",
     between: Callable[[], None] = lambda: None,
 ) -> tuple[dict, list[ImageDetections]]:
     """Runs a jitted eval step over a data set.
 
     Args:
+      num_workers, num_threads: that read images; -1: what fits the host.
       on_bad_image: "error"; or "skip": images that cannot be read are named, and left out.
       between: called before each batch; may raise to end the evaluation.
 
@@ -68,13 +71,17 @@ def evaluate(
       (metrics, detections): the metrics of `coco_metrics` with loss, loss_class and loss_box
       added, and one ImageDetections per image, in pixels of the original images.
     """
+    chosen = readers.eval_readers(
+        index.num_images, batch_size, [detector.resize.image_size], num_workers, num_threads
+    )
     batches = eval_batches(
         index,
         resize=detector.resize,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_threads=num_threads,
+        num_workers=chosen.workers,
+        num_threads=chosen.threads,
         on_bad_image=on_bad_image,
     )
     detections, losses, unreadable = [], [], []
@@ -99,11 +106,17 @@ def evaluate_views(
     *,
     batch_size: int,
     sharding: jax.sharding.Sharding,
-    num_threads: int = 2,
+    num_workers: int = readers.AUTOMATIC,
+    num_threads: int = readers.AUTOMATIC,
 ) -> tuple[dict, list[ImageDetections]]:
     """As `evaluate`, by several views of each image; `multi` is made with settings of the loss."""
     found = multi.detect(
-        variables, index, batch_size=batch_size, sharding=sharding, num_threads=num_threads
+        variables,
+        index,
+        batch_size=batch_size,
+        sharding=sharding,
+        num_workers=num_workers,
+        num_threads=num_threads,
     )
     detections, losses = [], []
     total = -(-index.num_images // batch_size)
@@ -180,34 +193,36 @@ def evaluate_checkpoint(
     workdir: pathlib.Path,
     *,
     checkpoint: str = "latest",
-    csv: str = "",
     batch_size: int = 0,
     output: str = "",
     overrides: Sequence[str] = (),
+    num_workers: int = readers.AUTOMATIC,
+    num_threads: int = readers.AUTOMATIC,
     trust: bool = False,
+    **data,
 ) -> dict:
     """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
 
     Args:
-      csv: annotations to evaluate on; "": the validation set of the run.
       batch_size: images per call, over all devices; 0: that of the config.
       output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections, in COCO
         result form, go beside it.
       overrides: changes of config.eval, such as "eval.nms=soft_linear".
+      num_workers, num_threads: that read images; -1: what fits the host.
       trust: a Python module that the run names as config.data.format may be imported.
+      data: fields of evaluation_data.DataChoice, such as csv="test.csv"; none: the validation set
+        of the run.
     """
+    choice = DataChoice(**data)
     restored = restore(workdir, checkpoint, overrides)
-    if csv:
-        index, source = read_csv(csv, restored.class_names), csv
-    else:
-        index, source = load_validation(
-            restored.config, workdir, restored.class_names, restored.class_ids, trust=trust
-        )
+    index, source = read_data(choice, restored, workdir, trust=trust)
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     with memory.batch_explained("the evaluation", "--batch_size", batch_size):
-        metrics, detections = _evaluate_restored(restored, index, batch_size)
+        metrics, detections = _evaluate_restored(
+            restored, index, batch_size, num_workers=num_workers, num_threads=num_threads
+        )
     target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     record = without_nan(metrics) | {"step": restored.step, "data": source}
@@ -221,12 +236,12 @@ def evaluate_checkpoint(
 
 
 def _evaluate_restored(
-    restored: Restored, index: DetectionIndex, batch_size: int
+    restored: Restored, index: DetectionIndex, batch_size: int, **reading: int
 ) -> tuple[dict, list[ImageDetections]]:
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    common = dict(batch_size=batch_size, sharding=by_batch)
+    common = dict(batch_size=batch_size, sharding=by_batch, **reading)
     if views := make_views(restored.config):
         multi = MultiScale(detector, views, settings)
         return evaluate_views(multi, variables, index, **common)
@@ -240,12 +255,18 @@ def _parser() -> argparse_flags.ArgumentParser:
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the training run")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
-    parser.add_argument("--csv", default="", help="annotations; default: the run's validation set")
     parser.add_argument("--batch_size", type=int, default=0, help="default: that of the config")
     parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
+    for name, what in (
+        ("num_workers", "processes that read images; 0: threads of this one"),
+        ("num_threads", "reading threads of each such process, or of this one"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=readers.AUTOMATIC,
+                            help=f"{what}; default: what fits the host")  # fmt: skip
     trust = "import the Python module that the run names as config.data.format"
     parser.add_argument("--trust", action="store_true", help=trust)
     runtime.add_overrides(parser)
+    add_flags(parser)
     return parser
 
 

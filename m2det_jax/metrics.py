@@ -56,7 +56,8 @@ def coco_results(index: DetectionIndex, detections: Sequence[ImageDetections]) -
 
     Each has image_id and category_id (the data set's own where it has some, else the position in
     the index and the class id from 0), file_name, category_name, bbox (x, y, width, height) and
-    score. Raises ValueError for detections that do not fit the index or are malformed.
+    score. What is detected of a class that the data set does not have is left out. Raises
+    ValueError for detections that do not fit the index or are malformed.
     """
     check_detections(index, detections)
     return [
@@ -72,6 +73,7 @@ def coco_results(index: DetectionIndex, detections: Sequence[ImageDetections]) -
         for box, score, label in zip(
             _xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
         )
+        if index.original_class_id(label) is not None
     ]
 
 

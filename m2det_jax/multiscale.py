@@ -6,6 +6,7 @@ the original image and go through the suppression of the config together. Each s
 once. B batch, G groups, N candidates of a group, K detections of an image.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from m2det_jax import devices, ops
+from m2det_jax import devices, ops, readers
 from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detect import Detector
 from m2det_jax.detections import ImageDetections, to_original
@@ -134,26 +135,37 @@ class MultiScale:
         *,
         batch_size: int,
         sharding: jax.sharding.Sharding,
-        num_threads: int = 2,
+        num_workers: int = readers.AUTOMATIC,
+        num_threads: int = readers.AUTOMATIC,
     ) -> Iterator[tuple[list[ImageDetections], dict | None]]:
-        """Yields for every batch its images' detections, in original pixels, and its loss terms."""
-        batches = [
-            eval_batches(
-                index,
-                resize=detector.resize,
-                batch_size=batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                num_threads=num_threads,
-            )
-            for detector in self._detectors.values()
-        ]
-        for same_images in zip(*batches, strict=True):
-            by_size = dict(zip(self._detectors, same_images, strict=True))
-            found, ids, terms = self._detect_batch(variables, by_size, sharding)
-            found, ids = devices.fetch((found, ids))
-            identity = {"scale": np.ones((len(ids), 2)), "offset": np.zeros((len(ids), 2))}
-            yield to_original(found, {"image_id": ids} | identity, index), terms
+        """Yields for every batch its images' detections, in original pixels, and its loss terms.
+
+        num_workers, num_threads: that read images for each input size; -1: what fits the host.
+        """
+        chosen = readers.eval_readers(
+            index.num_images, batch_size, list(self._detectors), num_workers, num_threads
+        )
+        with contextlib.ExitStack() as stack:
+            batches = [
+                stack.enter_context(
+                    eval_batches(
+                        index,
+                        resize=detector.resize,
+                        batch_size=batch_size,
+                        process_index=jax.process_index(),
+                        process_count=jax.process_count(),
+                        num_workers=chosen.workers,
+                        num_threads=chosen.threads,
+                    )
+                )
+                for detector in self._detectors.values()
+            ]
+            for same_images in zip(*batches, strict=True):
+                by_size = dict(zip(self._detectors, same_images, strict=True))
+                found, ids, terms = self._detect_batch(variables, by_size, sharding)
+                found, ids = devices.fetch((found, ids))
+                identity = {"scale": np.ones((len(ids), 2)), "offset": np.zeros((len(ids), 2))}
+                yield to_original(found, {"image_id": ids} | identity, index), terms
 
     def _detect_batch(
         self, variables: dict, by_size: dict, sharding: jax.sharding.Sharding

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint, data_record, guard, memory
+from m2det_jax import checkpoint, data_record, guard, memory, readers
 from m2det_jax.damage import finished_steps
 from m2det_jax.data import UnreadableImage, train_batches
 from m2det_jax.data_paths import absolute_paths
@@ -98,6 +98,7 @@ def run_locked(
             every_steps=config.log.every_steps,
             image_paths=run.train_index.image_paths,
             max_nonfinite=config.max_nonfinite if config.on_nonfinite == "skip" else 0,
+            slow_data=training_readers(config).advice,
         )
         stack.enter_context(contextlib.closing(watch))
         pending = run.plan.evaluates(step) and not evaluated
@@ -194,6 +195,7 @@ def out_of_patience(config: ConfigDict, progress: dict) -> bool:
 
 def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict]:
     """Opens the training data at the batch after `start_step`."""
+    chosen = training_readers(config)
     return train_batches(
         run.train_index,
         settings=augment_settings(config),
@@ -202,11 +204,22 @@ def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_workers=config.data.num_workers,
-        num_threads=config.data.num_threads,
+        num_workers=chosen.workers,
+        num_threads=chosen.threads,
         repeat_threshold=config.data.repeat_threshold,
         sizes=train_sizes(config),
         on_bad_image=config.data.on_bad_image,
+    )
+
+
+def training_readers(config: ConfigDict) -> readers.Readers:
+    """Returns who reads the training images of this process."""
+    pixels = max(height * width for height, width in train_sizes(config))
+    return readers.local_readers(
+        "training",
+        batch_bytes=config.batch_size // jax.process_count() * pixels * 3,
+        num_workers=config.data.num_workers,
+        num_threads=config.data.num_threads,
     )
 
 

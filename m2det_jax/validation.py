@@ -103,6 +103,7 @@ class Validation:
                 self._run.detector,
                 batch_size=batch_size,
                 sharding=self._run.by_batch,
+                num_workers=config.data.num_workers,
                 num_threads=config.data.num_threads,
                 on_bad_image=config.data.on_bad_image,
                 between=lambda: self._stop_if_asked(step),

@@ -17,6 +17,7 @@ from m2det_jax.history import History
 
 log = logging.getLogger("m2det_jax")
 
+MUCH_WAITING = 0.2  # of the time
 _NAMES = ("loss", "loss_class", "loss_box", "num_positives", "grad_norm", "learning_rate")
 # Running averages since the last log line. They are saved with a checkpoint, so that the lines of
 # a resumed run are those of a run that was never stopped.
@@ -46,6 +47,7 @@ class Watch:
       start_step, steps: where the run begins and ends.
       batch_size: global, for the images a second.
       every_steps: length of the interval.
+      slow_data: what to do where the loop waits for data, for the log.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class Watch:
         every_steps: int,
         image_paths: Sequence[str],
         max_nonfinite: int = 0,
+        slow_data: str = "",
     ):
         self.history, self.running, self.progress = history, running, progress
         self.image_paths, self.max_nonfinite = image_paths, max_nonfinite
+        self.slow_data, self.intervals = slow_data, 0
         self.steps, self.batch_size, self.every_steps = steps, batch_size, every_steps
         self.bar = tqdm.tqdm(None, "train", steps, initial=start_step, disable=None, unit="step")
         self.pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
@@ -152,10 +156,19 @@ class Watch:
             values["num_positives"], values["grad_norm"], values["learning_rate"],
             values["images_per_second"], 100 * values["data_wait_share"], _duration(left),
         )  # fmt: skip
+        self._advise(values["data_wait_share"])
         # Where the old ones lie: of several processes, none could save arrays of its own.
         where = jax.tree.map(lambda x: x.sharding, self.running)
         self.running = place(IntervalMetrics.empty(), where)
         self._restart_clock()
+
+    def _advise(self, wait_share: float) -> None:
+        """Says once what to do about waits for data; not of the first interval: reading begins."""
+        self.intervals += 1
+        if self.intervals > 1 and wait_share > MUCH_WAITING and self.slow_data:
+            log.warning("training waits for data, %.0f%% of the last steps' time; %s",
+                        100 * wait_share, self.slow_data)  # fmt: skip
+            self.slow_data = ""
 
     def close(self) -> None:
         """Ends the progress bar."""

@@ -73,6 +73,22 @@ def test_pauses_do_not_count_and_waiting_does(watch, tmp_path):
     assert record["data_wait_share"] == pytest.approx(0.2 / seconds, rel=0.3)
 
 
+@pytest.mark.parametrize(("wait", "said"), [(0.3, 1), (0.0, 0)])
+def test_much_waiting_is_told_once_and_not_as_reading_begins(
+    watch, caplog, monkeypatch, wait, said
+):
+    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
+    watch.slow_data, watch.steps = "raise --config.data.num_workers=7", 8
+    for step in range(1, 9):
+        watch.waited += wait
+        watch.started -= 1.0  # a step of a second
+        watch.after_step(step, metrics(), np.arange(2))
+        told = caplog.text.count("training waits for data")
+        assert told == (said if step >= 4 else 0)
+    if said:
+        assert "% of the last steps' time; raise --config.data.num_workers=7" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_step_that_is_not_finite_is_told_one_step_later(name, value, watch):

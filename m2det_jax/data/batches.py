@@ -1,11 +1,15 @@
 """Batches that threads or worker processes prepare, and how those live and die."""
 
+import atexit
 import contextlib
+import functools
+import gc
 import multiprocessing
 import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 
@@ -83,9 +87,24 @@ def iterate(
             flags.FLAGS.mark_as_parsed()
         # It would start with the first worker, and lift what _signals_held_back holds back.
         resource_tracker.ensure_running()
+        _let_go_at_exit()
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
     return Batches(iter(dataset), images_of)
+
+
+@functools.cache
+def _let_go_at_exit() -> None:
+    """Lets the last batches go before the program ends, which else complains of shared memory.
+
+    Cycles in iterators hold them, and so does jax, which lets go when Python collects garbage.
+    """
+
+    def let_go() -> None:
+        gc.collect()
+        time.sleep(0.1)  # a thread of grain's removes what was let go
+
+    atexit.register(let_go)
 
 
 @contextlib.contextmanager
@@ -123,6 +142,9 @@ def _worker_died(error: Exception, images: list[str]) -> ChildProcessError | Non
         return None
     code = int(found[1])
     how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-    hint = " (out of memory? fewer data.num_workers need less)" if code == -signal.SIGKILL else ""
+    hint = {
+        -signal.SIGKILL: " (out of memory? fewer data.num_workers need less)",
+        -signal.SIGBUS: " (/dev/shm is full? enlarge it, or give fewer data.num_workers)",
+    }.get(code, "")
     what = f". It read these images, or those of the next batches: {', '.join(images)}"
     return ChildProcessError(f"a data worker {how}{hint}{what if images else ''}")

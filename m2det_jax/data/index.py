@@ -32,7 +32,7 @@ class DetectionIndex:
             that match no object, as COCO does with iscrowd. Given as None: there are none.
         region_labels: int32 [R], the class whose detections are ignored; -1: of every class.
         region_offsets: int64 [N + 1]; the regions of image i.
-        class_ids: C category ids of the data set's own; (): 0..C-1.
+        class_ids: C category ids of the data set's own; (): 0..C-1. None: it has no such class.
         image_ids: N image identifiers of the data set's own; (): the positions 0..N-1.
         places: where images and boxes stand in the annotation files; None: unknown.
     """
@@ -48,7 +48,7 @@ class DetectionIndex:
     regions: np.ndarray | None = None
     region_labels: np.ndarray | None = None
     region_offsets: np.ndarray | None = None
-    class_ids: tuple[int | str, ...] = ()
+    class_ids: tuple[int | str | None, ...] = ()
     image_ids: tuple[int | str, ...] = ()
     places: Places | None = None
 
@@ -126,8 +126,8 @@ class DetectionIndex:
         rows = slice(self.region_offsets[image_id], self.region_offsets[image_id + 1])
         return self.regions[rows], self.region_labels[rows]
 
-    def original_class_id(self, label: int) -> int | str:
-        """Returns the category id of the data set's own of a label."""
+    def original_class_id(self, label: int) -> int | str | None:
+        """Returns the category id of the data set's own of a label; None: it has no such class."""
         return self.class_ids[label] if self.class_ids else int(label)
 
     def original_image_id(self, image_id: int) -> int | str:

@@ -212,6 +212,15 @@ def test_eval_batches(index, mode):
             assert np.allclose(original, index.objects(image_id)[0], atol=1e-3)
 
 
+def test_eval_batches_of_worker_processes_are_the_same(index):
+    resize = ResizeSettings((48, 64))
+    expected = list(eval_batches(index, resize=resize, batch_size=4))
+    got = list(eval_batches(index, resize=resize, batch_size=4, num_workers=2, num_threads=1))
+    for one, other in zip(expected, got, strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
 def test_eval_batches_name_what_they_skip(index, tmp_path):
     cut = tmp_path / "cut.png"
     cut.write_bytes(pathlib.Path(index.image_paths[5]).read_bytes()[:900])  # header whole
