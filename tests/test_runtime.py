@@ -1,5 +1,6 @@
 """What the process around a verb sets up. That XLA knows the flags, the started commands show."""
 
+import logging
 import os
 
 import pytest
@@ -54,3 +55,31 @@ def test_an_xla_of_unknown_age_gets_no_flag_that_might_stop_it(
 ):
     monkeypatch.setattr(what, value)
     assert flags_after(None) == []
+
+
+def test_what_terminals_obey_is_escaped_in_log_lines_and_errors(capsys):
+    record = logging.LogRecord(
+        "m2det_jax", logging.INFO, "x.py", 1, "skipped: %s\nmore", ("a\x1b[31m\r.jpg",), None
+    )
+    runtime._BesideTheBar().emit(record)
+    assert capsys.readouterr().err == "skipped: a\\x1b[31m\\r.jpg\nmore\n"
+
+    def refuse():
+        raise ValueError("photo\x1b[2J.jpg: no such file")
+
+    with pytest.raises(SystemExit) as ended:
+        runtime.one_line_errors(refuse)
+    assert ended.value.code == "error: photo\\x1b[2J.jpg: no such file"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({}, "interrupted\n"), ({"interrupted": runtime.GOES_ON}, f"{runtime.GOES_ON}\n")],
+)
+def test_only_a_run_with_checkpoints_speaks_of_them(capsys, options, words):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        runtime.one_line_errors(interrupt, **options)
+    assert ended.value.code == 130 and capsys.readouterr().err == words
