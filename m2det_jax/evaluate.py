@@ -23,6 +23,8 @@ from m2det_jax.detect import Detector
 from m2det_jax.detections import to_original
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
 from m2det_jax.multiscale import MultiScale, make_views
+from m2det_jax.outputs import Outputs
+from m2det_jax.report.markup import printable
 from m2det_jax.train_step import StepSettings, eval_losses
 
 log = logging.getLogger("m2det_jax")
@@ -156,6 +158,10 @@ def evaluate_checkpoint(
       overrides: changes of config.eval, such as "eval.nms=soft_linear".
     """
     restored = restore(workdir, checkpoint, overrides)
+    target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
+    names = (target.name, f"{target.stem}_detections.json")
+    outputs = Outputs(target.parent, "evaluate")
+    outputs.claim(names, [csv] if csv else [])
     if csv:
         index, source = read_csv(csv, restored.class_names), csv
     else:
@@ -164,18 +170,17 @@ def evaluate_checkpoint(
         )
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
+    outputs.claim(names, index.image_paths)
+    target.parent.mkdir(parents=True, exist_ok=True)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     with memory.batch_explained("the evaluation", "--batch_size", batch_size):
         metrics, detections = _evaluate_restored(restored, index, batch_size)
-    target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
     record = without_nan(metrics) | {"step": restored.step, "data": source}
     record["eval"] = restored.config.eval.to_dict()
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    results = target.with_name(f"{target.stem}_detections.json")
-    results.write_text(json.dumps(coco_results(index, detections)) + "\n")
+    outputs.write(names[0], json.dumps(record, indent=2) + "\n")
+    outputs.write(names[1], json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))
-    print(f"written: {target} and {results.name}")
+    print(printable(f"written: {target} and {names[1]}"))
     return metrics
 
 
