@@ -6,6 +6,7 @@ the original image and go through the suppression of the config together. Each s
 once. B batch, G groups, N candidates of a group, K detections of an image.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,7 +20,7 @@ from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.datasets import train_sizes
 from m2det_jax.detect import Detector
-from m2det_jax.detections import ImageDetections, to_original
+from m2det_jax.detections import ImageDetections, one_behind, to_original
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.train_step import StepSettings, eval_losses
 
@@ -144,9 +145,14 @@ class MultiScale:
         *,
         batch_size: int,
         sharding: jax.sharding.Sharding,
+        num_workers: int = 0,
         num_threads: int = 2,
+        on_bad_image: str = "error",
     ) -> Iterator[tuple[list[ImageDetections], dict | None]]:
-        """Yields for every batch its images' detections, in original pixels, and its loss terms."""
+        """Yields for every batch its images' detections, in original pixels, and its loss terms.
+
+        With on_bad_image "skip" the images that cannot be read are missing.
+        """
         batches = [
             eval_batches(
                 index,
@@ -154,24 +160,34 @@ class MultiScale:
                 batch_size=batch_size,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
+                num_workers=num_workers,
                 num_threads=num_threads,
+                on_bad_image=on_bad_image,
             )
             for detector in self._detectors.values()
         ]
-        for same_images in zip(*batches, strict=True):
-            by_size = dict(zip(self._detectors, same_images, strict=True))
-            found, ids, terms = self._detect_batch(variables, by_size, sharding)
-            found, ids = devices.fetch((found, ids))
-            identity = {"scale": np.ones((len(ids), 2)), "offset": np.zeros((len(ids), 2))}
-            yield to_original(found, {"image_id": ids} | identity, index), terms
+        dispatched = (
+            self._detect_batch(variables, dict(zip(self._detectors, images, strict=True)), sharding)
+            for images in zip(*batches, strict=True)
+        )
+        with contextlib.ExitStack() as stack:
+            for iterator in batches:
+                stack.enter_context(iterator)
+            for found, ids, terms in one_behind(dispatched):
+                found, ids = devices.fetch((found, ids))
+                identity = {"scale": np.ones((len(ids), 2)), "offset": np.zeros((len(ids), 2))}
+                yield to_original(found, {"image_id": ids} | identity, index), terms
 
     def _detect_batch(
         self, variables: dict, by_size: dict, sharding: jax.sharding.Sharding
     ) -> tuple[ops.Detections, jax.Array, dict | None]:
         """Returns detections [B, K] in original pixels, image_id [B] and loss terms of a batch."""
         candidates, terms = [], None
+        # An image that cannot be read at one size is none at any.
+        ids = np.minimum.reduce([batch["image_id"] for batch in by_size.values()])
         for size, batch in by_size.items():
-            batch = devices.put_batch({key: batch[key] for key in _ON_DEVICE}, sharding)
+            batch = {key: batch[key] for key in _ON_DEVICE} | {"image_id": ids}
+            batch = devices.put_batch(batch, sharding)
             for mirror in (False, True) if self._views.flip else (False,):
                 found, losses = self._steps[size](variables, batch, mirror)
                 terms = losses if losses is not None and not mirror else terms

@@ -18,7 +18,7 @@ VERBS = {
     "backbone_weights", "check", "inspection", "inspect_anchors", "inspect_contents",
     "inspect_report", "inspect_pictures", "fine_tune", "guard", "damage", "resume",
     "stored_config", "devices", "splits", "convert_dataset", "multiscale",
-    "compiled_step", "plan",
+    "compiled_step", "plan", "outputs", "predict_inputs", "predict_outputs",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},
