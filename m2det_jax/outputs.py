@@ -6,7 +6,9 @@ it and nobody has changed it since; a list in the folder (MANIFEST) tells. Names
 the folder, with /.
 """
 
+import collections
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -48,7 +50,9 @@ class Outputs:
         self.folder, self._verb = pathlib.Path(folder), verb
         self._manifest = self.folder / MANIFEST
         self._lock = threading.Lock()
-        self._notes: dict[str, list[_Note]] = {}
+        # Of each name the latest; a file is as one of the last two says, however a run ended.
+        latest = functools.partial(collections.deque, maxlen=8)
+        self._notes: dict[str, collections.deque[_Note]] = collections.defaultdict(latest)
         self._ends_line = True
         self._read_notes()
 
@@ -80,7 +84,7 @@ class Outputs:
             found = os.lstat(path)
         except OSError:
             return False
-        notes = self._notes.get(name, [])
+        notes = list(self._notes.get(name, ()))
         if not stat.S_ISREG(found.st_mode) or not notes:
             return False
         same_size = [note for note in notes if note.size == found.st_size]
@@ -194,7 +198,7 @@ class Outputs:
             except (ValueError, KeyError, TypeError):
                 continue  # a run was killed as it wrote the line; no file is ours by it
             if verb == self._verb:
-                self._notes.setdefault(name, []).append(_Note(*note))
+                self._notes[name].append(_Note(*note))
 
     def _note(self, name: str, note: _Note) -> None:
         """Adds a note before the file is there: a run may be killed at any time."""
@@ -204,7 +208,7 @@ class Outputs:
             with open(os.open(self._manifest, flags, 0o666), "wb", buffering=0) as file:
                 file.write(f"{'' if self._ends_line else chr(10)}{line}\n".encode())
             self._ends_line = True
-            self._notes.setdefault(name, []).append(note)
+            self._notes[name].append(note)
 
 
 @contextlib.contextmanager
