@@ -56,17 +56,22 @@ class Outputs:
         self._ends_line = True
         self._read_notes()
 
-    def claim(self, names: Iterable[str], inputs: Iterable[Path] = ()) -> None:
+    def claim(
+        self, names: Iterable[str], inputs: Iterable[Path] = (), appended: Iterable[str] = ()
+    ) -> None:
         """Says which files will be written; may be called again when more is known.
 
         Args:
           inputs: files that are read, none of which may be written to, whatever its name is.
+          appended: files that only get longer, which `record` noted when they were made. Those
+            of an earlier run may be there, changed or not.
 
         Raises:
           ValueError: two names are one file on some file systems, a name stands for an input, or
             for a file that this verb did not write or that was changed since.
         """
-        names = list(names)
+        appended = set(appended)
+        names = [*names, *sorted(appended)]
         if os.path.lexists(self.folder) and not self.folder.is_dir():
             raise ValueError(f"{self.folder}: a file, no folder; write to another folder")
         _refuse_same_names(self.folder, names)
@@ -74,7 +79,7 @@ class Outputs:
         if existing:
             self._refuse_inputs(existing, inputs)
         for name in existing:
-            if name != MANIFEST:
+            if name != MANIFEST and not (name in appended and self._notes.get(name)):
                 self._refuse_foreign(name)
 
     def wrote(self, name: str) -> bool:

@@ -81,9 +81,17 @@ def find_inputs(paths: Sequence[str | os.PathLike], root: str, outputs: Outputs)
 def _images_in(
     folder: pathlib.Path, outputs: Outputs, passed_over: collections.Counter[str]
 ) -> list[pathlib.Path]:
-    images = []
+    files, images = [], []
+
+    def unreadable(error: OSError) -> None:
+        passed_over["folders that cannot be read"] += 1
+
+    for inside, folders, names in os.walk(folder, onerror=unreadable):
+        files += [pathlib.Path(inside, name) for name in names]
+        if links := sum(os.path.islink(os.path.join(inside, name)) for name in folders):
+            passed_over["links to folders"] += links
     written = outputs.folder.resolve()
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+    for path in sorted(files):
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             passed_over[path.suffix.lower() or "without suffix"] += 1
         elif path.parent.resolve() == written and outputs.wrote(path.name):

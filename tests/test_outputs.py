@@ -207,6 +207,22 @@ def test_a_run_of_before_is_recorded(tmp_path):
     ]
 
 
+def test_a_file_that_only_gets_longer(tmp_path):
+    history = tmp_path / "history.jsonl"
+    history.write_text("mine")
+    with pytest.raises(ValueError, match=r"history\.jsonl: there is such a file already"):
+        outputs_of(tmp_path).claim(["x"], appended=["history.jsonl"])
+    history.unlink()
+    outputs = outputs_of(tmp_path)
+    outputs.claim(["x"], appended=["history.jsonl"])
+    history.touch()
+    outputs.record("history.jsonl")
+    history.write_text("line\n")
+    outputs_of(tmp_path).claim(["x"], appended=["history.jsonl"])
+    with pytest.raises(ValueError, match="such a file already"):
+        outputs_of(tmp_path).claim(["history.jsonl"])
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyError), new_folder(tmp_path / "a" / "out") as partial:
         (partial / "half").write_text("x")

@@ -157,12 +157,20 @@ def test_negative_numbers_are_refused(tmp_path, flag):
 def test_suffixes_that_are_passed_over_are_said(whole, tmp_path, said):
     root = tmp_path / "in"
     photo(root / "a.jpg")
+    (root / "more").symlink_to(tmp_path)
     for name in ("b.heic", "c.HEIC", "d.avif", "e.jfif", "notes", "f.txt"):
         (root / name).touch()
     done = predict(whole[0], [str(root)], output=str(tmp_path / "out"), pictures=False)
     assert (done.images, done.skipped) == (1, 0)
     (line,) = [line for line in said() if "passed over" in line]
-    for part in ("2 .heic", "1 .avif", "1 .jfif", "1 .txt", "1 without suffix"):
+    for part in (
+        "2 .heic",
+        "1 .avif",
+        "1 .jfif",
+        "1 .txt",
+        "1 without suffix",
+        "1 links to folders",
+    ):
         assert part in line
     assert not list((tmp_path / "out").glob("*.jpg"))
 
