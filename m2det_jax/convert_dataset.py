@@ -109,13 +109,14 @@ def _write(splits: dict, options: argparse.Namespace, output: pathlib.Path):
     def write(folder: pathlib.Path):
         return write_dataset(splits, options.target, folder, copy_images=options.copy_images)
 
-    if not (output.is_dir() and any(output.iterdir())):
+    if not output.exists():
         with new_folder(output) as staged:
             done = write(staged)
             Outputs(staged, _VERB).record(*files_in(staged))
         return done
     outputs, staged = Outputs(output, _VERB), output / _STAGED
     shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed
+    staged.mkdir()
     try:
         done = write(staged)
         names = [n for n in files_in(staged) if not _is_same_file(staged / n, output / n)]
@@ -159,7 +160,9 @@ def _plain_name(split: str) -> str:
 def _check_output(output: pathlib.Path, options: argparse.Namespace) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output}: there is a file of that name")
-    if output.is_dir() and any(output.iterdir()) and not options.force:
+    # What a run left that was killed does not count.
+    full = output.is_dir() and any(path.name != _STAGED for path in output.iterdir())
+    if full and not options.force:
         raise ValueError(f"--output {output}: not empty; give another folder, or --force")
     if output.is_dir() and os.path.samefile(output, options.input or "."):
         raise ValueError(f"--output {output}: that is the input; give another folder")

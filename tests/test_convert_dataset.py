@@ -96,6 +96,12 @@ def test_nothing_is_overwritten_without_being_told(tmp_path, small):
     with pytest.raises(SystemExit, match=r"error: --output .*out: not empty; .* --force"):
         from_csv(small, "coco", tmp_path / "out")
     from_csv(small, "coco", tmp_path / "out", "--force")
+    (tmp_path / "killed" / ".m2det-partial").mkdir(parents=True)
+    from_csv(small, "coco", tmp_path / "killed")
+    with pytest.raises(SystemExit, match="2 splits and the names a, A"):
+        from_csv(small, "coco", tmp_path / "two", "--as", "a", "--as", "A")
+    with pytest.raises(SystemExit, match="classes.csv is the list of the classes"):
+        from_csv(small, "csv", tmp_path / "two", "--as", "classes", "--as", "b")
     with pytest.raises(SystemExit, match="that is the input"):
         from_csv(small, "csv", small, "--force")
     with pytest.raises(SystemExit, match="holds images of the input, such as"):

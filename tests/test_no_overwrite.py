@@ -187,6 +187,14 @@ def test_predict_never_writes_over_its_photographs(whole, tmp_path):
 def test_convert_dataset_leaves_what_others_wrote(whole, tmp_path):
     (tmp_path / "in").mkdir()
     verb, out = VERBS["convert_dataset"](whole[0], tmp_path / "in"), tmp_path / "out"
+    out.mkdir()
+    (out / ".m2det-partial").symlink_to(tmp_path / "in")
+    before = contents(tmp_path / "in")
+    with pytest.raises(SystemExit, match=r"\.m2det-partial"):
+        verb.run(out)
+    assert contents(tmp_path / "in") == before
+    (out / ".m2det-partial").unlink()
+    (out / ".m2det-partial" / "train").mkdir(parents=True)  # of a run that was killed
     verb.run(out)
     assert (out / "notes.txt").read_text() == "of the user"
     assert not [name for name in os.listdir(out) if "partial" in name]
