@@ -14,6 +14,7 @@ import argparse
 import os
 import pathlib
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -214,6 +215,9 @@ def cli(argv: Sequence[str] | None = None) -> None:
         from m2det_jax.report.markup import printable_lines
 
         sys.exit(printable_lines(f"error: {error}"))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

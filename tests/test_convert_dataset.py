@@ -142,6 +142,20 @@ def test_names_of_splits(tmp_path, small):
     assert (tmp_path / "out" / "first.csv").is_file()
 
 
+def test_ctrl_c_leaves_nothing_behind(tmp_path, small, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m2det_jax.data.formats.write.write_classes", interrupt)
+    for more in ([], ["--force"]):
+        with pytest.raises(SystemExit) as ended:
+            from_csv(small, "voc", tmp_path / "out", *more)
+        assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+        assert not [p.name for p in tmp_path.rglob("*") if "partial" in p.name]
+        assert not list((tmp_path / "out").rglob("*.xml"))
+        (tmp_path / "out").mkdir(exist_ok=True)
+
+
 def test_the_command_needs_no_jax(tmp_path, small):
     program = "import sys, runpy; sys.argv[0] = 'x'; " \
         "runpy.run_module('m2det_jax.convert_dataset', run_name='__main__'); " \
