@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from m2det_jax import checkpoint
 from m2det_jax.model import variable_shapes
 from m2det_jax.model.backbones import make_backbone
+from m2det_jax.outputs import new_folder
 from m2det_jax.weights.backbones import BackboneWeights, read_backbone
-from m2det_jax.weights.files import new_folder
 from m2det_jax.weights.preprocessing import Preprocessing
 
 log = logging.getLogger("m2det_jax")

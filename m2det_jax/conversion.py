@@ -13,10 +13,11 @@ from m2det_jax.data import read_classes
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.model import init_variables
 from m2det_jax.official_config import official_config, raise_if_not_official
+from m2det_jax.outputs import new_folder, refuse_existing
 from m2det_jax.train import write_config
 from m2det_jax.trained import restore
 from m2det_jax.weights.class_names import COCO_IDS, KNOWN
-from m2det_jax.weights.files import new_folder, read_tensors, write_tensors
+from m2det_jax.weights.files import read_tensors, write_tensors
 from m2det_jax.weights.official import (
     official_fields,
     official_to_variables,
@@ -112,8 +113,7 @@ def to_official(file: pathlib.Path, *, workdir: str, checkpoint: str = "latest")
     Raises:
       ValueError: the config is not of the official form; all differing keys are in the message.
     """
-    if file.exists():
-        raise ValueError(f"{file}: exists already; give a new file name")
+    refuse_existing(file)
     restored = restore(workdir, checkpoint)
     raise_if_not_official(restored.config, workdir)
     kept = pathlib.Path(workdir) / REST_FILE
@@ -125,6 +125,7 @@ def to_official(file: pathlib.Path, *, workdir: str, checkpoint: str = "latest")
         log.info("zeros, for the official network never uses them: %s", ", ".join(zeros))
     height, width = restored.detector.resize.image_size
     metadata = {"classes": "\n".join(restored.class_names), "input_size": f"{height} x {width}"}
+    refuse_existing(file)  # made meanwhile
     write_tensors(file, state_dict, metadata)
     print(f"written: {file}, {len(state_dict)} tensors")
 

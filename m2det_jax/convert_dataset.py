@@ -13,6 +13,8 @@ put as hard links. docs/data.md says how each format is laid out.
 import argparse
 import os
 import pathlib
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +25,8 @@ NOT_READ = {
     "kitti": "truncated, occluded, alpha and what stands for the object in space",
     "openimages": "Source, Confidence, IsOccluded, IsTruncated, IsDepiction, IsInside",
 }
+_VERB = "convert-dataset"
+_STAGED = ".m2det-partial"  # folder for what is written into a folder that is not empty
 FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
 
 
@@ -44,7 +48,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--classes", default="", help="csv: the class file")
     add("--output", required=True, help="folder for the new data set")
     add("--copy_images", action="store_true", help="copy the images, also for csv and coco")
-    add("--force", action="store_true", help="write into a folder that is not empty")
+    add("--force", action="store_true",
+        help="write into a folder that is not empty; no file of yours is replaced")  # fmt: skip
     add("--on_bad_box", choices=("error", "clip", "drop"), default="error",
         help="boxes that are none or leave their image (default: refuse)")  # fmt: skip
     add("--class_map", nargs="+", default=[], metavar="FROM=TO",
@@ -62,7 +67,6 @@ def convert_dataset(options: argparse.Namespace) -> None:
     """
     # Imported late: `--help` and a misspelt flag answer at once.
     from m2det_jax.data.formats.losses import losses
-    from m2det_jax.data.formats.write import write_dataset
 
     output = pathlib.Path(options.output)
     names = _output_names(options)
@@ -81,7 +85,7 @@ def convert_dataset(options: argparse.Namespace) -> None:
     for name, index in splits.items():
         for loss in losses(index, options.target):
             print(f"{name}: not held by {options.target}: {loss}")
-    done = write_dataset(splits, options.target, output, copy_images=options.copy_images)
+    done = _write(splits, options, output)
     images = [
         f"{count} {what}"
         for count, what in (
@@ -95,9 +99,46 @@ def convert_dataset(options: argparse.Namespace) -> None:
     print(f"written: {options.target} in {output}; images: {', '.join(images) or 'none'}")
 
 
+def _write(splits: dict, options: argparse.Namespace, output: pathlib.Path):
+    """Writes into a folder beside or in the output, then moves it there; returns what was done."""
+    from m2det_jax.data.formats.write import write_dataset
+    from m2det_jax.outputs import Outputs, new_folder
+
+    def files_in(folder: pathlib.Path) -> list[str]:
+        return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+    def write(folder: pathlib.Path):
+        return write_dataset(splits, options.target, folder, copy_images=options.copy_images)
+
+    if not output.exists():
+        with new_folder(output) as staged:
+            done = write(staged)
+            Outputs(staged, _VERB).record(*files_in(staged))
+        return done
+    outputs, staged = Outputs(output, _VERB), output / _STAGED
+    shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed
+    staged.mkdir()
+    try:
+        done = write(staged)
+        names = [n for n in files_in(staged) if not _is_same_file(staged / n, output / n)]
+        outputs.claim(names, [path for index in splits.values() for path in index.image_paths])
+        for name in names:
+            with outputs.replacing(name) as partial:
+                (staged / name).replace(partial)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return done
+
+
+def _is_same_file(staged: pathlib.Path, target: pathlib.Path) -> bool:
+    """Whether a hard link to the same image is there already."""
+    return not target.is_symlink() and target.exists() and os.path.samefile(staged, target)
+
+
 def _output_names(options: argparse.Namespace) -> list[str]:
     names = options.names or [_plain_name(split) for split in options.splits]
-    if len(names) != len(options.splits) or len(set(names)) < len(names):
+    # Some file systems take two names for one that differ in case.
+    if len(names) != len(options.splits) or len({name.casefold() for name in names}) < len(names):
         raise ValueError(
             f"{len(options.splits)} splits and the names {', '.join(names)}: give --as once for "
             "each --split, all different"
@@ -105,6 +146,8 @@ def _output_names(options: argparse.Namespace) -> list[str]:
     wrong = [name for name in names if not name or set(name) & set("/\\") or name.startswith(".")]
     if wrong:
         raise ValueError(f"--as {wrong[0]!r}: a name without / is needed; give --as")
+    if "classes" in map(str.casefold, names):
+        raise ValueError("--as classes: classes.csv is the list of the classes; give --as")
     return names
 
 
@@ -118,14 +161,17 @@ def _plain_name(split: str) -> str:
 def _check_output(output: pathlib.Path, options: argparse.Namespace) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output}: there is a file of that name")
-    if output.is_dir() and any(output.iterdir()) and not options.force:
+    # What a run left that was killed does not count.
+    full = output.is_dir() and any(path.name != _STAGED for path in output.iterdir())
+    if full and not options.force:
         raise ValueError(f"--output {output}: not empty; give another folder, or --force")
     if output.is_dir() and os.path.samefile(output, options.input or "."):
         raise ValueError(f"--output {output}: that is the input; give another folder")
 
 
 def _is_inside(path: str, folder: pathlib.Path) -> bool:
-    return pathlib.Path(path).is_relative_to(folder.absolute())
+    """Whether a file lies in a folder, by whatever names and links they are given."""
+    return pathlib.Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def _read(options: argparse.Namespace) -> list:
@@ -166,7 +212,12 @@ def cli(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("M2DET_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}")
+        from m2det_jax.report.markup import printable_lines
+
+        sys.exit(printable_lines(f"error: {error}"))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,21 @@ import time
 
 from absl import app
 from absl.flags import argparse_flags
+from PIL import Image
 
 from m2det_jax import experiment, runtime
 from m2det_jax.data import load_image, read_classes, read_csv
 from m2det_jax.data.synthetic import draw_dataset
 from m2det_jax.draw import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate_checkpoint
+from m2det_jax.outputs import Outputs, new_folder
 from m2det_jax.predict import predict
+from m2det_jax.predict_outputs import detections_of
 from m2det_jax.train import train
 
 log = logging.getLogger("m2det_jax")
+
+SHEET = "detections.jpg"
 
 
 def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart") -> dict:
@@ -35,30 +40,34 @@ def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart
       The validation metrics.
     """
     begin = time.perf_counter()
-    data = workdir / "data"
-    if not (data / "classes.csv").is_file():  # written last
+    data, outputs = workdir / "data", Outputs(workdir, "demo")
+    outputs.claim([SHEET])
+    if not (data / "classes.csv").is_file():
         log.info("drawing the data set in %s", data)
-        draw_dataset(data, seed=seed)
+        with new_folder(data) as partial:
+            draw_dataset(partial, seed=seed)
     config = experiment.load_experiment(config_name)
     config.seed = seed
     for name in ("train", "val", "classes"):
         config.data[f"{name}_csv"] = str(data / f"{name}.csv")
     train(config, workdir)
     metrics = evaluate_checkpoint(workdir)
-    sheet = draw_sheet(workdir, data, seed)
+    with outputs.replacing(SHEET) as path:
+        draw_sheet(workdir, data, seed).save(path, "JPEG", quality=92)
     minutes = (time.perf_counter() - begin) / 60
     print(f"\nAP50 {metrics['AP50']:.3f}  AP {metrics['AP']:.3f}  after {minutes:.1f} minutes")
-    print(f"pictures of detections: {sheet} and {workdir / 'predictions'}")
+    print(f"pictures of detections: {workdir / SHEET} and {workdir / 'predictions'}")
     return metrics
 
 
-def draw_sheet(workdir: pathlib.Path, data: pathlib.Path, seed: int) -> pathlib.Path:
+def draw_sheet(workdir: pathlib.Path, data: pathlib.Path, seed: int) -> Image.Image:
     """Draws detections on some validation images, beside their ground truth on one sheet."""
     index = read_csv(data / "val.csv", read_classes(data / "classes.csv"))
     chosen = sorted(random.Random(seed).sample(range(index.num_images), 12))
-    results = predict(workdir, [index.image_paths[i] for i in chosen])
+    done = predict(workdir, [index.image_paths[i] for i in chosen])
     pictures, titles = [], []
-    for image_id, found in zip(chosen, results, strict=True):
+    for image_id, line in zip(chosen, done.lines(), strict=True):
+        found = detections_of(line, index.class_names)
         image = load_image(index.image_paths[image_id])
         boxes, labels = index.objects(image_id)
         pictures += [
@@ -66,9 +75,7 @@ def draw_sheet(workdir: pathlib.Path, data: pathlib.Path, seed: int) -> pathlib.
             draw_boxes(image, found.boxes, found.labels, index.class_names, found.scores, zoom=1.5),
         ]
         titles += ["ground truth", "detected"]
-    path = workdir / "detections.jpg"
-    contact_sheet(pictures, columns=4, titles=titles).save(path, quality=92)
-    return path
+    return contact_sheet(pictures, columns=4, titles=titles)
 
 
 def _parser() -> argparse_flags.ArgumentParser:
@@ -83,7 +90,7 @@ def _parser() -> argparse_flags.ArgumentParser:
 def main(args) -> None:
     """Runs the verb on parsed arguments."""
     runtime.one_line_errors(runtime.start)
-    runtime.one_line_errors(demo, args.workdir, seed=args.seed)
+    runtime.one_line_errors(demo, args.workdir, seed=args.seed, interrupted=runtime.GOES_ON)
 
 
 def cli() -> None:

@@ -4,6 +4,7 @@ B batch, A anchors, C classes, K detections per image, H, W.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -82,13 +83,31 @@ class Detector:
         return jax.vmap(self.suppression.detections)(self.candidates(outputs))
 
     def detect_fn(self) -> Callable[[dict, jax.Array], ops.Detections]:
-        """Returns the jitted function (variables, uint8 [B, H, W, 3]) -> Detections [B, K]."""
+        """Returns the jitted function (variables, uint8 [B, H, W, 3]) -> Detections [B, K].
 
-        def detect(variables, images):
-            outputs = self.model.apply(variables, self.normalize(images), train=False)
-            return self.postprocess(outputs)
+        Equal detectors have the same function, so that it is compiled once.
+        """
+        return _detect_fn(self)
 
-        return jax.jit(detect)
+    def _key(self) -> tuple:
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        anchors = (self.anchors.shape, self.anchors.dtype.str, self.anchors.tobytes())
+        return tuple(anchors if value is self.anchors else value for value in values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Detector) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+@functools.lru_cache(maxsize=8)
+def _detect_fn(detector: Detector) -> Callable[[dict, jax.Array], ops.Detections]:
+    def detect(variables, images):
+        outputs = detector.model.apply(variables, detector.normalize(images), train=False)
+        return detector.postprocess(outputs)
+
+    return jax.jit(detect)
 
 
 def build_detector(config: ConfigDict, class_names: tuple[str, ...]) -> Detector:

@@ -1,11 +1,14 @@
 """What is detected in the images of an index, and whether it can be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from m2det_jax.data import DetectionIndex
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ def check_detections(index: DetectionIndex, detections: Sequence[ImageDetections
                 f"{where}: labels {sorted(outside)} are not among the"
                 f" {len(index.class_names)} classes, 0 to {len(index.class_names) - 1}"
             )
+
+
+def one_behind(dispatched: Iterable[_T]) -> Iterator[_T]:
+    """Yields each element only after the next is made: the device computes while one is fetched."""
+    waiting: list[_T] = []
+    for element in dispatched:
+        waiting.append(element)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 def to_original(found, batch: dict, index: DetectionIndex) -> list[ImageDetections]:

@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from m2det_jax.fonts import Text, warn_of_missing
 
 _INK = (28, 28, 30)
 _PAPER = (246, 246, 244)
@@ -76,15 +78,16 @@ def _outline(pen: ImageDraw.ImageDraw, corners: Corners, colour, width: int, das
         pen.rectangle((x2 - width + 1, y, x2, end), fill=colour)
 
 
-def _fit_text(text: str, text_size: int, room: int) -> tuple[str, ImageFont.ImageFont]:
-    """The text and a font so that it is at most `room` pixels wide: smaller first, then cut."""
-    font = ImageFont.load_default(text_size)
-    while font.getlength(text) > room and text_size > _SMALLEST_TEXT:
+def _fit_text(text: str, text_size: int, room: int) -> Text:
+    """The text at a size so that it is at most `room` pixels wide: smaller first, then cut."""
+    fitted = Text(text, text_size)
+    while fitted.width > room and text_size > _SMALLEST_TEXT:
         text_size -= 1
-        font = ImageFont.load_default(text_size)
-    while text and font.getlength(text) > room:
+        fitted = Text(text, text_size)
+    while text and fitted.width > room:
         text = text[:-1]
-    return text, font
+        fitted = Text(text, text_size)
+    return fitted
 
 
 def _hidden_share(place: Corners, others: list[Corners]) -> float:
@@ -119,17 +122,15 @@ def _draw_tags(picture: Image.Image, boxes: list[Corners], texts: list[str], col
     pad = text_size // 6
     tags: list[Corners] = []
     for i, (box, full, colour) in enumerate(zip(boxes, texts, colours, strict=True)):
-        text, font = _fit_text(full, text_size, width - 2 * pad)
-        left, _, right, _ = font.getbbox(text)
-        # The height of a line, not of these letters, so that neighbouring plates are alike.
-        top, bottom = font.getbbox("A")[1], font.getbbox("g")[3]
-        plate = (math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad)
-        if not text or plate[0] > width or plate[1] > height:
+        text = _fit_text(full, text_size, width - 2 * pad)
+        size = (text.right - text.left, text.bottom - text.top)
+        plate = (math.ceil(size[0]) + 2 * pad, math.ceil(size[1]) + 2 * pad)
+        if not text.width or plate[0] > width or plate[1] > height:
             continue  # a picture too small for any text
         tag = _tag_place(box, plate, (height, width), tags, boxes[:i] + boxes[i + 1 :])
         tags.append(tag)
         pen.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
-        pen.text((tag[0] + pad - left, tag[1] + pad - top), text, _text_colour(colour), font)
+        text.draw(pen, tag[0] + pad - text.left, tag[1] + pad - text.top, _text_colour(colour))
 
 
 def draw_boxes(
@@ -151,6 +152,7 @@ def draw_boxes(
     """
     picture = _as_image(image)
     boxes = _check(boxes, labels, scores, class_names) * zoom
+    warn_of_missing(tuple(class_names))
     if zoom != 1.0:
         size = [max(1, round(side * zoom)) for side in picture.size]
         picture = picture.resize(size, Image.Resampling.BICUBIC)
@@ -210,8 +212,9 @@ def contact_sheet(
         left, top = (width - picture.width) // 2, (height - picture.height) // 2
         sheet.paste(picture, (x + left, y + top))
         if titles is not None:
-            text, font = _fit_text(titles[i], text_size, width)
-            pen.text((x + width // 2, y + height + text_size), text, _INK, font, anchor="mm")
+            text = _fit_text(titles[i], text_size, width)
+            middle = y + height + text_size - (text.top + text.bottom) // 2
+            text.draw(pen, x + (width - text.width) // 2, middle, _INK)
     return sheet
 
 

@@ -24,13 +24,15 @@ from m2det_jax.detections import to_original
 from m2det_jax.evaluation_data import DataChoice, add_flags, read_data
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
 from m2det_jax.multiscale import MultiScale, make_views
+from m2det_jax.outputs import Outputs
+from m2det_jax.report.markup import printable
 from m2det_jax.train_step import StepSettings, eval_losses
 from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
 
 ON_DEVICE = ("image", "boxes", "labels", "mask", "image_id")  # of a batch, what the step takes
-_PLACING = ("image_id", "scale", "offset", "unreadable")
+_PLACING = ("image_id", "scale", "offset")
 
 
 def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
@@ -84,19 +86,18 @@ def evaluate(
         num_threads=chosen.threads,
         on_bad_image=on_bad_image,
     )
-    detections, losses, unreadable = [], [], []
+    detections, losses = [], []
     total = -(-index.num_images // batch_size)
     with batches, tqdm.tqdm(total=total, desc="evaluate", leave=False, disable=None) as bar:
         for batch in batches:
             between()
             batch = devices.put_batch(batch, sharding)
             found, terms = eval_step(variables, {k: batch[k] for k in ON_DEVICE})
-            found, placing = devices.fetch((found, {k: batch[k] for k in _PLACING if k in batch}))
+            found, placing = devices.fetch((found, {k: batch[k] for k in _PLACING}))
             detections += to_original(found, placing, index)
-            unreadable += [int(i) for i in placing.get("unreadable", ()) if i >= 0]
             losses.append(jax.device_get(terms))
             bar.update()
-    return summarize(*without_images(index, detections, unreadable), losses)
+    return summarize(index, detections, losses)
 
 
 def evaluate_views(
@@ -108,6 +109,7 @@ def evaluate_views(
     sharding: jax.sharding.Sharding,
     num_workers: int = readers.AUTOMATIC,
     num_threads: int = readers.AUTOMATIC,
+    on_bad_image: str = "error",
 ) -> tuple[dict, list[ImageDetections]]:
     """As `evaluate`, by several views of each image; `multi` is made with settings of the loss."""
     found = multi.detect(
@@ -117,6 +119,7 @@ def evaluate_views(
         sharding=sharding,
         num_workers=num_workers,
         num_threads=num_threads,
+        on_bad_image=on_bad_image,
     )
     detections, losses = [], []
     total = -(-index.num_images // batch_size)
@@ -126,27 +129,27 @@ def evaluate_views(
     return summarize(index, detections, losses)
 
 
-def without_images(
-    index: DetectionIndex, detections: list[ImageDetections], unreadable: Sequence[int]
+def without_unreadable(
+    index: DetectionIndex, detections: list[ImageDetections]
 ) -> tuple[DetectionIndex, list[ImageDetections]]:
     """Leaves images out of an index that could not be read, and says which.
 
     Args:
-      unreadable: positions in the index; none of them has detections.
+      detections: one for each image that was read, in order.
 
     Raises:
       ValueError: no image could be read.
     """
-    if not unreadable:
+    kept = [found.image_id for found in detections]
+    if len(kept) == index.num_images:
         return index, detections
-    if len(unreadable) == index.num_images:
+    if not kept:
         raise ValueError(f"none of the {index.num_images} images to evaluate on can be read")
-    names = ", ".join(index.image_paths[i] for i in sorted(unreadable))
+    unreadable = sorted(set(range(index.num_images)) - set(kept))
+    names = ", ".join(index.image_paths[i] for i in unreadable)
     log.warning("%d of %d images cannot be read and are left out of the evaluation: %s",
                 len(unreadable), index.num_images, names)  # fmt: skip
-    kept = sorted(set(range(index.num_images)) - set(unreadable))
-    position = {image_id: i for i, image_id in enumerate(kept)}
-    moved = [dataclasses.replace(d, image_id=position[d.image_id]) for d in detections]
+    moved = [dataclasses.replace(d, image_id=i) for i, d in enumerate(detections)]
     return index.subset(kept), moved
 
 
@@ -156,6 +159,7 @@ def summarize(
     """Returns (metrics, detections) of `evaluate` from the loss terms of its batches."""
     # Several processes have dealt the images among them; ties in score go by this order.
     detections.sort(key=lambda one: one.image_id)
+    index, detections = without_unreadable(index, detections)
     metrics = coco_metrics(index, detections)
     # Each batch's losses are per positive anchor; weigh them by the positives to get the set's.
     weights = np.maximum([terms["num_positives"] for terms in losses], 1.0)
@@ -215,23 +219,26 @@ def evaluate_checkpoint(
     """
     choice = DataChoice(**data)
     restored = restore(workdir, checkpoint, overrides)
+    target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
+    names = (target.name, f"{target.stem}_detections.json")
+    outputs = Outputs(target.parent, "evaluate")
+    outputs.claim(names, choice.files)
     index, source = read_data(choice, restored, workdir, trust=trust)
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
+    outputs.claim(names, index.image_paths)
+    target.parent.mkdir(parents=True, exist_ok=True)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     with memory.batch_explained("the evaluation", "--batch_size", batch_size):
         metrics, detections = _evaluate_restored(
             restored, index, batch_size, num_workers=num_workers, num_threads=num_threads
         )
-    target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
     record = without_nan(metrics) | {"step": restored.step, "data": source}
     record["eval"] = restored.config.eval.to_dict()
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    results = target.with_name(f"{target.stem}_detections.json")
-    results.write_text(json.dumps(coco_results(index, detections)) + "\n")
+    outputs.write(names[0], json.dumps(record, indent=2) + "\n")
+    outputs.write(names[1], json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))
-    print(f"written: {target} and {results.name}")
+    print(printable(f"written: {target} and {names[1]}"))
     return metrics
 
 
@@ -241,7 +248,8 @@ def _evaluate_restored(
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    common = dict(batch_size=batch_size, sharding=by_batch, **reading)
+    bad = restored.config.data.on_bad_image
+    common = dict(batch_size=batch_size, sharding=by_batch, on_bad_image=bad, **reading)
     if views := make_views(restored.config):
         multi = MultiScale(detector, views, settings)
         return evaluate_views(multi, variables, index, **common)

@@ -68,6 +68,12 @@ class DataChoice:
             )
 
     @property
+    def files(self) -> list[str]:
+        """What of it may be the path of a file, for a check that none is written to."""
+        named = (self.csv, self.classes, self.split, os.path.join(self.root, self.split))
+        return [path for path in named if path]
+
+    @property
     def names_data(self) -> bool:
         """Whether a data set is named, in place of the run's own validation set."""
         return bool(self.csv or self.split)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -12,8 +11,11 @@ from m2det_jax import inspect_contents
 from m2det_jax.anchor_layout import make_anchors
 from m2det_jax.data.remarks import ERROR
 from m2det_jax.inspect_contents import Found, Split
+from m2det_jax.outputs import Outputs
 from m2det_jax.report import Contents, Fit, Picture, render_page
 from m2det_jax.splits import describe, names_validation
+
+REPORT_FILES = ("report.html", "findings.json")
 
 
 def assemble(
@@ -72,9 +74,10 @@ def _notes(splits: dict[str, Split], pictures: Sequence, augmented: Sequence) ->
     ]
 
 
-def write(output: pathlib.Path, report: Contents) -> None:
-    """Writes report.html and findings.json."""
-    (output / "report.html").write_text(render_page(report), encoding="utf-8")
+def write(outputs: Outputs, report: Contents) -> None:
+    """Writes report.html and findings.json. Raises ValueError where it would replace another's."""
+    page, table = REPORT_FILES
+    outputs.write(page, render_page(report))
     groups = [dataclasses.asdict(group) for group in report.groups]
     everything = {
         "experiment": report.name,
@@ -89,7 +92,7 @@ def write(output: pathlib.Path, report: Contents) -> None:
         "findings": [dataclasses.asdict(finding) for finding in report.findings],
     }
     text = json.dumps(_without_nan(everything), indent=1)
-    (output / "findings.json").write_text(text + "\n", encoding="utf-8")
+    outputs.write(table, text + "\n")
 
 
 def _without_nan(value):

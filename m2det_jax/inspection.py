@@ -20,7 +20,8 @@ from m2det_jax.datasets import augment_settings, inspect_datasets
 from m2det_jax.inspect_anchors import Anchors, config_anchors, fit_to
 from m2det_jax.inspect_contents import Found, Split
 from m2det_jax.inspect_pictures import augmented_pictures, choose, whole_picture
-from m2det_jax.inspect_report import assemble, write
+from m2det_jax.inspect_report import REPORT_FILES, assemble, write
+from m2det_jax.outputs import Outputs
 from m2det_jax.report import Contents, Picture, render_summary
 
 SPLITS = {"train": "training", "val": "validation"}
@@ -54,8 +55,12 @@ def inspect(
     """
     validate(config)
     anchors = config_anchors(config)
+    outputs = Outputs(output, "check")
+    tables = [config.data[key] for key in ("train_csv", "val_csv", "classes_csv")]
+    outputs.claim(REPORT_FILES, tables)
     output.mkdir(parents=True, exist_ok=True)
     indices, found = read_splits(config)
+    outputs.claim(REPORT_FILES, [path for index in indices.values() for path in index.image_paths])
     facts = {split: decode(split, index, max_images, found) for split, index in indices.items()}
     splits = {split: measure(config, index, anchors) for split, index in indices.items()}
     found.remarks += check_all(config, splits, facts, anchors, smallest_side)
@@ -70,7 +75,7 @@ def inspect(
         whole_pictures(config, splits, found.remarks, readable, samples),
         augmented_pictures(config, sound, anchors, -(-samples // 2)),
     )
-    write(output, report)
+    write(outputs, report)
     print(render_summary(report))
     print(f"\nreport: {output / 'report.html'}\nall findings: {output / 'findings.json'}")
     return report

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         runtime.start(config.platform, config.deterministic, config.distributed.to_dict())
         train(config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
 
-    runtime.one_line_errors(run)
+    runtime.one_line_errors(run, interrupted=runtime.GOES_ON)
 
 
 def cli() -> None:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from m2det_jax import devices, ops, readers
 from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detect import Detector
-from m2det_jax.detections import ImageDetections, to_original
+from m2det_jax.detections import ImageDetections, one_behind, to_original
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.train_step import StepSettings, eval_losses
 
@@ -137,10 +137,12 @@ class MultiScale:
         sharding: jax.sharding.Sharding,
         num_workers: int = readers.AUTOMATIC,
         num_threads: int = readers.AUTOMATIC,
+        on_bad_image: str = "error",
     ) -> Iterator[tuple[list[ImageDetections], dict | None]]:
         """Yields for every batch its images' detections, in original pixels, and its loss terms.
 
         num_workers, num_threads: that read images for each input size; -1: what fits the host.
+        on_bad_image: "skip": the images that cannot be read are missing.
         """
         chosen = readers.eval_readers(
             index.num_images, batch_size, list(self._detectors), num_workers, num_threads
@@ -156,13 +158,18 @@ class MultiScale:
                         process_count=jax.process_count(),
                         num_workers=chosen.workers,
                         num_threads=chosen.threads,
+                        on_bad_image=on_bad_image,
                     )
                 )
                 for detector in self._detectors.values()
             ]
-            for same_images in zip(*batches, strict=True):
-                by_size = dict(zip(self._detectors, same_images, strict=True))
-                found, ids, terms = self._detect_batch(variables, by_size, sharding)
+            dispatched = (
+                self._detect_batch(
+                    variables, dict(zip(self._detectors, images, strict=True)), sharding
+                )
+                for images in zip(*batches, strict=True)
+            )
+            for found, ids, terms in one_behind(dispatched):
                 found, ids = devices.fetch((found, ids))
                 identity = {"scale": np.ones((len(ids), 2)), "offset": np.zeros((len(ids), 2))}
                 yield to_original(found, {"image_id": ids} | identity, index), terms
@@ -172,8 +179,11 @@ class MultiScale:
     ) -> tuple[ops.Detections, jax.Array, dict | None]:
         """Returns detections [B, K] in original pixels, image_id [B] and loss terms of a batch."""
         candidates, terms = [], None
+        # An image that cannot be read at one size is none at any.
+        ids = np.minimum.reduce([batch["image_id"] for batch in by_size.values()])
         for size, batch in by_size.items():
-            batch = devices.put_batch({key: batch[key] for key in _ON_DEVICE}, sharding)
+            batch = {key: batch[key] for key in _ON_DEVICE} | {"image_id": ids}
+            batch = devices.put_batch(batch, sharding)
             for mirror in (False, True) if self._views.flip else (False,):
                 found, losses = self._steps[size](variables, batch, mirror)
                 terms = losses if losses is not None and not mirror else terms

@@ -1,78 +1,61 @@
-"""Draws detections on images and folders of images, and writes them as COCO results.
+"""Draws detections on images, folders and COCO image lists, and writes them as JSON.
 
-python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
+    python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
+
+The folder gets predictions.jsonl, a line an image as they are done; predictions.json, COCO results,
+at the end; and the pictures. What cannot be read is named and skipped. The exit status is 0, 3
+where something was skipped, 1 where nothing was done or --strict refuses.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 
 import jax
-import numpy as np
 import tqdm
 from absl import app
 from absl.flags import argparse_flags
-from PIL import Image
 
 from m2det_jax import devices, memory, runtime
-from m2det_jax.data import DetectionIndex, eval_batches, load_image, read_size
-from m2det_jax.detections import to_original
-from m2det_jax.draw import draw_boxes
-from m2det_jax.metrics import ImageDetections, coco_results
+from m2det_jax.data import DetectionIndex, eval_batches
+from m2det_jax.detections import ImageDetections, one_behind, to_original
 from m2det_jax.multiscale import MultiScale, make_views
+from m2det_jax.outputs import Outputs
+from m2det_jax.predict_inputs import find_inputs, index_inputs, picture_names
+from m2det_jax.predict_outputs import LINES, NAMED, RESULTS, Record, cores, drawing, write_results
+from m2det_jax.report.markup import printable
 from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
+_INTERRUPTED = f"interrupted; {LINES} has what was done, the same command begins anew"
 
 
-def find_images(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the image files among `paths`; folders are searched to any depth, in order of name.
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What a run has done.
 
-    Raises:
-      ValueError: a path does not exist, or a folder holds no image; all such paths are named.
+    Attributes:
+      images, detections: number of images that were looked at, and of what is in them.
+      skipped: number of images that could not be read.
+      undrawn: number of images without a picture, though they were looked at.
+      folder: where it is written.
     """
-    found, problems = [], []
-    for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
-            found += inside
-            if not inside:
-                problems.append(f"{path}: no images in this folder")
-        elif path.is_file():
-            found.append(path)
-        else:
-            problems.append(f"{path}: no such file or folder")
-    if problems:
-        raise ValueError("; ".join(problems))
-    return list(dict.fromkeys(path.absolute() for path in found))
 
+    images: int
+    detections: int
+    skipped: int
+    undrawn: int
+    folder: pathlib.Path
 
-def index_of(paths: Sequence[pathlib.Path], class_names: tuple[str, ...]) -> DetectionIndex:
-    """Returns the images as a data set without objects.
-
-    Raises:
-      ValueError: files that are no readable images, all of them named.
-    """
-    sizes, problems = [], []
-    for path in paths:
-        try:
-            sizes.append(read_size(path))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("; ".join(problems))
-    return DetectionIndex(
-        image_paths=tuple(map(str, paths)),
-        sizes=np.array(sizes, np.int32).reshape(-1, 2),
-        boxes=np.zeros((0, 4), np.float32),
-        labels=np.zeros((0,), np.int32),
-        offsets=np.zeros(len(sizes) + 1, np.int64),
-        class_names=class_names,
-    )
+    def lines(self) -> Iterator[dict]:
+        """Yields what predictions.jsonl says of each image, in order."""
+        with open(self.folder / LINES, encoding="utf-8") as file:
+            yield from map(json.loads, file)
 
 
 def predict(
@@ -81,109 +64,164 @@ def predict(
     *,
     checkpoint: str = "latest",
     output: str = "",
+    root: str = "",
     threshold: float = 0.5,
     batch_size: int = 0,
+    num_workers: int = 0,
+    pictures: bool = True,
+    strict: bool = False,
     overrides: Sequence[str] = (),
-) -> list[ImageDetections]:
+) -> Predicted:
     """Detects objects in images, draws them and writes all as JSON.
 
     Args:
-      paths: image files and folders.
-      output: folder for pictures and predictions.json; "": workdir/predictions.
+      paths: image files and folders, or a COCO image list.
+      output: folder for pictures and JSON; "": workdir/predictions.
+      root: folder of the images of a list; "": that of the list.
       threshold: lowest score that is drawn and written, 0..1; instead of config.eval's.
       batch_size: images per call, over all devices; 0: one per device.
+      num_workers: processes that read images; 0: threads.
+      pictures: draw them.
+      strict: an image that cannot be read is an error.
       overrides: changes of config.eval, such as "eval.nms=soft_linear".
 
-    Returns:
-      One ImageDetections per image, in pixels of the original image.
+    Raises:
+      ValueError: nothing can be read, a file of the user's would be replaced, or a flag is wrong.
     """
-    if any(override.startswith("eval.score_threshold=") for override in overrides):
-        raise ValueError("--set eval.score_threshold: give predict --threshold instead")
+    _check_flags(threshold, batch_size, num_workers, overrides)
     restored = restore(workdir, checkpoint, overrides)
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
-    index = index_of(find_images(paths), restored.class_names)
-    index = dataclasses.replace(index, class_ids=restored.class_ids)
-    folder = pathlib.Path(output or workdir / "predictions")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = picture_names(index.image_paths)
+    outputs = Outputs(output or workdir / "predictions", "predict")
+    inputs = find_inputs(paths, root, outputs)
+    names = picture_names(inputs.paths) if pictures else []
+    outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])
+    index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
+    if problems and (strict or not kept):
+        raise ValueError(_too_bad(problems, len(inputs.paths), strict))
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    outputs.remove(RESULTS)
 
-    results = []
-    found = detect_images(restored, index, threshold, batch_size)
-    with memory.batch_explained("prediction", "--batch_size", batch_size):
-        for detections in tqdm.tqdm(found, "predict", index.num_images, leave=False, disable=None):
-            draw(detections, index).save(folder / names[detections.image_id], quality=92)
-            results.append(detections)
-    target = folder / "predictions.json"
-    target.write_text(json.dumps(coco_results(index, results), indent=1) + "\n")
-    count = sum(len(detections.scores) for detections in results)
-    print(f"{count} detections in {len(results)} images; pictures and {target.name} in {folder}")
-    return results
+    record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
+    on_bad_image = "error" if strict else "skip"
+    batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, num_workers)
+    with (
+        memory.batch_explained("prediction", "--batch_size", batch_size),
+        contextlib.closing(batches),
+        drawing(outputs, index, names and [names[i] for i in kept]) as draw,
+        outputs.stream(LINES) as append,
+    ):
+        bar = tqdm.tqdm(batches, "predict", -(-index.num_images // batch_size), leave=False,
+                        disable=None)  # fmt: skip
+        for number, found in enumerate(bar):
+            append(record.batch(found, (number + 1) * batch_size))
+            for one in found:
+                draw(one)
+        append(record.rest())
+    if not record.images:
+        raise ValueError(_too_bad(record.problems, len(inputs.paths), strict=False))
+    write_results(outputs)
+    done = Predicted(
+        record.images, record.detections, len(record.problems), draw.undrawn, outputs.folder
+    )
+    _say(done, pictures)
+    return done
 
 
-def detect_images(
-    restored: Restored, index: DetectionIndex, threshold: float, batch_size: int
-) -> Iterator[ImageDetections]:
-    """Yields the detections of every image of an index, in order, by the views of the config."""
+def detect_batches(
+    restored: Restored,
+    index: DetectionIndex,
+    threshold: float,
+    batch_size: int,
+    on_bad_image: str = "error",
+    num_workers: int = 0,
+) -> Iterator[list[ImageDetections]]:
+    """Yields the detections of each batch of an index, in order, by the views of the config.
+
+    With on_bad_image "skip" the images that cannot be read are missing.
+    """
     suppression = restored.detector.suppression.at_threshold(threshold)
     detector = dataclasses.replace(restored.detector, suppression=suppression)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
+    reading = dict(batch_size=batch_size, num_workers=num_workers, on_bad_image=on_bad_image)
+    reading["num_threads"] = min(cores(), 8)
     if views := make_views(restored.config):
         multi = MultiScale(detector, views)
-        for images, _ in multi.detect(variables, index, batch_size=batch_size, sharding=by_batch):
-            yield from images
+        for images, _ in multi.detect(variables, index, sharding=by_batch, **reading):
+            yield images
         return
     detect = detector.detect_fn()
-    for batch in eval_batches(index, resize=detector.resize, batch_size=batch_size):
-        found = detect(variables, jax.device_put(batch["image"], by_batch))
-        yield from to_original(jax.device_get(found), batch, index)
+    with eval_batches(index, resize=detector.resize, **reading) as batches:
+        dispatched = (
+            (
+                detect(variables, jax.device_put(batch["image"], by_batch)),
+                {key: batch[key] for key in ("image_id", "scale", "offset")},
+            )
+            for batch in batches
+        )
+        for found, placing in one_behind(dispatched):
+            yield to_original(jax.device_get(found), placing, index)
 
 
-def draw(detections: ImageDetections, index: DetectionIndex) -> Image.Image:
-    """Returns the picture of an image with its detections."""
-    return draw_boxes(
-        load_image(index.image_paths[detections.image_id]),
-        detections.boxes,
-        detections.labels,
-        index.class_names,
-        detections.scores,
-    )
+def _check_flags(
+    threshold: float, batch_size: int, num_workers: int, overrides: Sequence[str]
+) -> None:
+    if any(override.startswith("eval.score_threshold=") for override in overrides):
+        raise ValueError("--set eval.score_threshold: give predict --threshold instead")
+    if not 0 <= threshold <= 1:  # NaN is not, either
+        raise ValueError(f"--threshold: a score from 0 to 1 expected, got {threshold:g}")
+    for flag, value in (("--batch_size", batch_size), ("--num_workers", num_workers)):
+        if value < 0:
+            raise ValueError(f"{flag}: 0 or more expected, got {value}")
 
 
-def picture_names(paths: Sequence[str]) -> list[str]:
-    """Returns one name per picture: the image's own, numbered where two would be the same."""
-    taken, names = set(), []
-    for path in paths:
-        stem = pathlib.Path(path).stem
-        name, number = f"{stem}.jpg", 1
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}.jpg"
-        taken.add(name)
-        names.append(name)
-    return names
+def _too_bad(problems: dict[int, str], count: int, strict: bool) -> str:
+    shown = "; ".join([problems[i] for i in sorted(problems)][:NAMED])
+    more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+    what = "--strict" if strict else "nothing to predict on"
+    return f"{what}: {len(problems)} of {count} images cannot be read: {shown}{more}"
+
+
+def _say(done: Predicted, pictures: bool) -> None:
+    if done.skipped > NAMED:
+        log.warning("skipped: %d more, which %s names", done.skipped - NAMED, LINES)
+    skipped = f", {done.skipped} images skipped" if done.skipped else ""
+    undrawn = f", {done.undrawn} without a picture" if done.undrawn else ""
+    what = f"pictures, {LINES} and {RESULTS}" if pictures else f"{LINES} and {RESULTS}"
+    text = f"{done.detections} detections in {done.images} images{skipped}{undrawn}; {what} in"
+    print(printable(f"{text} {done.folder}"))
 
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
-        prog="m2det-predict", description="Draw detections on images and write them as JSON."
+        prog="m2det-predict",
+        description="Draw detections on images and write them as JSON. Exit status: 0; 3 where "
+        "images were skipped; 1 where nothing was done.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files or folders")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the training run")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
-    parser.add_argument("--output", default="", help="folder; default: WORKDIR/predictions")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (default 0.5)")
-    parser.add_argument("--batch_size", type=int, default=0, help="default: one per device")
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="image files or folders, or a COCO image list")
+    add("--workdir", required=True, type=pathlib.Path, help="of the training run")
+    add("--checkpoint", default="latest", help="latest (default), best, or a step")
+    add("--output", default="", help="folder; default: WORKDIR/predictions")
+    add("--root", default="", help="folder of the images of a list; default: that of the list")
+    add("--threshold", type=float, default=0.5, help="lowest score, 0..1 (default 0.5)")
+    add("--batch_size", type=int, default=0, help="default: one per device")
+    add("--num_workers", type=int, default=0, help="processes that read images; default: threads")
+    add("--no_pictures", action="store_false", dest="pictures", help="write JSON only")
+    add("--strict", action="store_true", help="refuse images that cannot be read")
     runtime.add_overrides(parser)
     return parser
 
 
 def main(args) -> None:
-    """Runs the verb on parsed arguments."""
+    """Runs the verb on parsed arguments; exit status 3 where images were skipped."""
     runtime.one_line_errors(runtime.start)
     options = vars(args)
-    runtime.one_line_errors(predict, options.pop("workdir"), options.pop("paths"), **options)
+    workdir, paths = options.pop("workdir"), options.pop("paths")
+    done = runtime.one_line_errors(predict, workdir, paths, interrupted=_INTERRUPTED, **options)
+    if done.skipped or done.undrawn:
+        sys.exit(3)
 
 
 def cli() -> None:

@@ -22,8 +22,12 @@ import tqdm
 from m2det_jax import devices as cluster
 from m2det_jax.guard import Stopped
 from m2det_jax.memory import is_exhausted
+from m2det_jax.report.markup import printable_lines
 
 log = logging.getLogger("m2det_jax")
+
+# What Ctrl-C is answered with, where a run keeps checkpoints.
+GOES_ON = "interrupted; the same command goes on from the last checkpoint"
 
 
 def start(
@@ -129,7 +133,8 @@ class _BesideTheBar(logging.StreamHandler):
             contextlib.suppress(OSError),
             tqdm.tqdm.external_write_mode(file=sys.stderr),
         ):
-            sys.stderr.write(self.format(record) + "\n")
+            # File names may hold what a terminal obeys.
+            sys.stderr.write(printable_lines(self.format(record)) + "\n")
 
 
 # Orbax warns of what is meant here: saves between evaluations, and reading without writing.
@@ -162,13 +167,16 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def one_line_errors(verb: Callable, *args, **kwargs):
+def one_line_errors(verb: Callable, *args, interrupted: str = "interrupted", **kwargs):
     """Calls a verb; what the user can mend ends in one clear message instead of a traceback.
 
     One process of several leaves the others behind at any error, see `devices.leave`.
+
+    Args:
+      interrupted: what Ctrl-C is answered with.
     """
     try:
-        return _one_line_errors(verb, *args, **kwargs)
+        return _one_line_errors(functools.partial(verb, *args, **kwargs), interrupted)
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else 1
         # All of them stop for a signal, and together.
@@ -181,23 +189,23 @@ def one_line_errors(verb: Callable, *args, **kwargs):
         cluster.leave(code if isinstance(code, int) else 1)
 
 
-def _one_line_errors(verb: Callable, *args, **kwargs):
+def _one_line_errors(verb: Callable, interrupted: str):
     try:
-        return verb(*args, **kwargs)
+        return verb()
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("M2DET_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(printable_lines(f"error: {error}"))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if os.environ.get("M2DET_TRACEBACK") or not (
             isinstance(error, MemoryError) or is_exhausted(error)
         ):
             raise
-        sys.exit(f"error: {str(error) or 'out of memory'}")
+        sys.exit(printable_lines(f"error: {str(error) or 'out of memory'}"))
     except Stopped as stopped:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(stopped, file=sys.stderr)
         sys.exit(stopped.status)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

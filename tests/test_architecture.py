@@ -19,6 +19,7 @@ VERBS = {
     "inspect_report", "inspect_pictures", "fine_tune", "guard", "damage", "resume",
     "stored_config", "devices", "splits", "convert_dataset", "multiscale",
     "compiled_step", "plan", "trained", "validation", "data_paths", "data_record",
+    "outputs", "predict_inputs", "predict_outputs", "evaluation_data", "readers",
 }  # fmt: skip
 ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},

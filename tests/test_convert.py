@@ -75,8 +75,8 @@ def test_a_converted_checkpoint_evaluates_and_predicts(converted, drawn_files, t
     metrics = evaluate_checkpoint(converted, csv=str(drawn_files.val))
     assert np.isfinite(metrics["loss"]) and 0 <= metrics["AP"] <= 1
     picture = sorted(drawn_files.val.with_suffix("").glob("*.jpg"))[0]
-    (found,) = predict(converted, [str(picture)], output=str(tmp_path), threshold=0.02)
-    assert len(found.scores) == len(json.loads((tmp_path / "predictions.json").read_text())) > 0
+    done = predict(converted, [str(picture)], output=str(tmp_path), threshold=0.02)
+    assert done.detections == len(json.loads((tmp_path / "predictions.json").read_text())) > 0
 
     restored = restore(converted)
     assert restored.class_names == read_classes(drawn_files.classes)

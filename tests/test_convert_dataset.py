@@ -96,6 +96,12 @@ def test_nothing_is_overwritten_without_being_told(tmp_path, small):
     with pytest.raises(SystemExit, match=r"error: --output .*out: not empty; .* --force"):
         from_csv(small, "coco", tmp_path / "out")
     from_csv(small, "coco", tmp_path / "out", "--force")
+    (tmp_path / "killed" / ".m2det-partial").mkdir(parents=True)
+    from_csv(small, "coco", tmp_path / "killed")
+    with pytest.raises(SystemExit, match="2 splits and the names a, A"):
+        from_csv(small, "coco", tmp_path / "two", "--as", "a", "--as", "A")
+    with pytest.raises(SystemExit, match="classes.csv is the list of the classes"):
+        from_csv(small, "csv", tmp_path / "two", "--as", "classes", "--as", "b")
     with pytest.raises(SystemExit, match="that is the input"):
         from_csv(small, "csv", small, "--force")
     with pytest.raises(SystemExit, match="holds images of the input, such as"):
@@ -134,6 +140,20 @@ def test_names_of_splits(tmp_path, small):
         convert(*arguments, "--as", "../a")
     convert(*arguments, "--as", "first")
     assert (tmp_path / "out" / "first.csv").is_file()
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path, small, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m2det_jax.data.formats.write.write_classes", interrupt)
+    for more in ([], ["--force"]):
+        with pytest.raises(SystemExit) as ended:
+            from_csv(small, "voc", tmp_path / "out", *more)
+        assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+        assert not [p.name for p in tmp_path.rglob("*") if "partial" in p.name]
+        assert not list((tmp_path / "out").rglob("*.xml"))
+        (tmp_path / "out").mkdir(exist_ok=True)
 
 
 def test_the_command_needs_no_jax(tmp_path, small):

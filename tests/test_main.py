@@ -143,7 +143,21 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
     [
         ("main", ["--config", "--workdir", "--config.section.key=value"]),
         ("evaluate", ["--workdir", "--checkpoint", "--csv", "--batch_size", "--output", "--set"]),
-        ("predict", ["--set", "PATH", "--workdir", "--checkpoint", "--threshold", "--output"]),
+        (
+            "predict",
+            [
+                "--set",
+                "PATH",
+                "--workdir",
+                "--checkpoint",
+                "--threshold",
+                "--output",
+                "--root",
+                "--no_pictures",
+                "--strict",
+                "--num_workers",
+            ],
+        ),
         ("demo", ["--workdir", "--seed"]),
         ("convert_dataset", ["--from", "--to", "--split", "--output", "--force", "--copy_images"]),
         ("check", ["--config", "--output", "fit_anchors", "--max_images", "--samples"]),

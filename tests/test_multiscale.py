@@ -17,6 +17,7 @@ from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.multiscale import MultiScale, Views, detector_at, make_views
 from m2det_jax.predict import predict
+from m2det_jax.predict_outputs import detections_of
 from m2det_jax.trained import restore
 
 NAMES = ("cat", "dog")
@@ -179,13 +180,14 @@ def test_one_view_of_the_own_size_is_the_plain_detection(whole, drawn_files, tmp
     multi = MultiScale(restored.detector, Views(((64, 96),), False))
     batches = multi.detect(variables, index, batch_size=8, sharding=by_batch)
     found = [detections for images, _ in batches for detections in images]
-    plain = predict(
+    done = predict(
         whole[0],
         list(index.image_paths),
         output=str(tmp_path),
         threshold=0.01,
         overrides=["eval.max_per_class=3"],
     )
+    plain = [detections_of(line, index.class_names) for line in done.lines()]
     assert [d.image_id for d in found] == list(range(index.num_images))
     for one, other in zip(found, plain, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4)
@@ -196,11 +198,13 @@ def test_one_view_of_the_own_size_is_the_plain_detection(whole, drawn_files, tmp
 def test_predict_by_several_views(whole, drawn_files, tmp_path, seen):
     picture = sorted(drawn_files.val.with_suffix("").glob("*.jpg"))[0]
     options = ["eval.nms=soft_gaussian", "eval.test_sizes=(64,128)"]
-    (found,) = predict(
+    done = predict(
         whole[0], [str(picture)], output=str(tmp_path), threshold=0.01, overrides=options
     )
     assert sorted(seen) == [(64, 64), (128, 128)]
-    assert len(found.scores) and found.scores.min() >= 0.01
+    (line,) = done.lines()
+    scores = [one["score"] for one in line["detections"]]
+    assert len(scores) == done.detections > 0 and min(scores) >= 0.01
     assert (tmp_path / picture.name).is_file()
 
 

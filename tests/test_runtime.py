@@ -1,5 +1,6 @@
 """What the process around a verb sets up. That XLA knows the flags, the started commands show."""
 
+import logging
 import os
 from importlib.machinery import ModuleSpec
 
@@ -114,3 +115,31 @@ def test_a_jax_without_plugins_runs_on_the_cpu(flags_after, monkeypatch, shared_
         "importlib.util.find_spec", lambda name: shared_package if name == "jax_plugins" else None
     )
     assert len(flags_after(None)) == 1
+
+
+def test_what_terminals_obey_is_escaped_in_log_lines_and_errors(capsys):
+    record = logging.LogRecord(
+        "m2det_jax", logging.INFO, "x.py", 1, "skipped: %s\nmore", ("a\x1b[31m\r.jpg",), None
+    )
+    runtime._BesideTheBar().emit(record)
+    assert capsys.readouterr().err == "skipped: a\\x1b[31m\\r.jpg\nmore\n"
+
+    def refuse():
+        raise ValueError("photo\x1b[2J.jpg: no such file")
+
+    with pytest.raises(SystemExit) as ended:
+        runtime.one_line_errors(refuse)
+    assert ended.value.code == "error: photo\\x1b[2J.jpg: no such file"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({}, "interrupted\n"), ({"interrupted": runtime.GOES_ON}, f"{runtime.GOES_ON}\n")],
+)
+def test_only_a_run_with_checkpoints_speaks_of_them(capsys, options, words):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        runtime.one_line_errors(interrupt, **options)
+    assert ended.value.code == 130 and capsys.readouterr().err == words

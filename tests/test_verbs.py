@@ -68,15 +68,16 @@ def test_predict_draws_files_and_folders(whole, drawn_files, tmp_path, capsys):
         image.convert("L").save(folder / "a.png")
     (folder / "notes.txt").write_text("no image")
     output = tmp_path / "out"
-    results = predict(whole[0], [str(sources[2]), str(folder)], output=str(output), threshold=0.0)
-    assert len(results) == 3
+    done = predict(whole[0], [str(sources[2]), str(folder)], output=str(output), threshold=0.0)
+    assert (done.images, done.skipped, done.undrawn) == (3, 0, 0)
     pictures = {path.name: size_of(path) for path in output.glob("*.jpg")}
     inputs = [sources[2], folder / "a.png", folder / "inner" / "a.jpg"]
     expected = dict(zip([sources[2].name, "a.jpg", "a_2.jpg"], inputs, strict=True))
     assert pictures == {name: size_of(path) for name, path in expected.items()}
 
     found = json.loads((output / "predictions.json").read_text())
-    assert len(found) == sum(len(r.scores) for r in results) > 0
+    assert len(found) == sum(len(line["detections"]) for line in done.lines()) > 0
+    assert len(found) == done.detections
     assert {entry["file_name"] for entry in found} <= {str(path) for path in inputs}
     names = read_classes(drawn_files.classes)
     for entry in found:

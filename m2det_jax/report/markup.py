@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """As `printable`, but lines stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def shorten(text: str, limit: int = 300) -> str:
     """Cuts long text in its middle, where paths have the least to say."""
     if len(text) <= limit:

@@ -1,14 +1,12 @@
 """Reading and writing files of named tensors: `.safetensors`, and `.pth` with PyTorch's help."""
 
-import contextlib
 import logging
 import os
 import pathlib
 import pickle
 import re
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from safetensors import SafetensorError
@@ -82,25 +80,6 @@ def write_tensors(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a folder to fill, which gets the name `path` only if nothing fails on the way.
-
-    Raises:
-        ValueError: `path` exists and is not an empty folder.
-    """
-    path = pathlib.Path(path).absolute()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path}: exists already; give a new folder")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _torch(path: pathlib.Path):

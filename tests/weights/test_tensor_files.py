@@ -10,7 +10,7 @@ import pytest
 import support
 from safetensors.numpy import save_file
 
-from m2det_jax.weights.files import new_folder, read_tensors, write_tensors
+from m2det_jax.weights.files import read_tensors, write_tensors
 
 TENSORS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -178,15 +178,3 @@ def test_tensors_that_are_no_plain_numbers_are_named(tmp_path, torch, kind):
     with pytest.raises(ValueError, match=rf"x\.pth: .*{reason}") as error:
         read_tensors(tmp_path / "x.pth")
     assert "fine" not in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(KeyError), new_folder(tmp_path / "a" / "out") as partial:
-        (partial / "half").write_text("x")
-        raise KeyError("on the way")
-    assert os.listdir(tmp_path / "a") == []
-    with new_folder(tmp_path / "a" / "out") as partial:
-        (partial / "file").write_text("x")
-    assert os.listdir(tmp_path / "a") == ["out"] and (tmp_path / "a/out/file").exists()
-    with pytest.raises(ValueError, match="exists already"), new_folder(tmp_path / "a" / "out"):
-        pass

@@ -3,25 +3,37 @@
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 
+def same_file_key(name: str) -> str:
+    """Returns what two names share that are one file on some file systems (case, accents)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def distinct_names(names: Iterable[str]) -> list[str]:
+    """Returns the names, numbered where one is that of an earlier file on some file system."""
+    taken: set[str] = set()
+    last: dict[str, int] = {}  # number given to a name
+    distinct = []
+    for own in names:
+        name, key = own, same_file_key(own)
+        while same_file_key(name) in taken:
+            last[key] = last.get(key, 1) + 1
+            name = f"{own}_{last[key]}"
+        taken.add(same_file_key(name))
+        distinct.append(name)
+    return distinct
+
+
 def unique_stems(paths: Sequence[str]) -> list[str]:
     """Returns a name without suffix for each path: its own without blanks, numbered if taken."""
-    taken: set[str] = set()
-    stems = []
-    for path in paths:
-        own = "_".join(os.path.splitext(os.path.basename(path))[0].split()) or "image"
-        stem, number = own, 1
-        while stem in taken:
-            number += 1
-            stem = f"{own}_{number}"
-        taken.add(stem)
-        stems.append(stem)
-    return stems
+    own = (os.path.splitext(os.path.basename(path))[0].split() for path in paths)
+    return distinct_names("_".join(words) or "image" for words in own)
 
 
 def place_image(source: str, target: Path, *, copy: bool) -> bool:
