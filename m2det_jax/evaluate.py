@@ -132,7 +132,7 @@ def evaluate_views(
 def without_unreadable(
     index: DetectionIndex, detections: list[ImageDetections]
 ) -> tuple[DetectionIndex, list[ImageDetections]]:
-    """Leaves images out of an index that could not be read, and says which.
+    """Leaves images out of an index that could not be read, counts the rest anew, says which.
 
     Args:
       detections: one for each image that was read, in order.
@@ -159,8 +159,7 @@ def summarize(
     """Returns (metrics, detections) of `evaluate` from the loss terms of its batches."""
     # Several processes have dealt the images among them; ties in score go by this order.
     detections.sort(key=lambda one: one.image_id)
-    index, detections = without_unreadable(index, detections)
-    metrics = coco_metrics(index, detections)
+    metrics = coco_metrics(*without_unreadable(index, detections))
     # Each batch's losses are per positive anchor; weigh them by the positives to get the set's.
     weights = np.maximum([terms["num_positives"] for terms in losses], 1.0)
     for name in ("loss", "loss_class", "loss_box"):

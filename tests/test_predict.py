@@ -12,10 +12,10 @@ from PIL import Image
 
 from m2det_jax import predict as verb
 from m2det_jax import predict_outputs, runtime
-from m2det_jax.checkpoint import restore
 from m2det_jax.detections import one_behind
 from m2det_jax.predict import predict
 from m2det_jax.predict_inputs import picture_names
+from m2det_jax.trained import restore
 
 
 def photo(path: Path, size=(60, 40), mode="RGB", **options) -> Path:
