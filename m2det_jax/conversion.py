@@ -13,8 +13,8 @@ from m2det_jax.data import read_classes
 from m2det_jax.detect import Detector, build_detector
 from m2det_jax.model import init_variables
 from m2det_jax.official_config import official_config, raise_if_not_official
-from m2det_jax.outputs import new_folder, refuse_existing
-from m2det_jax.train import write_config
+from m2det_jax.outputs import Outputs, new_folder, refuse_existing
+from m2det_jax.resume import write_config
 from m2det_jax.trained import restore
 from m2det_jax.weights.class_names import COCO_IDS, KNOWN
 from m2det_jax.weights.files import read_tensors, write_tensors
@@ -80,7 +80,7 @@ def from_official(
             model = ocp.args.StandardSave(variables)
             manager.save(0, args=ocp.args.Composite(model=model, meta=ocp.args.JsonSave(meta)))
         save_file(rest_of(tensors, detector.model), partial / REST_FILE)
-        write_config(partial, settings)
+        write_config(Outputs(partial, "convert"), settings)
     print(f"written: {workdir}; try `python -m m2det_jax.predict --workdir {workdir} PHOTO`")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-_FILE = "history.jsonl"
+HISTORY = "history.jsonl"
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> dict:
@@ -44,7 +44,7 @@ def read_history(workdir: str | os.PathLike) -> list[dict]:
     Empty if there is no such file. A last line cut short is left out. Raises ValueError, with file
     and line, for any other line that is not a record.
     """
-    path = Path(workdir) / _FILE
+    path = Path(workdir) / HISTORY
     if not path.exists():
         return []
     records = [_parse_line(path, i, line) for i, line in enumerate(_complete_lines(path), 1)]
@@ -140,7 +140,7 @@ class History:
         self._file, self._events = None, None
         if not enabled:
             return
-        path = Path(workdir) / _FILE
+        path = Path(workdir) / HISTORY
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut(path, start_step, evaluated)
         self._file = path.open("a", encoding="utf-8")

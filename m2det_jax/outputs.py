@@ -82,6 +82,10 @@ class Outputs:
             if name != MANIFEST and not (name in appended and self._notes.get(name)):
                 self._refuse_foreign(name)
 
+    def noted(self, name: str) -> bool:
+        """Whether an earlier run of the verb wrote a file of that name, changed since or not."""
+        return bool(self._notes.get(name))
+
     def wrote(self, name: str) -> bool:
         """Whether an earlier run of the verb wrote the file, and it is as it was then."""
         path = self.folder / name

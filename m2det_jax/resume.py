@@ -5,13 +5,14 @@ import logging
 import pathlib
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint, damage, data_record, devices
 from m2det_jax.config import FREE_KEYS, OWN_KEYS
 from m2det_jax.experiment import flatten, stored_config
+from m2det_jax.history import HISTORY
+from m2det_jax.outputs import Outputs
 from m2det_jax.plan import same_schedule, schedule_stretches
 from m2det_jax.prepare import Run
 from m2det_jax.train_state import TrainState
@@ -21,6 +22,8 @@ log = logging.getLogger("m2det_jax")
 _SCHEDULE = tuple(
     f"optimizer.{key}" for key in ("warmup_epochs", "warmup_share", "decay_epochs", "decay_shares")
 )
+
+_REPLACED = ("config.json", "train_samples.png")
 
 # What is counted through all stops of a run, and saved with each checkpoint.
 _FRESH = {
@@ -148,12 +151,43 @@ def changed_keys(before: ConfigDict, config: ConfigDict) -> tuple[list[str], lis
     return lines
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes the config beside the run: for people, and for `--workdir` alone to resume by."""
-    if jax.process_index() == 0:
-        beside = workdir / "config.json.tmp"
-        beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        beside.replace(workdir / "config.json")  # never half written
+def own_files(workdir: pathlib.Path, *, fresh: bool) -> Outputs:
+    """Returns what a run writes the files by that people may take for, or mistake for, their own.
+
+    Args:
+      fresh: the workdir has no checkpoint, and so no files of a run that must go on.
+
+    Raises:
+      ValueError: one of the names is taken by a file that no run wrote.
+    """
+    files = Outputs(workdir, "train")
+    if fresh:
+        files.claim(_REPLACED, appended=[HISTORY])
+    if not (workdir / HISTORY).exists():
+        files.write(HISTORY, "")
+    # Versions before 0.2 noted nothing.
+    files.record(*(name for name in (*_REPLACED, HISTORY)
+                   if (workdir / name).exists() and not files.noted(name)))  # fmt: skip
+    return files
+
+
+def write_config(files: Outputs, config: ConfigDict) -> None:
+    """Writes the config beside the run: for people, and for `--workdir` alone to resume by.
+
+    Raises:
+      ValueError: there is one that was changed since a run wrote it, and says something else.
+    """
+    path = files.folder / "config.json"
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    if not path.is_file() or _read_json(path) != json.loads(text):
+        files.write(path.name, text)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
 
 
 def what_is_left(workdir: pathlib.Path) -> str:

@@ -17,8 +17,9 @@ from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.devices import leave_after, place, put_batch
 from m2det_jax.draw import training_sheet
 from m2det_jax.history import History
+from m2det_jax.outputs import Outputs
 from m2det_jax.prepare import Run, first_state, prepare
-from m2det_jax.resume import start_or_resume, what_is_left, write_config
+from m2det_jax.resume import own_files, start_or_resume, what_is_left, write_config
 from m2det_jax.train_state import TrainState
 from m2det_jax.validation import Validation
 from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch
@@ -71,6 +72,9 @@ def run_locked(
     run = prepare(config, workdir)
     state = None if finished_steps(workdir) else first_state(config, run)
     lock.create()
+    files = None
+    if jax.process_index() == 0:
+        files = own_files(workdir, fresh=state is not None)
     running = place(IntervalMetrics.empty(), run.replicated)
     with contextlib.ExitStack() as stack:
         # Around the checkpoints, whose end waits for the last save.
@@ -82,7 +86,8 @@ def run_locked(
             run, state, running, manager, config, allow_config_change
         )
         step = int(state.step)
-        write_config(workdir, config)
+        if files is not None:
+            write_config(files, config)
         indices = run.train_index, run.val_index
         data_record.remember(config, workdir, *indices, run.fingerprints, run.sizes)
         history = History(workdir, step, evaluated=evaluated, enabled=jax.process_index() == 0)
@@ -107,7 +112,7 @@ def run_locked(
         try:
             with run.train_step.explained():  # devices may say it long after the call
                 return loop(
-                    config, workdir, run, state, lock, manager, batches, watch, signals, validation
+                    config, files, run, state, lock, manager, batches, watch, signals, validation
                 )
         except NonFiniteLoss as error:
             why = explain(error, run, config)
@@ -120,7 +125,7 @@ def run_locked(
 
 def loop(
     config: ConfigDict,
-    workdir: pathlib.Path,
+    files: Outputs | None,
     run: Run,
     state: TrainState,
     lock: guard.WorkdirLock,
@@ -146,8 +151,8 @@ def loop(
     for step in range(start + 1, plan.stop + 1):
         batch = watch.wait_for(batches)
         image_ids, replaced = batch.pop("image_id"), batch.pop("replaced", None)
-        if step == 1 and jax.process_index() == 0:
-            save_samples(config, workdir, run, batch, watch.history)
+        if step == 1 and files is not None:  # process 0
+            save_samples(config, files, run, batch, watch.history)
         state, step_metrics = run.train_step(state, put_batch(batch, run.by_batch))
         watch.after_step(step, step_metrics, image_ids, replaced)
         checkpoint.check_last_save(manager)  # a full disk stops the run now, not a save later
@@ -224,16 +229,16 @@ def training_readers(config: ConfigDict) -> readers.Readers:
 
 
 def save_samples(
-    config: ConfigDict, workdir: pathlib.Path, run: Run, batch: dict, history: History
+    config: ConfigDict, files: Outputs, run: Run, batch: dict, history: History
 ) -> None:
     """Writes the first augmented pictures with their boxes, as the model is about to see them."""
     sheet = training_sheet(batch, run.detector.class_names, config.log.sample_images)
     if sheet is None:
         return
-    path = workdir / "train_samples.png"
-    sheet.save(path)
+    with files.replacing("train_samples.png") as path:
+        sheet.save(path, "PNG")
     history.write_image(0, "train_samples", sheet)
-    log.info("augmented training pictures: %s", path)
+    log.info("augmented training pictures: %s", files.folder / "train_samples.png")
 
 
 def explain(error: NonFiniteLoss, run: Run, config: ConfigDict) -> str:

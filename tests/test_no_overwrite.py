@@ -11,9 +11,10 @@ import pytest
 import support
 from PIL import Image
 
-from m2det_jax import conversion, convert_dataset, demo
+from m2det_jax import conversion, convert_dataset, demo, train
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.inspection import inspect
+from m2det_jax.outputs import MANIFEST
 from m2det_jax.predict import predict
 
 
@@ -88,7 +89,18 @@ def _convert(whole, root: Path) -> Verb:
     )
 
 
+def _train(whole, root: Path) -> Verb:
+    config = _config(root)
+    config.update_from_flattened_dict({"max_steps": 1, "batch_size": 8, "eval.batch_size": 8})
+    return Verb(
+        lambda out: train.train(config, out),
+        ("config.json", "train_samples.png", "history.jsonl"),
+        root / "a.png",
+    )
+
+
 VERBS = {
+    "train": _train,
     "predict": _predict,
     "evaluate": _evaluate,
     "check": _check,
@@ -198,3 +210,30 @@ def test_convert_dataset_leaves_what_others_wrote(whole, tmp_path):
     verb.run(out)
     assert (out / "notes.txt").read_text() == "of the user"
     assert not [name for name in os.listdir(out) if "partial" in name]
+
+
+def test_training_notices_a_config_that_was_changed(drawn_files, tmp_path):
+    config = support.short_config(drawn_files, max_steps=1)
+    train.train(config, tmp_path)
+    written = tmp_path / "config.json"
+    kept = written.read_text()
+    written.write_text(kept.replace('"epochs": 2.0', '"epochs": 4.0'))
+    config.max_steps = 2
+    with pytest.raises(ValueError, match=r"config\.json: .*which was changed since"):
+        train.train(config, tmp_path)
+    assert '"epochs": 4.0' in written.read_text()
+    config.epochs, config.max_steps = 4.0, 1  # what it says now
+    train.train(config, tmp_path)
+    written.write_text(kept)
+    config.epochs, config.max_steps = 2.0, 2
+    train.train(config, tmp_path)
+    assert '"max_steps": 2' in written.read_text()
+
+
+def test_a_run_of_an_older_version_goes_on(drawn_files, tmp_path):
+    config = support.short_config(drawn_files, max_steps=1)
+    train.train(config, tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    config.max_steps = 2
+    train.train(config, tmp_path)
+    assert '"max_steps": 2' in (tmp_path / "config.json").read_text()

@@ -17,6 +17,7 @@ from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.devices import place
 from m2det_jax.experiment import flatten, get, load_experiment
 from m2det_jax.history import read_history
+from m2det_jax.outputs import Outputs
 from m2det_jax.resume import changed_keys, refuse_other_run, what_is_left
 from m2det_jax.watch import IntervalMetrics
 
@@ -197,17 +198,18 @@ def test_what_is_left_names_the_last_good_checkpoint(whole, tmp_path):
 
 
 def test_the_config_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    resume.write_config(tmp_path, default_config())
+    files = Outputs(tmp_path, "train")
+    resume.write_config(files, default_config())
     before = (tmp_path / "config.json").read_text()
 
-    def full(self, text):
-        with self.open("w") as file:
-            file.write(text[:10])
+    def full(self, content):
+        with self.open("wb") as file:
+            file.write(content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(tmp_path), "write_text", full)
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
-        resume.write_config(tmp_path, default_config())
+        resume.write_config(files, load_experiment("small320"))
     assert (tmp_path / "config.json").read_text() == before
 
 

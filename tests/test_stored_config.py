@@ -18,6 +18,7 @@ from m2det_jax.data_paths import absolute_paths, find_paths, relative_paths
 from m2det_jax.datasets import load_datasets, load_validation
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.experiment import flatten, stored_config
+from m2det_jax.outputs import Outputs
 from m2det_jax.resume import changed_keys, refuse_other_run, write_config
 from m2det_jax.stored_config import get_config
 from m2det_jax.train import train
@@ -204,7 +205,7 @@ def untrusted(tmp_path):
     config = support.short_config(None)
     config.data.update({"format": "marking_source", "root": str(tmp_path)})
     (tmp_path / "run").mkdir()
-    write_config(tmp_path / "run", config)
+    write_config(Outputs(tmp_path / "run", "train"), config)
     return tmp_path
 
 
