@@ -264,12 +264,7 @@ def _parser() -> argparse_flags.ArgumentParser:
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
     parser.add_argument("--batch_size", type=int, default=0, help="default: that of the config")
     parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
-    for name, what in (
-        ("num_workers", "processes that read images; 0: threads of this one"),
-        ("num_threads", "reading threads of each such process, or of this one"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=readers.AUTOMATIC,
-                            help=f"{what}; default: what fits the host")  # fmt: skip
+    readers.add_flags(parser)
     trust = "import the Python module that the run names as config.data.format"
     parser.add_argument("--trust", action="store_true", help=trust)
     runtime.add_overrides(parser)

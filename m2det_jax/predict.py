@@ -20,13 +20,13 @@ import tqdm
 from absl import app
 from absl.flags import argparse_flags
 
-from m2det_jax import devices, memory, runtime
+from m2det_jax import devices, memory, readers, runtime
 from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detections import ImageDetections, one_behind, to_original
 from m2det_jax.multiscale import MultiScale, make_views
 from m2det_jax.outputs import Outputs
 from m2det_jax.predict_inputs import find_inputs, index_inputs, picture_names
-from m2det_jax.predict_outputs import LINES, NAMED, RESULTS, Record, cores, drawing, write_results
+from m2det_jax.predict_outputs import LINES, NAMED, RESULTS, Record, drawing, write_results
 from m2det_jax.report.markup import printable
 from m2det_jax.trained import Restored, restore
 
@@ -67,7 +67,8 @@ def predict(
     root: str = "",
     threshold: float = 0.5,
     batch_size: int = 0,
-    num_workers: int = 0,
+    num_workers: int = readers.AUTOMATIC,
+    num_threads: int = readers.AUTOMATIC,
     pictures: bool = True,
     strict: bool = False,
     overrides: Sequence[str] = (),
@@ -80,7 +81,7 @@ def predict(
       root: folder of the images of a list; "": that of the list.
       threshold: lowest score that is drawn and written, 0..1; instead of config.eval's.
       batch_size: images per call, over all devices; 0: one per device.
-      num_workers: processes that read images; 0: threads.
+      num_workers, num_threads: that read images; -1: what fits the host.
       pictures: draw them.
       strict: an image that cannot be read is an error.
       overrides: changes of config.eval, such as "eval.nms=soft_linear".
@@ -88,7 +89,7 @@ def predict(
     Raises:
       ValueError: nothing can be read, a file of the user's would be replaced, or a flag is wrong.
     """
-    _check_flags(threshold, batch_size, num_workers, overrides)
+    _check_flags(threshold, batch_size, overrides)
     restored = restore(workdir, checkpoint, overrides)
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
@@ -104,7 +105,8 @@ def predict(
 
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
     on_bad_image = "error" if strict else "skip"
-    batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, num_workers)
+    reading = {"num_workers": num_workers, "num_threads": num_threads}
+    batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, **reading)
     with (
         memory.batch_explained("prediction", "--batch_size", batch_size),
         contextlib.closing(batches),
@@ -134,25 +136,33 @@ def detect_batches(
     threshold: float,
     batch_size: int,
     on_bad_image: str = "error",
-    num_workers: int = 0,
+    **reading: int,
 ) -> Iterator[list[ImageDetections]]:
     """Yields the detections of each batch of an index, in order, by the views of the config.
 
-    With on_bad_image "skip" the images that cannot be read are missing.
+    With on_bad_image "skip" the images that cannot be read are missing. `reading` has the numbers
+    of `readers.eval_readers`.
     """
     suppression = restored.detector.suppression.at_threshold(threshold)
     detector = dataclasses.replace(restored.detector, suppression=suppression)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    reading = dict(batch_size=batch_size, num_workers=num_workers, on_bad_image=on_bad_image)
-    reading["num_threads"] = min(cores(), 8)
+    common = dict(batch_size=batch_size, on_bad_image=on_bad_image)
     if views := make_views(restored.config):
         multi = MultiScale(detector, views)
-        for images, _ in multi.detect(variables, index, sharding=by_batch, **reading):
+        for images, _ in multi.detect(variables, index, sharding=by_batch, **common, **reading):
             yield images
         return
     detect = detector.detect_fn()
-    with eval_batches(index, resize=detector.resize, **reading) as batches:
+    sizes = [detector.resize.image_size]
+    chosen = readers.eval_readers(index.num_images, batch_size, sizes, **reading)
+    with eval_batches(
+        index,
+        resize=detector.resize,
+        num_workers=chosen.workers,
+        num_threads=chosen.threads,
+        **common,
+    ) as batches:
         dispatched = (
             (
                 detect(variables, jax.device_put(batch["image"], by_batch)),
@@ -164,16 +174,13 @@ def detect_batches(
             yield to_original(jax.device_get(found), placing, index)
 
 
-def _check_flags(
-    threshold: float, batch_size: int, num_workers: int, overrides: Sequence[str]
-) -> None:
+def _check_flags(threshold: float, batch_size: int, overrides: Sequence[str]) -> None:
     if any(override.startswith("eval.score_threshold=") for override in overrides):
         raise ValueError("--set eval.score_threshold: give predict --threshold instead")
     if not 0 <= threshold <= 1:  # NaN is not, either
         raise ValueError(f"--threshold: a score from 0 to 1 expected, got {threshold:g}")
-    for flag, value in (("--batch_size", batch_size), ("--num_workers", num_workers)):
-        if value < 0:
-            raise ValueError(f"{flag}: 0 or more expected, got {value}")
+    if batch_size < 0:
+        raise ValueError(f"--batch_size: 0 or more expected, got {batch_size}")
 
 
 def _too_bad(problems: dict[int, str], count: int, strict: bool) -> str:
@@ -207,7 +214,7 @@ def _parser() -> argparse_flags.ArgumentParser:
     add("--root", default="", help="folder of the images of a list; default: that of the list")
     add("--threshold", type=float, default=0.5, help="lowest score, 0..1 (default 0.5)")
     add("--batch_size", type=int, default=0, help="default: one per device")
-    add("--num_workers", type=int, default=0, help="processes that read images; default: threads")
+    readers.add_flags(parser)
     add("--no_pictures", action="store_false", dest="pictures", help="write JSON only")
     add("--strict", action="store_true", help="refuse images that cannot be read")
     runtime.add_overrides(parser)

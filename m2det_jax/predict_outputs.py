@@ -5,11 +5,11 @@ import concurrent.futures
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from m2det_jax import readers
 from m2det_jax.data import DetectionIndex, load_image
 from m2det_jax.detections import ImageDetections
 from m2det_jax.draw import draw_boxes
@@ -124,7 +124,7 @@ class Drawer:
         self._outputs, self._index, self._names = outputs, index, names
         self.undrawn = 0
         self._running: collections.deque[concurrent.futures.Future] = collections.deque()
-        self._threads = min(cores(), 8)
+        self._threads = min(readers.usable_cores(), 8)
         self.pool = concurrent.futures.ThreadPoolExecutor(self._threads, "draw")
 
     def __call__(self, found: ImageDetections) -> None:
@@ -161,9 +161,3 @@ def drawing(outputs: Outputs, index: DetectionIndex, names: list[str]) -> Iterat
         drawer.wait(0)
     finally:
         drawer.pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Returns how many cores the process may use."""
-    own = getattr(os, "sched_getaffinity", None)
-    return len(own(0)) if own else os.cpu_count() or 1

@@ -3,6 +3,7 @@
 `choose_readers` is the rule. Batches do not depend on it, only the speed does.
 """
 
+import argparse
 import dataclasses
 import functools
 import logging
@@ -85,7 +86,13 @@ def choose_readers(
     Args:
       images: that this process reads in all; None: without end.
       num_workers, num_threads: as the user gives them, or AUTOMATIC.
+
+    Raises:
+      ValueError: a number is below -1.
     """
+    for name, value in (("num_workers", num_workers), ("num_threads", num_threads)):
+        if value < AUTOMATIC:
+            raise ValueError(f"{name}: 0 or more expected, or -1 for what fits, got {value}")
     few = images is not None and images < FEW_IMAGES
     workers = min(host.share - 1, WORKERS_PER_DEVICE * host.devices, MOST_WORKERS, host.room)
     if host.platform == "cpu" or few or workers < 3:
@@ -176,6 +183,17 @@ def eval_readers(
         num_workers=num_workers,
         num_threads=num_threads,
     )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --num_workers and --num_threads."""
+    for name, what in (
+        ("num_workers", "processes that read images; 0: threads of this one"),
+        ("num_threads", "reading threads of each such process, or of this one"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=AUTOMATIC, help=f"{what}; default: what fits the host"
+        )
 
 
 @functools.cache

@@ -138,3 +138,9 @@ def test_the_config_keeps_the_word_automatic():
     config.data.num_workers, config.data.num_threads = -2, 0
     with pytest.raises(ValueError, match=r"num_workers=-2: give 0 or more, or -1 .*num_threads=0"):
         validate(config)
+
+
+@pytest.mark.parametrize("name", ["num_workers", "num_threads"])
+def test_negative_numbers_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: 0 or more expected, or -1 .*, got -2"):
+        readers.choose_readers(readers.Host(4, 1, "gpu"), **{name: -2})
