@@ -293,3 +293,28 @@ def test_the_document_holds_what_the_command_prints(scaling, capsys):
     document = (REPOSITORY / "docs" / "scaling.md").read_text().splitlines()
     assert len(printed) > 20
     assert [line for line in printed if line not in document] == []
+
+
+def test_commits_are_timed_in_turns(monkeypatch, capsys, tmp_path):
+    commits = importlib.import_module("benchmarks.commits")
+    started = []
+
+    def run(command, cwd=None, **options):
+        if command[0] != "git":
+            started.append((pathlib.Path(cwd).name, command[5:]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    clock = iter([0.0, 4.0, 0.0, 5.0, 0.0, 7.0, 0.0, 6.0])  # starts and ends
+    monkeypatch.setattr(commits.subprocess, "run", run)
+    monkeypatch.setattr(commits.time, "perf_counter", lambda: next(clock))
+    commits.main(["abc", "--", "--config", "small320"])
+    tree = commits.REPOSITORY.name
+    given = ["--config", "small320"]
+    assert started == [("before", given), (tree, given), (tree, given), ("before", given)]
+    assert "after over before: 1.200 (6.0 s over 5.0 s)" in capsys.readouterr().out
+    monkeypatch.setattr(
+        commits.subprocess, "run", lambda c, **_: subprocess.CompletedProcess(c, 1, "", "no such")
+    )
+    monkeypatch.setattr(commits.time, "perf_counter", lambda: 0.0)
+    with pytest.raises(RuntimeError, match="no such"):
+        commits.seconds_of_run(tmp_path, [], tmp_path, tmp_path)
