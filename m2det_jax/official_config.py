@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from m2det_jax.config_checks import load_checked
 from m2det_jax.experiment import flatten, load_experiment
 
 OFFICIAL_SIZES = (320, 512, 704, 800)
@@ -28,7 +29,7 @@ def official_config(experiment: str, fields: dict) -> ConfigDict:
     Raises:
       ValueError: the experiment is not of the official form; lists the keys.
     """
-    config = load_experiment(experiment)
+    config = load_checked(experiment)
     for key, value in fields.items():
         if key in config.model:
             config.model[key] = value
