@@ -274,6 +274,8 @@ def validate_classes(config: ConfigDict, class_names: Sequence[str]) -> None:
     Args:
       class_names: in the order of class ids.
     """
+    if not class_names and (config.data.class_map or config.data.labels_filter):
+        raise InputError("config.data.class_map and labels_filter leave no class; keep one")
     alphas = tuple(config.loss.focal_alpha_per_class)
     if alphas and len(alphas) != len(class_names):
         raise ValueError(

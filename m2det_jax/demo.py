@@ -82,8 +82,10 @@ def _parser() -> argparse_flags.ArgumentParser:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 0, below 2^32")
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 0 or more")
+    if int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: must be below 2^32")
     return int(text)
 
 

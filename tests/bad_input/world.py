@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import logging
@@ -10,21 +11,26 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import support
 from absl import app, flags
+from absl.flags import argparse_flags
 from sound_sets import SOUND, Content, png, write_files
 
-from m2det_jax import backbone_weights, checkpoint
-from m2det_jax.detect import build_detector
+from m2det_jax import backbone_weights, checkpoint, prepare, resume
+from m2det_jax.devices import place
 from m2det_jax.experiment import load_experiment
 from m2det_jax.model import init_variables
 from m2det_jax.model.backbones import make_backbone
+from m2det_jax.watch import IntervalMetrics
 from m2det_jax.weights.backbones import BackboneWeights
-from m2det_jax.weights.preprocessing import Preprocessing
+from m2det_jax.weights.preprocessing import IMAGENET
 
 VERBS = {
     "train": "main", "check": "check", "evaluate": "evaluate", "predict": "predict",
@@ -61,6 +67,7 @@ class Case:
       sets: data sets of other formats to write into folders of that name.
       make: what else is done to the folder before.
       status: of the process; 2: argparse's own message, behind the usage.
+      message: the whole of it, where it is known; what `shape` is taken of.
     """
 
     verb: str
@@ -71,6 +78,17 @@ class Case:
     sets: tuple[str, ...] = ()
     make: Callable[[Path], None] | None = None
     status: int = 1
+    message: str = ""
+
+    @property
+    def shape(self) -> tuple[str, str]:
+        """The verb, and the message without names and numbers: equal ones meet the same check."""
+        text = self.message or re.sub(r"\\(.)", r"\1", " ".join(self.expected).replace(".*", " "))
+        text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "QUOTED", text)
+        text = re.sub(r"(--)?(no)?config\.[\w.]*\w(=\S+)?", "KEY", text)
+        text = re.sub(r"--\w+(=\S+)?", "FLAG", text)
+        text = re.sub(r"[^\s:;,()]*[/.][^\s:;,()]*\w", "FILE", text)
+        return self.verb, re.sub(r"\d[\d.,e+]*", "NUMBER", text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,32 +103,24 @@ class Outcome:
 def make_templates(folder: Path) -> None:
     """Writes what takes seconds to make: run (steps 3 and 6), converted weights, a backbone."""
     write_files(folder, FILES)
-    config = load_experiment(str(folder / "tiny.py"))
-    classes = ("cat", "dog")
-    detector = build_detector(config, classes)
-    variables = init_variables(detector.model, detector.resize.image_size, 0)
-    meta = checkpoint.make_meta(config, classes, support.PROGRESS)
-    import orbax.checkpoint as ocp
-
-    with checkpoint.open_manager(folder / "run") as manager:
-        for step, ap in ((3, 0.25), (6, None)):
-            items = ocp.args.Composite(
-                model=ocp.args.StandardSave(variables),
-                train=ocp.args.StandardSave({"step": step}),
-                meta=ocp.args.JsonSave(meta),
-            )
-            manager.save(step, args=items, metrics=ap and {"AP": ap})
-    shutil.copytree(folder / "run", folder / "converted")
-    for train in (folder / "converted").glob("checkpoints/*/train"):
-        shutil.rmtree(train)
-    backbone = make_backbone("resnet18", width=0.125, norm=True)
-    weights = BackboneWeights(
-        "resnet18",
-        0.125,
-        True,
-        init_variables(backbone, (64, 64), 0),
-        Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb"),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # the paths of its data are relative
+        config = load_experiment("tiny.py")
+        run = prepare.prepare(config, Path("run"))
+        running = place(IntervalMetrics.empty(), run.replicated)
+        names = run.train_index.class_names
+        meta = checkpoint.make_meta(config, names, support.PROGRESS, run.fingerprints)
+        with checkpoint.open_manager("run") as manager:
+            for step, ap in ((3, 0.25), (6, 0.5)):
+                step = place(np.int32(step), run.replicated)
+                state = dataclasses.replace(run.state, step=step)
+                checkpoint.save(manager, state, running, meta, {"AP": ap})
+        resume.write_config(Path("run"), config)
+        model = ocp.args.StandardSave(run.state.eval_variables)
+        with checkpoint.open_manager("converted") as manager:
+            manager.save(0, args=ocp.args.Composite(model=model, meta=ocp.args.JsonSave(meta)))
+    variables = init_variables(make_backbone("resnet18", width=0.125, norm=True), (64, 64), 0)
+    weights = BackboneWeights("resnet18", 0.125, True, variables, IMAGENET)
     backbone_weights.save(folder / "backbone", weights, "resnet18.pth")
 
 
@@ -155,11 +165,16 @@ def run(verb: str, line: str, folder: Path) -> Outcome:
     """Runs the entry point of a verb in a folder."""
     module = importlib.import_module(f"m2det_jax.{VERBS[verb]}")
     out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, quiet_process():
+    with pytest.MonkeyPatch.context() as patch, quiet_process(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as outside of tests; ml_collections has one
         patch.chdir(folder)
+        patch.syspath_prepend(folder)  # as python -m does
         patch.setattr(sys, "argv", [f"m2det-{verb}", *shlex.split(line)])
         # absl's own would set up the process for good.
         patch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
+        # They would take over the flags of the verbs that ran before.
+        plain = functools.partial(argparse_flags.ArgumentParser, inherited_absl_flags=None)
+        patch.setattr(argparse_flags, "ArgumentParser", plain)
         forget_flags()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -172,5 +187,7 @@ def run(verb: str, line: str, folder: Path) -> Outcome:
     text = out.getvalue() + err.getvalue()
     if isinstance(code, str):
         return Outcome(1, code, text + code)
+    if found := [part for part in text.split("\n\n") if part.startswith("error: ")]:
+        return Outcome(code, "\n".join(re.findall("^  - (.*)", "\n".join(found), re.M)), text)
     lines = text.strip().splitlines()
     return Outcome(code, lines[-1] if lines else "", text)
