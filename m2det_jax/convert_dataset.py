@@ -146,6 +146,12 @@ def _read(options: argparse.Namespace) -> list:
             raise ValueError(f"{split}: nothing to read")
         for (kind, effect), count in sorted(findings.counts.items()):
             print(f"{split}: {KINDS[kind]}, {count} times: {EFFECTS[effect]}")
+        for path in index.image_paths:
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                what = f"{os.fsencode(path)!r}: no UTF-8 name; rename the image"
+                raise InputError(what) from None
         found.update(index.class_names)
         index, dropped = map_classes(index, pairs)
         found.update(index.class_names)

@@ -3,6 +3,7 @@
 
 import functools
 import json
+import os
 import re
 
 import numpy as np
@@ -83,6 +84,13 @@ def of_set(format: str, name: str, line: str, *expected: str) -> Case:
     return convert_dataset(name, line, expected, sets=(format,))
 
 
+def latin_1(folder) -> None:
+    """Gives the image a name that is no UTF-8, as old archives have them."""
+    for kind, ending in ((b"images", b"png"), (b"labels", b"txt")):
+        path = os.fsencode(folder) + b"/yolo/" + kind + b"/train/"
+        os.rename(path + b"a." + ending, path + b"\xff." + ending)
+
+
 CASES = [
     # Weights of a backbone.
     convert("no verb", "", ("the following arguments are required: verb",), status=2),
@@ -150,6 +158,7 @@ CASES = [
     of_set("coco", "coco split gone", "--split val", r"coco/annotations/instances_val\.json: cannot read the file \(No such file"),
     of_set("yolo", "yolo split gone", "--split test", r"yolo/data\.yaml: test names no folder or list of images \(None\); the file has train"),
     of_set("openimages", "open images without a hierarchy", "--split train --parent_label Animal", r"openimages: 0 files are called \*hierarchy\*\.json, one is needed; see docs/data\.md"),
+    convert_dataset("image of another encoding", "--from yolo --input yolo --split train --to csv --output o", (r"b'.*/\\xff\.png': no UTF-8 name; rename the image",), sets=("yolo",), make=latin_1),
     # Data sets: a module of the user's.
     from_own(1, "own format of broken syntax", "x = (\n", r"data format 'own_format_1': .*SyntaxError: .*own_format_1\.py, line 1"),
     from_own(2, "own format with a missing import", "import nosuch_at_all\n", r"data format 'own_format_2': .*No module named 'nosuch_at_all', own_format_2\.py:1"),
