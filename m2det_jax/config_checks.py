@@ -114,60 +114,6 @@ def validate(config: ConfigDict) -> None:
         raise ValueError("; ".join(problems))
 
 
-def load_checked(name: str) -> ConfigDict:
-    """Loads an experiment, and checks that it is a config with the keys of this version.
-
-    Raises:
-      InputError: there is no such file, it cannot be run, or gives something else; says where.
-    """
-    try:
-        config = load_experiment(name)
-    except InputError:
-        raise
-    except Exception as error:  # an experiment is a program, and may raise anything
-        stem = pathlib.Path(name.partition(":")[0]).stem
-        raise InputError(
-            f"--config {name}: cannot be loaded ({in_one_line(error, stem)}); give a Python file "
-            "with a function get_config() that returns a changed default_config()"
-        ) from error
-    if not isinstance(config, ConfigDict):
-        raise InputError(
-            f"--config {name}: get_config() returns {type(config).__name__}, not a ConfigDict; "
-            "change default_config() and return it"
-        )
-    given, known = flatten(config), flatten(default_config())
-    if unknown := sorted(given.keys() - known.keys()):
-        nearest = nearest_key(default_config(), unknown[0])
-        raise InputError(
-            f"--config {name}: there is no key config.{unknown[0]}; the nearest is config.{nearest}"
-        )
-    if missing := sorted(known.keys() - given.keys()):
-        raise InputError(
-            f"--config {name}: the config lacks {len(missing)} keys, such as config.{missing[0]}; "
-            "start from default_config()"
-        )
-    return config
-
-
-def _check_numbers(config: ConfigDict) -> list[str]:
-    """Finds numbers, also in tuples, that are not finite or too large for a device."""
-    problems = []
-    for key, value in flatten(config).items():
-        limit = 2**32 if key == "seed" else 2**31
-        for number in _leaves(value):
-            if isinstance(number, int) and number >= limit:
-                problems.append(f"config.{key}={value}: must be below {limit}")
-            elif isinstance(number, float) and not math.isfinite(number):
-                problems.append(f"config.{key}={value}: give finite numbers")
-    return problems
-
-
-def _leaves(value: object) -> list[object]:
-    if isinstance(value, tuple | list):
-        return [leaf for inner in value for leaf in _leaves(inner)]
-    return [value]
-
-
 def _check_lists(config: ConfigDict) -> list[str]:
     problems = []
     for key in ("mean", "std"):
@@ -289,3 +235,57 @@ def _is_size(size) -> bool:
     if not isinstance(size, tuple | list) or len(size) != 2:
         return False
     return all(isinstance(side, int) and side >= 64 for side in size)
+
+
+def _check_numbers(config: ConfigDict) -> list[str]:
+    """Finds numbers, also in tuples, that are not finite or too large for a device."""
+    problems = []
+    for key, value in flatten(config).items():
+        limit = 2**32 if key == "seed" else 2**31
+        for number in _leaves(value):
+            if isinstance(number, int) and number >= limit:
+                problems.append(f"config.{key}={value}: must be below {limit}")
+            elif isinstance(number, float) and not math.isfinite(number):
+                problems.append(f"config.{key}={value}: give finite numbers")
+    return problems
+
+
+def _leaves(value: object) -> list[object]:
+    if isinstance(value, tuple | list):
+        return [leaf for inner in value for leaf in _leaves(inner)]
+    return [value]
+
+
+def load_checked(name: str) -> ConfigDict:
+    """Loads an experiment, and checks that it is a config with the keys of this version.
+
+    Raises:
+      InputError: there is no such file, it cannot be run, or gives something else; says where.
+    """
+    try:
+        config = load_experiment(name)
+    except InputError:
+        raise
+    except Exception as error:  # an experiment is a program, and may raise anything
+        stem = pathlib.Path(name.partition(":")[0]).stem
+        raise InputError(
+            f"--config {name}: cannot be loaded ({in_one_line(error, stem)}); give a Python file "
+            "with a function get_config() that returns a changed default_config()"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"--config {name}: get_config() returns {type(config).__name__}, not a ConfigDict; "
+            "change default_config() and return it"
+        )
+    given, known = flatten(config), flatten(default_config())
+    if unknown := sorted(given.keys() - known.keys()):
+        nearest = nearest_key(default_config(), unknown[0])
+        raise InputError(
+            f"--config {name}: there is no key config.{unknown[0]}; the nearest is config.{nearest}"
+        )
+    if missing := sorted(known.keys() - given.keys()):
+        raise InputError(
+            f"--config {name}: the config lacks {len(missing)} keys, such as config.{missing[0]}; "
+            "start from default_config()"
+        )
+    return config

@@ -146,12 +146,7 @@ def _read(options: argparse.Namespace) -> list:
             raise ValueError(f"{split}: nothing to read")
         for (kind, effect), count in sorted(findings.counts.items()):
             print(f"{split}: {KINDS[kind]}, {count} times: {EFFECTS[effect]}")
-        for path in index.image_paths:
-            try:
-                path.encode()
-            except UnicodeEncodeError:
-                what = f"{os.fsencode(path)!r}: no UTF-8 name; rename the image"
-                raise InputError(what) from None
+        _check_file_names(index.image_paths)
         found.update(index.class_names)
         index, dropped = map_classes(index, pairs)
         found.update(index.class_names)
@@ -184,6 +179,16 @@ def _check_options(options: argparse.Namespace) -> None:
         raise InputError(f"--classes {options.classes}: is for --from csv; leave it out")
     if options.parent_label and options.source != "openimages":
         raise InputError(f"--parent_label {options.parent_label}: is for --from openimages")
+
+
+def _check_file_names(paths: Sequence[str]) -> None:
+    """Raises InputError for a name that the text files of a data set cannot hold."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            what = f"{os.fsencode(path)!r}: no UTF-8 name; rename the image"
+            raise InputError(what) from None
 
 
 def _check_chosen(options: argparse.Namespace, found: set[str], splits: list) -> None:
