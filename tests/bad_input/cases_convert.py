@@ -115,7 +115,7 @@ CASES = [
     convert("weights of a kind of their own", "backbone a.png --output out", (r"a\.png: unknown kind of weights file; give a \.safetensors",)),
     convert("folder of no backbone", "backbone . --output out", (r"\.: no backbone there; give a weights file, or a folder",)),
     convert("folder of a run", "backbone run --output out", (r"run: no backbone there, or it is damaged .*config\.init_from",)),
-    convert("output there", "backbone backbone --output run", (r"run: exists already; give a new folder",)),
+    convert("output there", "backbone backbone --output run", (r"run: exists already; give a new ",)),
     # Official checkpoints.
     convert("no classes", "official w.safetensors --workdir out --size 320", ("required: --classes",), status=2),
     convert("size between", OFFICIAL.replace("320", "300") + "coco", ("argument --size: invalid choice: 300",), status=2),

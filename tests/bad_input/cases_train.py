@@ -178,7 +178,7 @@ CASES = [train(name, TINY + line, (expected,)) for name, line, expected in OVERR
     demo("seed too large for numpy", "--seed 99999999999", (r"--seed: 99999999999: must be below 2\^32",), status=2),
     demo("unknown flag", "--nosuch", ("unrecognized arguments: --nosuch",), status=2),
     demo("no workdir behind the flag", "--workdir", ("--workdir: expected one argument",), status=2),
-    demo("workdir is a file", "--workdir a.png", (r"Not a directory: .a\.png|a\.png.*(Not a directory|there is a file|exists already)",)),
+    demo("workdir is a file", "--workdir a.png", (r"Not a directory: .a\.png|a\.png.*(Not a directory|there is a file|a file, no folder)",)),
     demo("its data are a file", "--workdir d", ("d/data",), {"d/data": "x"}),
     demo("its data half deleted", "--workdir d", (r"no such file: train_csv=\S*d/data/train\.csv",), {"d/data/classes.csv": "cat,0\n"}),
     demo("its classes edited", "--workdir d", (r"d/data/classes\.csv:2: .*\(x\)",), DEMO | {"d/data/classes.csv": "cat,0\ndog,x\n"}),
