@@ -12,8 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from m2det_jax import experiment
-from m2det_jax.config_checks import load_checked
 from m2det_jax.errors import InputError
+from m2det_jax.experiment_checks import load_checked
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from m2det_jax.config_checks import load_checked
 from m2det_jax.experiment import flatten, load_experiment
+from m2det_jax.experiment_checks import load_checked
 
 OFFICIAL_SIZES = (320, 512, 704, 800)
 # Keys that say what a network computes from an image ...

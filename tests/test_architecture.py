@@ -12,6 +12,7 @@ from m2det_jax import ops
 
 PACKAGE = pathlib.Path(ops.__file__).parent.parent
 VERBS = {
+    "experiment_checks",
     "main", "train", "prepare", "train_step", "train_state", "optimizer", "detect", "evaluate",
     "predict", "demo", "checkpoint", "command_line", "config", "config_checks", "experiment",
     "datasets", "watch", "runtime", "anchor_layout", "convert", "conversion", "official_config",
