@@ -9,6 +9,7 @@ well the anchors fit, and writes report.html (open it in a browser) and findings
 status is 1 where training would refuse the data, else 0.
 """
 
+import math
 import pathlib
 import sys
 
@@ -30,6 +31,7 @@ _SMALLEST_SIDE = flags.DEFINE_float(
     "smallest_side", 0.0, "Pixels of the network input below which a box is implausible; 0: half "
     "a cell of the finest map, 4 pixels.", lower_bound=0.0,
 )  # fmt: skip
+flags.register_validator("smallest_side", math.isfinite, "give a number of pixels, 0 or more")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -4,13 +4,17 @@ Light, so that `--help` and a misspelt flag answer at once.
 """
 
 import pathlib
+import re
 import sys
+from collections.abc import Mapping
 
 from absl import flags
 from ml_collections import config_flags
 
 from m2det_jax import experiment
 from m2det_jax.config_checks import FORMATS
+from m2det_jax.errors import InputError
+from m2det_jax.experiment_checks import load_checked
 from m2det_jax.stored_config import stored_metas
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -42,9 +46,10 @@ def parse(argv: list[str], doc: str, own_flag: str) -> list[str]:
             listed = flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag(flag))
             print("\n".join(listed.strip().splitlines()[1:]))  # without the module's name
         sys.exit(0)
+    keys: Mapping[str, object] = {}
     try:
         name = _resolve_config(argv)
-        _check_keys(argv, name)
+        keys = _check_keys(argv, name)
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
             raise ValueError(
@@ -55,9 +60,20 @@ def parse(argv: list[str], doc: str, own_flag: str) -> list[str]:
             raise ValueError(f"unexpected arguments: {' '.join(rest[1:])}")
         _refuse_untrusted(argv, name)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        text = error.args[0] if error.args else error
-        sys.exit("error: " + " ".join(str(text).split()))
+        text = str(error.args[0] if error.args else error)
+        sys.exit("error: " + _with_type(" ".join(text.split()), keys))
     return rest
+
+
+def _with_type(text: str, keys: Mapping[str, object]) -> str:
+    """Says which type a flag takes, in place of what Python says of a value that it cannot read."""
+    found = re.match(r"flag (--([\w.]+)=.*?): (invalid|could not|\('Non-boolean)", text)
+    if not found:
+        return text
+    given, name, _ = found.groups()
+    if (key := name.removeprefix("config.")) in keys:
+        return f"{given}: give a value of type {type(keys[key]).__name__}, now {keys[key]!r}"
+    return f"{given}: give a value of type {flags.FLAGS[name].flag_type()}"
 
 
 def config_name() -> str:
@@ -71,6 +87,8 @@ def _resolve_config(argv: list[str]) -> str | None:
     Where there is none, the config in the workdir is taken, if that has one.
     """
     given = {}
+    if sum(argument.partition("=")[0] in ("--config", "-config") for argument in argv) > 1:
+        raise InputError("--config is given twice; give one experiment")
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         value = value if equals else "".join(argv[i + 1 : i + 2])
@@ -117,11 +135,15 @@ def _refuse_untrusted(argv: list[str], name: str) -> None:
     )
 
 
-def _check_keys(argv: list[str], path: str | None) -> None:
-    """Raises ValueError for an override of a key that the experiment does not have."""
+def _check_keys(argv: list[str], path: str | None) -> dict[str, object]:
+    """Returns the keys with the experiment's values.
+
+    Raises:
+      InputError: an override of a key that the experiment does not have, or no experiment at all.
+    """
     if path is None:
-        return
-    config = experiment.load_experiment(path)
+        return {}
+    config = load_checked(path)
     keys = experiment.flatten(config)
     for argument in argv:
         flag = argument.partition("=")[0]
@@ -129,3 +151,4 @@ def _check_keys(argv: list[str], path: str | None) -> None:
         if flag.lstrip("-").removeprefix("no").startswith("config.") and key not in keys:
             nearest = experiment.nearest_key(config, key)
             raise ValueError(f"{flag}: there is no such key; the nearest is --config.{nearest}")
+    return keys

@@ -18,6 +18,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from m2det_jax.errors import InputError
+
 # What is left out of every conversion, where the files have it.
 NOT_READ = {
     "coco": "segmentations, keypoints, captions, licences, annotation ids",
@@ -69,6 +71,7 @@ def convert_dataset(options: argparse.Namespace) -> None:
     from m2det_jax.data.formats.losses import losses
 
     output = pathlib.Path(options.output)
+    _check_options(options)
     names = _output_names(options)
     _check_output(output, options)
     splits = dict(zip(names, _read(options), strict=True))
@@ -180,7 +183,7 @@ def _read(options: argparse.Namespace) -> list:
     from m2det_jax.data.combine import all_classes, map_classes, select_classes, use_classes
 
     pairs = [tuple(pair.partition("=")[::2]) for pair in options.class_map]
-    splits = []
+    splits, found = [], set()
     for split in options.splits:
         source = Source(options.source, options.input, split, options.classes, options.parent_label)
         index, findings = inspect_dataset(source, on_bad_box=options.on_bad_box)
@@ -189,7 +192,10 @@ def _read(options: argparse.Namespace) -> list:
             raise ValueError(f"{split}: nothing to read")
         for (kind, effect), count in sorted(findings.counts.items()):
             print(f"{split}: {KINDS[kind]}, {count} times: {EFFECTS[effect]}")
+        _check_file_names(index.image_paths)
+        found.update(index.class_names)
         index, dropped = map_classes(index, pairs)
+        found.update(index.class_names)
         if options.labels_filter:
             known = [name for name in options.labels_filter if name in index.class_names]
             index, more = select_classes(index, known)
@@ -197,11 +203,54 @@ def _read(options: argparse.Namespace) -> list:
         if dropped:
             print(f"{split}: {dropped} objects of other classes left out")
         splits.append(index)
+    _check_chosen(options, found, splits)
     first = splits[0].class_names
     # Formats that name classes only with their objects may lack some in a split.
     names = first if options.source not in ("voc", "kitti") else all_classes(splits)
     pairs = zip(options.splits, splits, strict=True)
     return [use_classes(index, names, f"--split {split}") for split, index in pairs]
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raises InputError for options that do not go together, before anything is read."""
+    for pair in options.class_map:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise InputError(f"--class_map {pair}: give FROM=TO, or FROM= to drop a class")
+    filtered = options.labels_filter
+    if twice := [name for name in filtered if filtered.count(name) > 1]:
+        raise InputError(f"--labels_filter: {twice[0]} is there twice; name it once")
+    if options.source == "csv" and not options.classes:
+        raise InputError("--from csv needs --classes, the file with rows class_name,id")
+    if options.source != "csv" and options.classes:
+        raise InputError(f"--classes {options.classes}: is for --from csv; leave it out")
+    if options.parent_label and options.source != "openimages":
+        raise InputError(f"--parent_label {options.parent_label}: is for --from openimages")
+
+
+def _check_file_names(paths: Sequence[str]) -> None:
+    """Raises InputError for a name that the text files of a data set cannot hold."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            what = f"{os.fsencode(path)!r}: no UTF-8 name; rename the image"
+            raise InputError(what) from None
+
+
+def _check_chosen(options: argparse.Namespace, found: set[str], splits: list) -> None:
+    """Raises InputError where a class that an option names is in no split, or none is left.
+
+    found: the classes of all splits, before and after --class_map.
+    """
+    from m2det_jax.data.csv_rows import class_remedy
+
+    mapped = [pair.partition("=")[0] for pair in options.class_map]
+    for flag, names in (("class_map", mapped), ("labels_filter", options.labels_filter)):
+        if unknown := [name for name in names if name not in found]:
+            remedy = class_remedy(unknown[0], tuple(sorted(found)))
+            raise InputError(f"--{flag}: no split has the class {unknown[0]}; {remedy}")
+    if not any(index.class_names for index in splits):
+        raise InputError("--class_map drops all classes; keep one")
 
 
 def cli(argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@
 The drawn set is written as image files and CSV, and goes the same way as a user's own data.
 """
 
+import argparse
 import logging
 import pathlib
 import random
@@ -83,8 +84,16 @@ def _parser() -> argparse_flags.ArgumentParser:
         prog="m2det-demo", description="Draw a data set, train on it, evaluate, write pictures."
     )
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn data and the training")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the drawn data and the training")
     return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 0 or more")
+    if int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: must be below 2^32")
+    return int(text)
 
 
 def main(args) -> None:

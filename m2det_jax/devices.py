@@ -234,7 +234,7 @@ def check_divisible(what: str, batch_size: int, parts: int = 1) -> None:
       ValueError: naming both numbers.
     """
     devices = jax.device_count()
-    if batch_size % (devices * parts):
+    if batch_size < 1 or batch_size % (devices * parts):
         by = f"{devices} devices" + (f" x {parts} micro-batches" if parts > 1 else "")
         raise ValueError(
             f"{what}={batch_size} does not divide over {by}; give a multiple of {devices * parts}"

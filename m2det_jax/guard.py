@@ -19,6 +19,7 @@ import time
 import jax
 
 from m2det_jax import devices
+from m2det_jax.errors import InputError
 
 log = logging.getLogger("m2det_jax")
 
@@ -53,6 +54,8 @@ class WorkdirLock:
     """
 
     def __init__(self, workdir: pathlib.Path, *, enabled: bool = True):
+        if workdir.exists() and not workdir.is_dir():
+            raise InputError(f"{workdir}: there is a file of that name; give another --workdir")
         self.workdir, self.enabled = workdir, enabled
         self._folder: int | None = None
         self._file: int | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from m2det_jax.config_checks import validate
+from m2det_jax.config_checks import validate, validate_classes
 from m2det_jax.data import DetectionIndex
 from m2det_jax.data import statistics as stats
 from m2det_jax.data.box_checks import check_boxes, check_classes
@@ -90,6 +90,8 @@ def read_splits(config: ConfigDict) -> tuple[dict[str, DetectionIndex], Found]:
         kept = collections.Counter((f.kind, EFFECTS[f.effect]) for f in findings)
         for (kind, effect), number in findings.counts.items():
             found.more[kind, EFFECTS[effect]] += number - kept[kind, EFFECTS[effect]]
+        if split == "train" and not findings.count("refuse"):
+            validate_classes(config, index.class_names)
     return indices, found
 
 

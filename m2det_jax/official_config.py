@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from m2det_jax.experiment import flatten, load_experiment
+from m2det_jax.experiment_checks import load_checked
 
 OFFICIAL_SIZES = (320, 512, 704, 800)
 # Keys that say what a network computes from an image ...
@@ -28,7 +29,7 @@ def official_config(experiment: str, fields: dict) -> ConfigDict:
     Raises:
       ValueError: the experiment is not of the official form; lists the keys.
     """
-    config = load_experiment(experiment)
+    config = load_checked(experiment)
     for key, value in fields.items():
         if key in config.model:
             config.model[key] = value

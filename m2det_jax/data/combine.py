@@ -9,6 +9,7 @@ import numpy as np
 from m2det_jax.data.csv_rows import class_remedy
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.places import Places
+from m2det_jax.errors import InputError
 
 
 def map_classes(
@@ -23,7 +24,7 @@ def map_classes(
     if len(mapping) < len(class_map):
         names = [name for name, _ in class_map]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"class_map: {twice} is mapped twice")
+        raise InputError(f"class_map: {twice} is mapped twice; give one pair for it")
     renamed = [mapping.get(name, name) for name in index.class_names]
     names = tuple(dict.fromkeys(name for name in renamed if name))
     labels = {name: i for i, name in enumerate(names)}

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from m2det_jax.errors import InputError
+
 MAX_PRINTED = 50
 MAX_KEPT = 10_000  # findings of one kind; more are only counted
 
@@ -39,7 +41,7 @@ KINDS = {
 }
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """The data on disk is not what its format demands; the text names every place.
 
     Takes one string only: errors cross process borders by pickling, and an exception with another

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from m2det_jax.data.headers import exif_chunks, plain_size
+from m2det_jax.errors import InputError
 
 _STRIP = 2**24  # pixels that are laid over white at once
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs, 0.5 GB as RGB
@@ -49,7 +50,7 @@ _TURN = {
 }
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(InputError):
     """An image file that cannot be read; the text names it and says why, `path` is it."""
 
     def __init__(self, path: str | os.PathLike, error: Exception):

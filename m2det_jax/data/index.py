@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from m2det_jax.data.places import Places
+from m2det_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,7 +211,10 @@ def split_by_image(
     if not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")
     if index.num_images < 2:
-        raise ValueError(f"cannot split {index.num_images} image(s) in two parts")
+        raise InputError(
+            f"cannot split {index.num_images} image(s) in two parts; give more images, or a "
+            "validation set (config.data.val_csv or val_split)"
+        )
     held_out = min(max(round(fraction * index.num_images), 1), index.num_images - 1)
     order = np.random.default_rng(seed).permutation(index.num_images)
     return index.subset(np.sort(order[held_out:])), index.subset(np.sort(order[:held_out]))

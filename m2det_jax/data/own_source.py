@@ -13,6 +13,7 @@ from m2det_jax.data.errors import Findings
 from m2det_jax.data.images import read_size
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.data.rows import Rows
+from m2det_jax.errors import InputError, in_one_line
 
 Box = tuple[float, float, float, float, str]
 
@@ -36,7 +37,11 @@ def make_index(
         counts.append(len(boxes))
         for *corners, name in boxes:
             if name not in labels:
-                raise ValueError(f"{path}: unknown class ({name}); class_names has {labels}")
+                listed = ", ".join(class_names)
+                raise InputError(
+                    f"{path}: unknown class ({name}); class_names has {listed or 'none'}: correct "
+                    "the name or add it"
+                )
             rows.append((*corners, labels[name]))
     table = np.array(rows, np.float64).reshape(-1, 5)
     return DetectionIndex(
@@ -60,22 +65,35 @@ def read_own(module: str, root: str, split: str, findings: Findings) -> Rows | N
     """Calls a user's module and returns what it gives as rows, to be checked like all others.
 
     Raises:
-        ValueError: there is no such module, it has no `read`, or that returns no index.
+        InputError: there is no such module, it has no `read`, or that fails or returns no index.
     """
     try:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ImportError("no name of a module")
         source = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"data format {module!r}: give csv, coco, voc, kitti, openimages, yolo, or a Python "
-            f"module that can be imported, with PYTHONPATH if need be ({error})"
+    except Exception as error:  # whatever the module does when it is imported
+        raise InputError(
+            f"data format {module!r}: not imported ({in_one_line(error, module)}); give csv, coco, "
+            "voc, kitti, openimages, yolo, or a Python module, with PYTHONPATH if need be"
         ) from error
     read = getattr(source, "read", None)
     if not callable(read):
-        raise ValueError(f"data format {module!r}: the module has no function read(root, split)")
-    index = read(root, split)
+        raise InputError(f"data format {module!r}: the module has no function read(root, split)")
+    try:
+        index = read(root, split)
+    except InputError:
+        raise
+    except Exception as error:  # a program of the user's
+        raise InputError(
+            f"{module}.read({root!r}, {split!r}): {in_one_line(error, module)}; correct the "
+            "module, M2DET_TRACEBACK=1 shows how it came there"
+        ) from error
     if not isinstance(index, DetectionIndex):
         kind = type(index).__name__
-        raise ValueError(f"{module}.read({root!r}, {split!r}): not a DetectionIndex but {kind}")
+        raise InputError(
+            f"{module}.read({root!r}, {split!r}): not a DetectionIndex but {kind}; make one with "
+            "m2det_jax.data.make_index"
+        )
     if not index.num_images:
         findings.add(f"{module}.read", 0, "no images", "check root and split", kind="no-rows")
         return None

@@ -110,6 +110,9 @@ class AugmentSettings(ResizeSettings):
             share = field.name.endswith("_probability") or field.name in _SHARES
             if share and not 0 <= value <= 1:
                 raise ValueError(f"{field.name}: expected a number in 0..1, got {value}")
+        for name, limit in (("brightness", 255), ("hue", 180)):
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name}: expected 0..{limit}, got {getattr(self, name)}")
         for name in _RANGES:
             value = getattr(self, name)
             if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:

@@ -40,7 +40,9 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path}: not a readable .safetensors file ({error})") from error
+            raise ValueError(
+                f"{path}: not a readable .safetensors file ({error}); get it anew"
+            ) from error
         except AttributeError as error:  # how safetensors says that numpy has no such dtype
             raise ValueError(f"{path}: a dtype that numpy does not have ({error})") from error
     elif path.suffix in TORCH_SUFFIXES:

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from m2det_jax.errors import InputError
+
 CHANNEL_ORDERS = ("rgb", "bgr")
 
 
@@ -19,6 +21,12 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     channel_order: str
+
+    def __post_init__(self) -> None:
+        if not all(0 <= value <= 255 for value in self.mean):
+            raise InputError(f"mean={self.mean}: give the means of red, green and blue, 0..255")
+        if not all(0 < value <= 255 for value in self.std):
+            raise InputError(f"std={self.std}: the image is divided by it; give above 0, to 255")
 
     def agrees_with(self, other: "Preprocessing") -> bool:
         """Whether the two differ by less than a tenth of a grey level."""

@@ -6,8 +6,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from bad_input_cases import ACCEPTED, CASES
-from bad_inputs import SOUND, outcome
+from reading_cases import ACCEPTED, CASES
+from sound_sets import SOUND, outcome
 
 from m2det_jax.convert_dataset import cli
 from m2det_jax.data import DataError, Source, read_dataset
@@ -79,7 +79,7 @@ def test_files_of_endless_size_are_not_read(tmp_path, format, name, limit):
 
 
 def test_a_box_over_the_edge_by_rounding_is_cut(tmp_path):
-    from bad_input_cases import annotation
+    from reading_cases import annotation
 
     index = outcome(tmp_path, "coco", annotation(bbox=[1, 2, 39.01, 10]))
     assert index.boxes.tolist() == [[1, 2, 40, 12]]

@@ -7,7 +7,7 @@ A message that ends in ... goes on as the library that found the fault puts it.
 import json
 import os
 
-from bad_inputs import COCO, KITTI, OPEN_HEADER, OPEN_ROW, XML, YOLO, huge_png, jpeg, noisy_png, png
+from sound_sets import COCO, KITTI, OPEN_HEADER, OPEN_ROW, XML, YOLO, huge_png, jpeg, noisy_png, png
 
 ACCEPTED = ""
 ROW = "a.png,1,2,10,12,cat\n"

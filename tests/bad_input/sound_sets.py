@@ -96,9 +96,9 @@ SOUND: dict[str, dict[str, Content]] = {
 }
 
 
-def write(root: Path, format: str, changes: dict[str, Content]) -> Source:
-    """Writes the sound set with some files changed; None leaves a file out."""
-    for name, content in (SOUND[format] | changes).items():
+def write_files(root: Path, files: dict[str, Content]) -> None:
+    """Writes files below a folder; None leaves one out."""
+    for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if callable(content):
@@ -107,6 +107,11 @@ def write(root: Path, format: str, changes: dict[str, Content]) -> Source:
             path.write_bytes(content)
         elif content is not None:
             path.write_bytes(content.encode())
+
+
+def write(root: Path, format: str, changes: dict[str, Content]) -> Source:
+    """Writes the sound set with some files changed."""
+    write_files(root, SOUND[format] | changes)
     if format == "csv":
         return Source("csv", str(root), "train.csv", "classes.csv")
     return Source(format, str(root), "train")

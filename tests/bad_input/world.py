@@ -1,0 +1,193 @@
+"""A small world of files to spoil, and a verb run in it as from the command line."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import io
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import support
+from absl import app, flags
+from absl.flags import argparse_flags
+from sound_sets import SOUND, Content, png, write_files
+
+from m2det_jax import backbone_weights, checkpoint, prepare, resume
+from m2det_jax.devices import place
+from m2det_jax.experiment import load_experiment
+from m2det_jax.model import init_variables
+from m2det_jax.model.backbones import make_backbone
+from m2det_jax.watch import IntervalMetrics
+from m2det_jax.weights.backbones import BackboneWeights
+from m2det_jax.weights.preprocessing import IMAGENET
+
+VERBS = {
+    "train": "main", "check": "check", "evaluate": "evaluate", "predict": "predict",
+    "demo": "demo", "convert": "convert", "convert_dataset": "convert_dataset",
+}  # fmt: skip
+
+_DATA = {
+    "data.train_csv": "train.csv",
+    "data.val_csv": "val.csv",
+    "data.classes_csv": "classes.csv",
+}
+_TINY = support.TINY | support.SHORT | _DATA | {"log.sample_images": 0}
+FILES: dict[str, Content] = {
+    "a.png": png(), "b.png": png(), "c.png": png(),
+    "train.csv": "a.png,1,2,10,12,cat\nb.png,3,4,20,22,dog\n",
+    "val.csv": "c.png,5,6,30,25,cat\n",
+    "classes.csv": "cat,0\ndog,1\n",
+    "tiny.py": "from m2det_jax.config import default_config\n\n\ndef get_config():\n"
+               "    config = default_config()\n"
+               f"    config.update_from_flattened_dict({_TINY!r})\n    return config\n",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One bad input.
+
+    Attributes:
+      verb: a key of VERBS.
+      name: what is wrong, in words.
+      line: the command line behind the verb, in a folder with FILES and what `files` changes.
+      expected: regular expressions that the message must match.
+      files: files of other content; None leaves one out.
+      sets: data sets of other formats to write into folders of that name.
+      make: what else is done to the folder before.
+      status: of the process; 2: argparse's own message, behind the usage.
+      message: the whole of it, where it is known; what `shape` is taken of.
+    """
+
+    verb: str
+    name: str
+    line: str
+    expected: tuple[str, ...]
+    files: dict[str, Content] = dataclasses.field(default_factory=dict)
+    sets: tuple[str, ...] = ()
+    make: Callable[[Path], None] | None = None
+    status: int = 1
+    message: str = ""
+
+    @property
+    def shape(self) -> tuple[str, str]:
+        """The verb, and the message without names and numbers: equal ones meet the same check."""
+        text = self.message or re.sub(r"\\(.)", r"\1", " ".join(self.expected).replace(".*", " "))
+        text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "QUOTED", text)
+        text = re.sub(r"(--)?(no)?config\.[\w.]*\w(=\S+)?", "KEY", text)
+        text = re.sub(r"--\w+(=\S+)?", "FLAG", text)
+        text = re.sub(r"[^\s:;,()]*[/.][^\s:;,()]*\w", "FILE", text)
+        return self.verb, re.sub(r"\d[\d.,e+]*", "NUMBER", text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a verb ended: its exit status, the message, and all that it printed."""
+
+    status: int
+    message: str
+    printed: str
+
+
+def make_templates(folder: Path) -> None:
+    """Writes what takes seconds to make: run (steps 3 and 6), converted weights, a backbone."""
+    write_files(folder, FILES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # the paths of its data are relative
+        config = load_experiment("tiny.py")
+        run = prepare.prepare(config, Path("run"))
+        running = place(IntervalMetrics.empty(), run.replicated)
+        names = run.train_index.class_names
+        meta = checkpoint.make_meta(config, names, support.PROGRESS, run.fingerprints)
+        with checkpoint.open_manager("run") as manager:
+            for step, ap in ((3, 0.25), (6, 0.5)):
+                step = place(np.int32(step), run.replicated)
+                state = dataclasses.replace(run.state, step=step)
+                checkpoint.save(manager, state, running, meta, {"AP": ap})
+        resume.write_config(Path("run"), config)
+        model = ocp.args.StandardSave(run.state.eval_variables)
+        with checkpoint.open_manager("converted") as manager:
+            manager.save(0, args=ocp.args.Composite(model=model, meta=ocp.args.JsonSave(meta)))
+    variables = init_variables(make_backbone("resnet18", width=0.125, norm=True), (64, 64), 0)
+    weights = BackboneWeights("resnet18", 0.125, True, variables, IMAGENET)
+    backbone_weights.save(folder / "backbone", weights, "resnet18.pth")
+
+
+def prepare_folder(case: Case, folder: Path, templates: Path) -> None:
+    """Fills a folder with what a case needs."""
+    write_files(folder, FILES | case.files)
+    for format in case.sets:
+        write_files(folder / format, SOUND[format])
+    for name in ("run", "converted", "backbone"):
+        if re.search(rf"\b{name}\b", case.line):
+            shutil.copytree(templates / name, folder / name)
+    if case.make:
+        case.make(folder)
+
+
+@contextlib.contextmanager
+def quiet_process():
+    """Keeps what a verb sets up for its process (flags, logging, environment) to the block."""
+    logger, environment = logging.getLogger("m2det_jax"), dict(os.environ)
+    before = logger.handlers[:], logger.level, logger.propagate, sys.unraisablehook
+    filters = {name: logging.getLogger(name).filters[:] for name in ("absl", "asyncio")}
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.level, logger.propagate, sys.unraisablehook = before
+        for name, kept in filters.items():
+            logging.getLogger(name).filters[:] = kept
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def forget_flags() -> None:
+    """Brings absl's flags back to what they were before a command line was parsed."""
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    flags.FLAGS.mark_as_parsed()
+
+
+def run(verb: str, line: str, folder: Path) -> Outcome:
+    """Runs the entry point of a verb in a folder."""
+    module = importlib.import_module(f"m2det_jax.{VERBS[verb]}")
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, quiet_process(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as outside of tests; ml_collections has one
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)  # as python -m does
+        patch.setattr(sys, "argv", [f"m2det-{verb}", *shlex.split(line)])
+        # absl's own would set up the process for good.
+        patch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
+        # They would take over the flags of the verbs that ran before.
+        plain = functools.partial(argparse_flags.ArgumentParser, inherited_absl_flags=None)
+        patch.setattr(argparse_flags, "ArgumentParser", plain)
+        forget_flags()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                module.cli()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        finally:
+            forget_flags()
+    text = out.getvalue() + err.getvalue()
+    if isinstance(code, str):
+        return Outcome(1, code, text + code)
+    if found := [part for part in text.split("\n\n") if part.startswith("error: ")]:
+        return Outcome(code, "\n".join(re.findall("^  - (.*)", "\n".join(found), re.M)), text)
+    lines = text.strip().splitlines()
+    return Outcome(code, lines[-1] if lines else "", text)
