@@ -4,6 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from m2det_jax import ops
+from m2det_jax.errors import InputError
 from m2det_jax.model import feature_map_sizes
 
 
@@ -39,18 +40,18 @@ def make_anchors(config: ConfigDict, image_size: tuple[int, int] | None = None) 
     nominal_size = tuple(config.data.image_size)
     image_size = image_size or nominal_size
     if config.anchors.steps and image_size != nominal_size:
-        raise ValueError(
+        raise InputError(
             f"config.anchors.steps are those of config.data.image_size={nominal_size}; leave them "
             f"() to train at {image_size}"
         )
-    maps = feature_map_sizes(nominal_size, config.model.num_scales)
+    maps = _feature_maps(config, nominal_size)
     anchors = _nominal_anchors(config, maps)
     if image_size == nominal_size:
         return anchors
     return ops.spread_anchors(
         anchors,
         maps,
-        new_feature_maps=feature_map_sizes(image_size, config.model.num_scales),
+        new_feature_maps=_feature_maps(config, image_size),
         new_image_size=image_size,
     )
 
@@ -74,3 +75,11 @@ def _nominal_anchors(config: ConfigDict, maps: list[tuple[int, int]]) -> np.ndar
         steps=tuple(c.steps) or None,
         clip=c.clip,
     )
+
+
+def _feature_maps(config: ConfigDict, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    num_scales = config.model.num_scales
+    try:
+        return feature_map_sizes(image_size, num_scales)
+    except ValueError as error:
+        raise InputError(f"config.model.num_scales={num_scales}: {error}") from None

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint
+from m2det_jax.errors import InputError
 from m2det_jax.model import variable_shapes
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.outputs import new_folder
@@ -31,7 +32,7 @@ def load_backbone(config: ConfigDict) -> dict:
     _check_kind(path, loaded, model)
     asked = Preprocessing(tuple(data.mean), tuple(data.std), data.channel_order)
     if not loaded.preprocessing.agrees_with(asked):
-        raise ValueError(
+        raise InputError(
             f"{path}: these weights want other images than the config gives; add "
             f"{loaded.preprocessing.flags()} (to train them on other images all the same, convert "
             "them with --mean, --std and --channel_order; docs/weights.md)"
@@ -64,7 +65,7 @@ def save(folder: str | pathlib.Path, weights: BackboneWeights, origin: str) -> N
 
 def _read_folder(folder: pathlib.Path) -> BackboneWeights:
     if not (folder / "checkpoints").is_dir():
-        raise ValueError(
+        raise InputError(
             f"{folder}: no backbone there; give a weights file, or a folder that "
             "`m2det_jax.convert backbone` wrote"
         )
@@ -76,7 +77,7 @@ def _read_folder(folder: pathlib.Path) -> BackboneWeights:
             args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(**kind)))
             variables = jax.device_get(manager.restore(0, args=args).model)
         except Exception as error:  # whatever Orbax raises of a damaged or another checkpoint
-            raise ValueError(
+            raise InputError(
                 f"{folder}: no backbone there, or it is damaged ({type(error).__name__}); weights "
                 "of a whole network go into --config.init_from"
             ) from error
@@ -101,7 +102,7 @@ def _check_kind(path: str, loaded: BackboneWeights, model: ConfigDict) -> None:
     if wrong:
         asked = ", ".join(f"config.model.{key}={model[key]}" for key in wrong)
         flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
-        raise ValueError(f"{path}: the weights are not for {asked}; set {flags}, or give others")
+        raise InputError(f"{path}: the weights are not for {asked}; set {flags}, or give others")
 
 
 def _same(asked, has) -> bool:

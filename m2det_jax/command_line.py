@@ -52,14 +52,14 @@ def parse(argv: list[str], doc: str, own_flag: str) -> list[str]:
         keys = _check_keys(argv, name)
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
-            raise ValueError(
+            raise InputError(
                 "give --config, such as --config experiments/vgg512.py, or the --workdir of a run "
                 "to go on with (--help)"
             )
         if len(rest) > 1:
-            raise ValueError(f"unexpected arguments: {' '.join(rest[1:])}")
+            raise InputError(f"unexpected arguments: {' '.join(rest[1:])}")
         _refuse_untrusted(argv, name)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+    except (InputError, OSError, flags.Error) as error:
         text = str(error.args[0] if error.args else error)
         sys.exit("error: " + _with_type(" ".join(text.split()), keys))
     return rest
@@ -129,7 +129,7 @@ def _refuse_untrusted(argv: list[str], name: str) -> None:
     given = any(flag.lstrip("-").partition("=")[0] == "config.data.format" for flag in argv)
     if module in FORMATS or given or _TRUST.value or not name.startswith(f"{_STORED}:"):
         return
-    raise ValueError(
+    raise InputError(
         f"{name.partition(':')[2]} names the Python module {module!r} as config.data.format, and "
         f"importing it runs its code; give --config.data.format={module}, or --trust"
     )
@@ -150,5 +150,5 @@ def _check_keys(argv: list[str], path: str | None) -> dict[str, object]:
         key = flag.lstrip("-").removeprefix("no").removeprefix("config.")
         if flag.lstrip("-").removeprefix("no").startswith("config.") and key not in keys:
             nearest = experiment.nearest_key(config, key)
-            raise ValueError(f"{flag}: there is no such key; the nearest is --config.{nearest}")
+            raise InputError(f"{flag}: there is no such key; the nearest is --config.{nearest}")
     return keys

@@ -109,7 +109,7 @@ def validate(config: ConfigDict) -> None:
         )
     problems += _check_lists(config) + _check_anchors(config) + _check_steps(config.optimizer)
     if problems:
-        raise ValueError("; ".join(problems))
+        raise InputError("; ".join(problems))
 
 
 def _check_schedule(optimizer: ConfigDict) -> list[str]:
@@ -251,7 +251,7 @@ def validate_classes(config: ConfigDict, class_names: Sequence[str]) -> None:
         raise InputError("config.data.class_map and labels_filter leave no class; keep one")
     alphas = tuple(config.loss.focal_alpha_per_class)
     if alphas and len(alphas) != len(class_names):
-        raise ValueError(
+        raise InputError(
             f"config.loss.focal_alpha_per_class has {len(alphas)} values for {len(class_names)} "
             f"classes; give one for each of {', '.join(class_names)}, in this order, or ()"
         )

@@ -11,6 +11,7 @@ from m2det_jax import backbone_weights
 from m2det_jax.checkpoint import make_meta, open_manager
 from m2det_jax.data import read_classes
 from m2det_jax.detect import Detector, build_detector
+from m2det_jax.errors import InputError
 from m2det_jax.model import init_variables
 from m2det_jax.official_config import official_config, raise_if_not_official
 from m2det_jax.outputs import Outputs, new_folder, refuse_existing
@@ -62,7 +63,7 @@ def from_official(
     outputs = detector.model.num_class_outputs
     if fields["num_class_outputs"] != outputs:
         if not new_class_heads:
-            raise ValueError(
+            raise InputError(
                 f"{file}: made for {fields['num_class_outputs'] - 1} classes and background, but "
                 f"--classes {classes} has {len(class_names)}; give the file's own classes, or "
                 "--new_class_heads to start others from random class heads"
@@ -133,7 +134,7 @@ def to_official(file: pathlib.Path, *, workdir: str, checkpoint: str = "latest")
 def _check_anchors(file: pathlib.Path, fields: dict, detector: Detector, experiment: str) -> None:
     ours, theirs = detector.model.anchors_per_cell, fields["anchors_per_cell"]
     if ours != theirs:
-        raise ValueError(
+        raise InputError(
             f"{file}: has {theirs} anchors a cell, {experiment} has {ours}; give --config with an "
             "experiment that has its anchors"
         )

@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from m2det_jax.errors import InputError
+from m2det_jax.errors import BUG, InputError, in_words
 
 # What is left out of every conversion, where the files have it.
 NOT_READ = {
@@ -82,7 +82,7 @@ def convert_dataset(options: argparse.Namespace) -> None:
         )
         inside = [path for path in index.image_paths if _is_inside(path, output)]
         if inside:
-            raise ValueError(f"--output {output} holds images of the input, such as {inside[0]}")
+            raise InputError(f"--output {output} holds images of the input, such as {inside[0]}")
     if options.source in NOT_READ:
         print(f"not read of {options.source}: {NOT_READ[options.source]}")
     for name, index in splits.items():
@@ -142,15 +142,15 @@ def _output_names(options: argparse.Namespace) -> list[str]:
     names = options.names or [_plain_name(split) for split in options.splits]
     # Some file systems take two names for one that differ in case.
     if len(names) != len(options.splits) or len({name.casefold() for name in names}) < len(names):
-        raise ValueError(
+        raise InputError(
             f"{len(options.splits)} splits and the names {', '.join(names)}: give --as once for "
             "each --split, all different"
         )
     wrong = [name for name in names if not name or set(name) & set("/\\") or name.startswith(".")]
     if wrong:
-        raise ValueError(f"--as {wrong[0]!r}: a name without / is needed; give --as")
+        raise InputError(f"--as {wrong[0]!r}: a name without / is needed; give --as")
     if "classes" in map(str.casefold, names):
-        raise ValueError("--as classes: classes.csv is the list of the classes; give --as")
+        raise InputError("--as classes: classes.csv is the list of the classes; give --as")
     return names
 
 
@@ -163,13 +163,13 @@ def _plain_name(split: str) -> str:
 
 def _check_output(output: pathlib.Path, options: argparse.Namespace) -> None:
     if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output}: there is a file of that name")
+        raise InputError(f"--output {output}: there is a file of that name")
     # What a run left that was killed does not count.
     full = output.is_dir() and any(path.name != _STAGED for path in output.iterdir())
     if full and not options.force:
-        raise ValueError(f"--output {output}: not empty; give another folder, or --force")
+        raise InputError(f"--output {output}: not empty; give another folder, or --force")
     if output.is_dir() and os.path.samefile(output, options.input or "."):
-        raise ValueError(f"--output {output}: that is the input; give another folder")
+        raise InputError(f"--output {output}: that is the input; give another folder")
 
 
 def _is_inside(path: str, folder: pathlib.Path) -> bool:
@@ -189,7 +189,7 @@ def _read(options: argparse.Namespace) -> list:
         index, findings = inspect_dataset(source, on_bad_box=options.on_bad_box)
         findings.raise_if_any()
         if index is None:
-            raise ValueError(f"{split}: nothing to read")
+            raise InputError(f"{split}: nothing to read")
         for (kind, effect), count in sorted(findings.counts.items()):
             print(f"{split}: {KINDS[kind]}, {count} times: {EFFECTS[effect]}")
         _check_file_names(index.image_paths)
@@ -258,15 +258,18 @@ def cli(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     try:
         convert_dataset(options)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         if os.environ.get("M2DET_TRACEBACK"):
             raise
         from m2det_jax.report.markup import printable_lines
 
-        sys.exit(printable_lines(f"error: {error}"))
+        sys.exit(printable_lines(f"error: {in_words(error)}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        error.add_note(BUG)
+        raise
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax
 
 from m2det_jax.devices import wait_for_all
+from m2det_jax.errors import InputError
 
 log = logging.getLogger("m2det_jax")
 
@@ -99,7 +100,7 @@ def pads_names(directory: pathlib.Path) -> bool:
 def finished_steps(workdir: str | pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a workdir, whether they can be restored or not."""
     folders = (pathlib.Path(workdir) / "checkpoints").glob("*")
-    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
 
 def move_damaged(directory: pathlib.Path) -> None:
@@ -140,9 +141,9 @@ def set_aside(directory: pathlib.Path, failures: dict[int, str]) -> None:
                     "" if newer else ", the one before it is used")  # fmt: skip
 
 
-def none_left(directory: pathlib.Path, failures: dict[int, str]) -> ValueError:
+def none_left(directory: pathlib.Path, failures: dict[int, str]) -> InputError:
     """The error for a run none of whose checkpoints can be used."""
-    return ValueError(
+    return InputError(
         f"none of the checkpoints in {directory} can be restored into this model; "
         f"use another --workdir, or the config they were trained with. "
         f"{'; '.join(f'{step}: {what}' for step, what in failures.items())}"

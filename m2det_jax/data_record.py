@@ -24,6 +24,7 @@ from m2det_jax.data.csv_source import read_csv_rows
 from m2det_jax.data.files import write_whole
 from m2det_jax.data.size_cache import SizeCache
 from m2det_jax.data_paths import RECORD, relative_paths
+from m2det_jax.errors import InputError
 from m2det_jax.splits import names_validation
 
 log = logging.getLogger("m2det_jax")
@@ -66,7 +67,7 @@ def split_off(
         asked = [config.seed, config.data.val_fraction]
         if begun or (possible and _read(workdir).get("split", asked) == asked):
             if not possible:
-                raise ValueError(
+                raise InputError(
                     f"{file} lists {len(listed)} images for validation, of which {len(found)} are "
                     f"among the {whole.num_images} of the data set; give the data of this run, or "
                     "another --workdir"

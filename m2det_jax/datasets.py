@@ -26,6 +26,7 @@ from m2det_jax.data.combine import use_classes
 from m2det_jax.data.size_cache import SizeCache
 from m2det_jax.data.size_checks import ReadSize
 from m2det_jax.data_paths import find_paths, missing_paths
+from m2det_jax.errors import InputError
 
 log = logging.getLogger("m2det_jax")
 
@@ -114,7 +115,7 @@ def refuse_untrusted(format: str, trust: bool, workdir: pathlib.Path) -> None:
       ValueError: the format is a module, and not trusted.
     """
     if format not in FORMATS and not trust:
-        raise ValueError(
+        raise InputError(
             f"{workdir} names the Python module {format!r} as config.data.format, and importing it "
             "runs its code; give --trust if you trust it"
         )
@@ -133,7 +134,7 @@ def _require_there(config: ConfigDict, role: str, workdir: pathlib.Path) -> None
         )
     if not all(os.path.isabs(entry.partition("=")[2]) for entry in missing):
         remedy = f"start the command where the run was started, or {remedy}"
-    raise ValueError(
+    raise InputError(
         f"{workdir}: the data of the run are not there, {', '.join(missing)}, seen from "
         f"{os.getcwd()}; {remedy}"
     )
@@ -228,7 +229,7 @@ def augment_settings(config: ConfigDict) -> AugmentSettings:
             **config.augment.to_dict(),
         )
     except ValueError as error:
-        raise ValueError(f"config.augment.{error}") from None
+        raise InputError(f"config.augment.{error}") from None
 
 
 def train_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:

@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from m2det_jax.errors import InputError
+
 log = logging.getLogger("m2det_jax")
 
 AXIS = "data"
@@ -49,7 +51,7 @@ def join_cluster(
     given = {}
     if coordinator != "auto":
         if num_processes < 1 or not 0 <= process_id < num_processes:
-            raise ValueError(
+            raise InputError(
                 f"config.distributed.coordinator={coordinator!r} needs num_processes of at least 1 "
                 f"and a process_id from 0 to num_processes - 1, got num_processes={num_processes}, "
                 f"process_id={process_id}"
@@ -67,7 +69,7 @@ def join_cluster(
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds, **given)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"cannot join the other processes (config.distributed.coordinator={coordinator!r}): "
             f"{error}; start every process within five minutes with the same host:port, or give "
             "--config.distributed.coordinator=HOST:PORT, .num_processes and .process_id"
@@ -83,7 +85,7 @@ def refuse_several_processes(remedy: str) -> None:
     """
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if (count := os.environ.get(name, "1")) != "1":
-            raise ValueError(
+            raise InputError(
                 f"this is one of {count} processes ({name}={count}) that would all do the same; "
                 f"start one (srun --ntasks=1, mpirun -n 1); for training, {remedy}"
             )
@@ -104,7 +106,7 @@ def refuse_unlike(what: str, text: str) -> None:
     sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
     unlike = [i for i, found in enumerate(sums) if found != sums[0]]
     if unlike:
-        raise ValueError(
+        raise InputError(
             f"{what} of process {', '.join(map(str, unlike))} is not that of process 0; start all "
             "processes of a run with the same flags, versions and data"
         )
@@ -236,6 +238,12 @@ def check_divisible(what: str, batch_size: int, parts: int = 1) -> None:
     devices = jax.device_count()
     if batch_size < 1 or batch_size % (devices * parts):
         by = f"{devices} devices" + (f" x {parts} micro-batches" if parts > 1 else "")
-        raise ValueError(
+        raise InputError(
             f"{what}={batch_size} does not divide over {by}; give a multiple of {devices * parts}"
         )
+
+
+def no_larger_batch(batch_size: int, num_images: int) -> int:
+    """Returns the batch size, or what holds all images on all devices where that is smaller."""
+    devices = jax.device_count()
+    return min(batch_size, -(-num_images // devices) * devices)

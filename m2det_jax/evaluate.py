@@ -21,6 +21,7 @@ from m2det_jax import devices, memory, readers, runtime
 from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detect import Detector
 from m2det_jax.detections import to_original
+from m2det_jax.errors import InputError
 from m2det_jax.evaluation_data import DataChoice, add_flags, read_data
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
 from m2det_jax.multiscale import MultiScale, make_views
@@ -144,7 +145,7 @@ def without_unreadable(
     if len(kept) == index.num_images:
         return index, detections
     if not kept:
-        raise ValueError(f"none of the {index.num_images} images to evaluate on can be read")
+        raise InputError(f"none of the {index.num_images} images to evaluate on can be read")
     unreadable = sorted(set(range(index.num_images)) - set(kept))
     names = ", ".join(index.image_paths[i] for i in unreadable)
     log.warning("%d of %d images cannot be read and are left out of the evaluation: %s",
@@ -225,6 +226,7 @@ def evaluate_checkpoint(
     index, source = read_data(choice, restored, workdir, trust=trust)
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible("--batch_size", batch_size)
+    batch_size = devices.no_larger_batch(batch_size, index.num_images)
     outputs.claim(names, index.image_paths)
     target.parent.mkdir(parents=True, exist_ok=True)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)

@@ -20,6 +20,7 @@ from m2det_jax.data import (
 from m2det_jax.data.combine import map_classes, select_classes
 from m2det_jax.data.csv_rows import class_remedy
 from m2det_jax.datasets import load_validation, refuse_untrusted
+from m2det_jax.errors import InputError
 from m2det_jax.trained import Restored
 
 log = logging.getLogger("m2det_jax")
@@ -56,12 +57,12 @@ class DataChoice:
 
     def __post_init__(self) -> None:
         if self.csv and (self.format or self.root or self.split):
-            raise ValueError(
+            raise InputError(
                 "--csv FILE is short for --format csv --split FILE; leave --csv or the others out"
             )
         given = [name for name, value in dataclasses.asdict(self).items() if value]
         if given and not self.names_data:
-            raise ValueError(
+            raise InputError(
                 f"--{given[0]} needs the data set that it is for: add --split NAME (csv, or "
                 "coco: a name or the annotations file), with --format and --root unless they are "
                 "those of the run"
@@ -149,7 +150,7 @@ def _read_chosen(choice: DataChoice, restored: Restored) -> tuple[DetectionIndex
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
     for text in texts:
         if text[:1] in ("", "=") or "=" not in text:
-            raise ValueError(f"--class_map {text!r}: give FROM=TO, or FROM= to drop a class")
+            raise InputError(f"--class_map {text!r}: give FROM=TO, or FROM= to drop a class")
     return [tuple(text.partition("=")[::2]) for text in texts]
 
 
@@ -176,7 +177,7 @@ def _refuse(index: DetectionIndex | None, findings: Findings, source: Source, wh
     refused = [finding for finding in findings if finding.effect == "refuse"]
     unannotated = index is not None and not len(index.labels)
     if unannotated and {finding.kind for finding in refused} <= {"no-rows"}:
-        raise ValueError(
+        raise InputError(
             f"{what}: no annotated objects, so there is nothing to compare with; "
             "`python -m m2det_jax.predict` detects objects in images without annotations"
         )
@@ -202,7 +203,7 @@ def _filtered(
     for name in given:
         if name not in index.class_names:
             remedy = class_remedy(name, index.class_names)
-            raise ValueError(f"--labels_filter: {what} has no class {name!r}; {remedy}")
+            raise InputError(f"--labels_filter: {what} has no class {name!r}; {remedy}")
     names = given or [name for name in of_run if name in index.class_names]
     return select_classes(index, tuple(dict.fromkeys(names))) if names else (index, 0)
 
@@ -214,7 +215,7 @@ def _matched(index: DetectionIndex, restored: Restored, what: str) -> DetectionI
     unknown = [n for k, n in enumerate(index.class_names) if k in used and n not in names]
     if unknown:
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-        raise ValueError(
+        raise InputError(
             f"{what} has classes that the model has not: {', '.join(unknown[:10])}{more} "
             f"({unknown[0]}: {_remedy(unknown[0], names)}); rename them with --class_map "
             f"'{unknown[0]}=CLASS', drop them with --class_map '{unknown[0]}=', or name those to "
@@ -227,7 +228,7 @@ def _matched(index: DetectionIndex, restored: Restored, what: str) -> DetectionI
     index, _ = select_classes(index, names)
     ids = tuple(own.get(name) for name in names) if own else restored.class_ids
     if not len(index.labels):
-        raise ValueError(f"{what}: no object is of a class of the model ({', '.join(names[:10])})")
+        raise InputError(f"{what}: no object is of a class of the model ({', '.join(names[:10])})")
     return dataclasses.replace(index, class_ids=ids)
 
 

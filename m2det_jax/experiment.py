@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import m2det_jax
 from m2det_jax.config import default_config
+from m2det_jax.errors import InputError
 
 
 def get(config: ConfigDict, dotted: str):
@@ -58,17 +59,17 @@ def stored_config(
     try:
         values = flatten(ConfigDict(stored.get("config", stored)))
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{source} is not a config in JSON ({error})") from None
+        raise InputError(f"{source} is not a config in JSON ({error})") from None
     if unknown := sorted(values.keys() - flatten(config).keys()):
         writer = stored.get("versions", {}).get("m2det_jax", "of another version")
-        raise ValueError(
+        raise InputError(
             f"{source}: written by m2det_jax {writer}; this is {m2det_jax.__version__}, which has "
             f"no {', '.join(f'config.{key}' for key in unknown)}; use that version"
         )
     try:
         config.update_from_flattened_dict({k: _as_tuple(value) for k, value in values.items()})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: a value is of another type than here: {error}") from None
+        raise InputError(f"{source}: a value is of another type than here: {error}") from None
     for override in overrides:
         _override_eval(config, override)
     return config
@@ -83,9 +84,9 @@ def _override_eval(config: ConfigDict, override: str) -> None:
     key, equals, text = override.partition("=")
     section = ConfigDict({"eval": config.eval})
     if not equals:
-        raise ValueError(f"--set {override}: give KEY=VALUE, such as eval.score_threshold=0.3")
+        raise InputError(f"--set {override}: give KEY=VALUE, such as eval.score_threshold=0.3")
     if key not in flatten(section):
-        raise ValueError(
+        raise InputError(
             f"--set {key}: there is no such key among those of section eval, which alone can "
             f"change after training; the nearest is {nearest_key(section, key)}"
         )
@@ -100,7 +101,7 @@ def _override_eval(config: ConfigDict, override: str) -> None:
         config.update_from_flattened_dict({key: value})
     except TypeError:
         kind = type(old).__name__
-        raise ValueError(f"--set {override}: give a value of type {kind}, now {old!r}") from None
+        raise InputError(f"--set {override}: give a value of type {kind}, now {old!r}") from None
 
 
 def experiments_dir() -> pathlib.Path:
@@ -123,7 +124,7 @@ def experiment_path(name: str) -> pathlib.Path:
     # `experiments/vgg512.py` means the shipped one also where there is no checkout.
     if path.stem in shipped and str(path.parent) in (".", "experiments"):
         return shipped[path.stem]
-    raise ValueError(f"--config {name}: no such file; shipped experiments: {', '.join(shipped)}")
+    raise InputError(f"--config {name}: no such file; shipped experiments: {', '.join(shipped)}")
 
 
 def load_experiment(name: str) -> ConfigDict:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from m2det_jax import trained
 from m2det_jax.detect import Detector
+from m2det_jax.errors import InputError
 from m2det_jax.experiment import flatten
 from m2det_jax.model import is_class_output
 
@@ -55,7 +56,7 @@ def start_from(config: ConfigDict, detector: Detector, fresh: dict[str, Any]) ->
     problems = _misfits(ours, theirs, kept)
     if problems:
         settings = [f"config.{key} is {new!r} here, {old!r} there" for key, new, old in differing]
-        raise ValueError(
+        raise InputError(
             f"config.init_from={config.init_from}: {len(problems)} tensors do not fit this model. "
             f"Settings that differ: {', '.join(settings) or 'none'}. Tensors: {'; '.join(problems)}"
         )

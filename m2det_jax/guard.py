@@ -85,7 +85,7 @@ class WorkdirLock:
         except BlockingIOError:
             owner = _lock_owner(handle)
             self.close()
-            raise ValueError(
+            raise InputError(
                 f"{self.workdir} is in use by {owner}; wait for it, end it, or give another "
                 "--workdir"
             ) from None

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from m2det_jax.errors import InputError
+
 HISTORY = "history.jsonl"
 
 
@@ -26,7 +28,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict:
         if not isinstance(record["step"], int):
             raise TypeError
     except (ValueError, KeyError, TypeError):
-        raise ValueError(
+        raise InputError(
             f"{path}:{number}: a JSON object with an integer 'step' expected, got {line[:80]!r};"
             " mend or delete the line"
         ) from None

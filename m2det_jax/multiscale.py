@@ -19,6 +19,7 @@ from m2det_jax import devices, ops, readers
 from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detect import Detector
 from m2det_jax.detections import ImageDetections, one_behind, to_original
+from m2det_jax.errors import InputError
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.train_step import StepSettings, eval_losses
 
@@ -62,7 +63,7 @@ def detector_at(detector: Detector, image_size: tuple[int, int]) -> Detector:
     try:
         new_maps = feature_map_sizes(image_size, num_scales)
     except ValueError as error:
-        raise ValueError(f"config.eval.test_sizes: {error}") from None
+        raise InputError(f"config.eval.test_sizes: {error}") from None
     anchors = ops.spread_anchors(
         detector.anchors,
         feature_map_sizes(detector.resize.image_size, num_scales),

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from m2det_jax.errors import InputError
 from m2det_jax.experiment import flatten, load_experiment
 from m2det_jax.experiment_checks import load_checked
 
@@ -59,7 +60,7 @@ def raise_if_not_official(config: ConfigDict, what: str) -> None:
         if ours.get(key) != value
     ]
     if differing:
-        raise ValueError(f"{what}: not of the official form: {'; '.join(differing)}")
+        raise InputError(f"{what}: not of the official form: {'; '.join(differing)}")
 
 
 def _nearest_size(config: ConfigDict) -> int:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from m2det_jax.data.formats.placing import same_file_key
+from m2det_jax.errors import InputError
 
 MANIFEST = ".m2det-written.jsonl"
 _PARTIAL = ".m2det-partial"
@@ -73,7 +74,7 @@ class Outputs:
         appended = set(appended)
         names = [*names, *sorted(appended)]
         if os.path.lexists(self.folder) and not self.folder.is_dir():
-            raise ValueError(f"{self.folder}: a file, no folder; write to another folder")
+            raise InputError(f"{self.folder}: a file, no folder; write to another folder")
         _refuse_same_names(self.folder, names)
         existing = [name for name in (MANIFEST, *names) if os.path.lexists(self.folder / name)]
         if existing:
@@ -175,7 +176,7 @@ class Outputs:
 
     def _refuse_foreign(self, name: str) -> None:
         if not self.wrote(name):
-            raise ValueError(
+            raise InputError(
                 f"{self.folder / name}: there is such a file already, which no m2det-{self._verb} "
                 "wrote or which was changed since; write to another folder, or move it away"
             )
@@ -186,7 +187,7 @@ class Outputs:
         for name in existing:
             for identity in _identities(self.folder / name):
                 if identity in read:
-                    raise ValueError(
+                    raise InputError(
                         f"{self.folder / name}: it is one of the files to read "
                         f"({os.fspath(read[identity])}) and would be overwritten; write to "
                         "another folder"
@@ -198,7 +199,7 @@ class Outputs:
         except OSError:  # none there, or no folder, which `claim` says
             return
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{self._manifest}: not a plain file; move it away")
+            raise InputError(f"{self._manifest}: not a plain file; move it away")
         text = self._manifest.read_text(encoding="utf-8", errors="replace")
         self._ends_line = not text or text.endswith("\n")
         for line in text.splitlines():
@@ -242,7 +243,7 @@ def new_folder(path: Path) -> Iterator[pathlib.Path]:
 def refuse_existing(path: Path) -> None:
     """Raises ValueError if there is anything of that name, be it a link that leads nowhere."""
     if os.path.lexists(path):
-        raise ValueError(f"{os.fspath(path)}: exists already; give a new name, or move it away")
+        raise InputError(f"{os.fspath(path)}: exists already; give a new name, or move it away")
 
 
 def _refuse_full_folder(path: pathlib.Path) -> None:
@@ -255,7 +256,7 @@ def _refuse_same_names(folder: pathlib.Path, names: list[str]) -> None:
     for name in names:
         other = seen.setdefault(same_file_key(name), name)
         if other is not name:
-            raise ValueError(
+            raise InputError(
                 f"{folder}: {other} and {name} are to be written, which are one file on some file "
                 "systems; rename what they are named after"
             )

@@ -23,6 +23,7 @@ from absl.flags import argparse_flags
 from m2det_jax import devices, memory, readers, runtime
 from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detections import ImageDetections, one_behind, to_original
+from m2det_jax.errors import InputError
 from m2det_jax.multiscale import MultiScale, make_views
 from m2det_jax.outputs import Outputs
 from m2det_jax.predict_inputs import find_inputs, index_inputs, picture_names
@@ -99,7 +100,8 @@ def predict(
     outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])
     index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
     if problems and (strict or not kept):
-        raise ValueError(_too_bad(problems, len(inputs.paths), strict))
+        raise InputError(_too_bad(problems, len(inputs.paths), strict))
+    batch_size = devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
 
@@ -121,7 +123,7 @@ def predict(
                 draw(one)
         append(record.rest())
     if not record.images:
-        raise ValueError(_too_bad(record.problems, len(inputs.paths), strict=False))
+        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
     write_results(outputs)
     done = Predicted(
         record.images, record.detections, len(record.problems), draw.undrawn, outputs.folder
@@ -176,11 +178,11 @@ def detect_batches(
 
 def _check_flags(threshold: float, batch_size: int, overrides: Sequence[str]) -> None:
     if any(override.startswith("eval.score_threshold=") for override in overrides):
-        raise ValueError("--set eval.score_threshold: give predict --threshold instead")
+        raise InputError("--set eval.score_threshold: give predict --threshold instead")
     if not 0 <= threshold <= 1:  # NaN is not, either
-        raise ValueError(f"--threshold: a score from 0 to 1 expected, got {threshold:g}")
+        raise InputError(f"--threshold: a score from 0 to 1 expected, got {threshold:g}")
     if batch_size < 0:
-        raise ValueError(f"--batch_size: 0 or more expected, got {batch_size}")
+        raise InputError(f"--batch_size: 0 or more expected, got {batch_size}")
 
 
 def _too_bad(problems: dict[int, str], count: int, strict: bool) -> str:

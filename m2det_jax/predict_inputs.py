@@ -15,6 +15,7 @@ from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import read_text
 from m2det_jax.data.formats.json_stream import JsonError, stream_lists
 from m2det_jax.data.formats.placing import distinct_names
+from m2det_jax.errors import InputError
 from m2det_jax.outputs import Outputs
 
 log = logging.getLogger("m2det_jax")
@@ -53,9 +54,9 @@ def find_inputs(paths: Sequence[str | os.PathLike], root: str, outputs: Outputs)
     """
     lists = [path for path in map(pathlib.Path, paths) if path.suffix.lower() == ".json"]
     if lists and len(paths) > 1:
-        raise ValueError(f"{lists[0]}: an image list is given alone, got {len(paths)} paths")
+        raise InputError(f"{lists[0]}: an image list is given alone, got {len(paths)} paths")
     if root and not lists:
-        raise ValueError("--root: it is the folder of the images of a COCO image list; give one")
+        raise InputError("--root: it is the folder of the images of a COCO image list; give one")
     if lists:
         return read_image_list(lists[0], root)
     found, problems = [], []
@@ -74,7 +75,7 @@ def find_inputs(paths: Sequence[str | os.PathLike], root: str, outputs: Outputs)
         kinds = [f"{count} {kind}" for kind, count in passed_over.most_common(20)]
         log.info("passed over in folders: %s", ", ".join(kinds))
     if problems:
-        raise ValueError("; ".join(problems))
+        raise InputError("; ".join(problems))
     return Inputs(tuple(dict.fromkeys(str(path.absolute()) for path in found)))
 
 
@@ -118,17 +119,17 @@ def read_image_list(path: pathlib.Path, root: str) -> Inputs:
                 break
             where = f"{path}: images[{position}]"
             if not isinstance(entry, dict):
-                raise ValueError(f"{where}: an object with id and file_name expected")
+                raise InputError(f"{where}: an object with id and file_name expected")
             number, name = entry.get("id"), entry.get("file_name")
             if type(number) not in (int, str) or number in images:
-                raise ValueError(f"{where}: id: a number or text of its own expected, {number!r}")
+                raise InputError(f"{where}: id: a number or text of its own expected, {number!r}")
             if type(name) is not str or not name.strip() or "\0" in name:
-                raise ValueError(f"{where}: file_name: a path expected, {name!r}")
+                raise InputError(f"{where}: file_name: a path expected, {name!r}")
             images[number] = resolve(str(folder), name)
     except JsonError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     if not images:
-        raise ValueError(f'{path}: no "images" in it; give image files, folders or a COCO file')
+        raise InputError(f'{path}: no "images" in it; give image files, folders or a COCO file')
     return Inputs(tuple(images.values()), tuple(images), (str(path),))
 
 

@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from m2det_jax.errors import InputError
+
 log = logging.getLogger("m2det_jax")
 
 AUTOMATIC = -1
@@ -92,7 +94,7 @@ def choose_readers(
     """
     for name, value in (("num_workers", num_workers), ("num_threads", num_threads)):
         if value < AUTOMATIC:
-            raise ValueError(f"{name}: 0 or more expected, or -1 for what fits, got {value}")
+            raise InputError(f"{name}: 0 or more expected, or -1 for what fits, got {value}")
     few = images is not None and images < FEW_IMAGES
     workers = min(host.share - 1, WORKERS_PER_DEVICE * host.devices, MOST_WORKERS, host.room)
     if host.platform == "cpu" or few or workers < 3:

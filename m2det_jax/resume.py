@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint, damage, data_record, devices
 from m2det_jax.config import FREE_KEYS, OWN_KEYS
+from m2det_jax.errors import InputError
 from m2det_jax.experiment import flatten, stored_config
 from m2det_jax.history import HISTORY
 from m2det_jax.outputs import Outputs
@@ -89,7 +90,7 @@ def _refuse_converted(manager: ocp.CheckpointManager) -> None:
     # Whole but for what training needs: `convert` writes no "train".
     steps = list(folder.glob("*[0-9]"))
     if steps and all((p / "model").is_dir() and not (p / "train").exists() for p in steps):
-        raise ValueError(
+        raise InputError(
             f"{folder.parent} holds converted weights, not a run to resume; train from them with "
             f"--config.init_from={folder.parent} (--config.model.backbone_weights for a backbone) "
             "and another --workdir"
@@ -105,7 +106,7 @@ def refuse_other_run(
     their changes are logged.
     """
     if tuple(meta["class_names"]) != run.train_index.class_names:
-        raise ValueError(
+        raise InputError(
             f"{folder} was trained on the classes {meta['class_names']}, the data has "
             f"{list(run.train_index.class_names)}; use another --workdir"
         )
@@ -130,7 +131,7 @@ def refuse_other_run(
         return
     listed = "; ".join(changed)
     if not allowed:
-        raise ValueError(
+        raise InputError(
             f"{folder} is of a run that would go another way: {listed}. Give what it began with, "
             "or another --workdir, or --allow_config_change to go on all the same"
         )

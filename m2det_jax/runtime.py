@@ -20,6 +20,7 @@ import jax
 import tqdm
 
 from m2det_jax import devices as cluster
+from m2det_jax.errors import BUG, InputError, in_words
 from m2det_jax.guard import Stopped
 from m2det_jax.memory import is_exhausted
 from m2det_jax.report.markup import printable_lines
@@ -100,10 +101,10 @@ def _devices(platform: str) -> list[jax.Device]:
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        raise ValueError(f"jax finds no usable device: {error}") from None
+        raise InputError(f"jax finds no usable device: {error}") from None
     # jax calls NVIDIA and AMD devices "gpu".
     if platform and devices[0].platform != platform:
-        raise ValueError(
+        raise InputError(
             f"config.platform is {platform!r}, but jax finds only {devices[0].platform!r} devices; "
             "for NVIDIA GPUs install m2det_jax[cuda12] or [cuda13] and check `nvidia-smi`; "
             "or run with --config.platform=''"
@@ -170,6 +171,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def one_line_errors(verb: Callable, *args, interrupted: str = "interrupted", **kwargs):
     """Calls a verb; what the user can mend ends in one clear message instead of a traceback.
 
+    All other errors keep theirs, and say that they are bugs; M2DET_TRACEBACK=1 keeps all.
+
     One process of several leaves the others behind at any error, see `devices.leave`.
 
     Args:
@@ -192,10 +195,10 @@ def one_line_errors(verb: Callable, *args, interrupted: str = "interrupted", **k
 def _one_line_errors(verb: Callable, interrupted: str):
     try:
         return verb()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (InputError, OSError, FloatingPointError) as error:
         if os.environ.get("M2DET_TRACEBACK"):
             raise
-        sys.exit(printable_lines(f"error: {error}"))
+        sys.exit(printable_lines(f"error: {in_words(error)}"))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if os.environ.get("M2DET_TRACEBACK") or not (
             isinstance(error, MemoryError) or is_exhausted(error)
@@ -209,3 +212,6 @@ def _one_line_errors(verb: Callable, interrupted: str):
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        error.add_note(BUG)
+        raise

@@ -22,6 +22,7 @@ from m2det_jax.data.combine import (
 )
 from m2det_jax.data.csv_rows import class_remedy
 from m2det_jax.data.size_checks import ReadSize
+from m2det_jax.errors import InputError
 
 # Formats without a list of classes: training and validation may each lack some.
 _NAMED_BY_BOXES = ("voc", "kitti")
@@ -98,7 +99,7 @@ def _chosen(data: ConfigDict, index: DetectionIndex, remarks: list[str]) -> Dete
     unknown = [name for name in names if name not in index.class_names]
     if unknown and data.format not in _NAMED_BY_BOXES:
         remedy = class_remedy(unknown[0], index.class_names)
-        raise ValueError(
+        raise InputError(
             f"config.data.labels_filter: the data set has no class {unknown[0]!r}; {remedy}"
         )
     index, dropped = select_classes(index, names)

@@ -9,6 +9,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from m2det_jax.data_paths import find_paths
+from m2det_jax.errors import InputError
 from m2det_jax.experiment import stored_config
 
 
@@ -31,7 +32,7 @@ def get_config(path: str) -> ConfigDict:
     try:
         return find_paths(stored_config(content, source=path), workdir)
     except ValueError as error:
-        raise ValueError(f"{error}; or give --config") from None
+        raise InputError(f"{error}; or give --config") from None
 
 
 def stored_metas(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -48,4 +49,4 @@ def _read(file: pathlib.Path) -> dict:
             raise ValueError("no object")
         return content
     except ValueError as error:
-        raise ValueError(f"{file} is not a config in JSON ({error}); give --config") from None
+        raise InputError(f"{file} is not a config in JSON ({error}); give --config") from None

@@ -16,6 +16,7 @@ from m2det_jax.data_paths import absolute_paths
 from m2det_jax.datasets import augment_settings, train_sizes
 from m2det_jax.devices import leave_after, place, put_batch
 from m2det_jax.draw import training_sheet
+from m2det_jax.errors import InputError
 from m2det_jax.history import History
 from m2det_jax.outputs import Outputs
 from m2det_jax.prepare import Run, first_state, prepare
@@ -54,7 +55,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
         begun = need if finished_steps(workdir) else ""
         raise memory.OutOfMemory(f"{error}; {what_is_left(workdir)}{begun}") from error
     except UnreadableImage as error:
-        raise ValueError(
+        raise InputError(
             f"{error}; mend or remove the file, or give --config.data.on_bad_image=skip; "
             f"{what_is_left(workdir)}"
         ) from error

@@ -13,6 +13,7 @@ from m2det_jax import damage
 from m2det_jax.checkpoint import first_line, open_manager
 from m2det_jax.config_checks import validate
 from m2det_jax.detect import Detector, build_detector
+from m2det_jax.errors import InputError
 from m2det_jax.experiment import stored_config
 from m2det_jax.model import variable_shapes
 
@@ -52,19 +53,20 @@ def restore(
       ValueError: there is no such checkpoint, it is damaged, or an override does not fit.
     """
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-        raise ValueError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
+        raise InputError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
     with open_manager(workdir, read_only=True) as manager:
         step = _choose(manager, workdir, checkpoint)
         _refuse_damaged(manager, step)
         meta = _restore(manager, step, meta=ocp.args.JsonRestore()).meta
         if "config" not in meta:
-            raise ValueError(
+            raise InputError(
                 f"{workdir}: a backbone alone, no detector; train one from it with "
                 f"--config.model.backbone_weights={workdir}"
             )
         config = stored_config(meta, overrides, source=f"{workdir}, checkpoint {step}")
         validate(config)
-        class_names = tuple(meta["class_names"])
+        if not (class_names := tuple(meta.get("class_names", ()))):
+            raise _damaged(manager, step, "its meta has no class_names")
         detector = build_detector(config, class_names)
         item = ocp.args.StandardRestore(_abstract_variables(detector))
         variables = _restore(manager, step, model=item).model
@@ -87,8 +89,8 @@ def _restore(manager: ocp.CheckpointManager, step: int, **items):
         raise _damaged(manager, step, what) from error
 
 
-def _damaged(manager: ocp.CheckpointManager, step: int, what: str) -> ValueError:
-    return ValueError(
+def _damaged(manager: ocp.CheckpointManager, step: int, what: str) -> InputError:
+    return InputError(
         f"checkpoint {step} in {manager.directory} is damaged ({what}); give another one of "
         f"{sorted(manager.all_steps())}"
     )
@@ -101,9 +103,9 @@ def _choose(manager: ocp.CheckpointManager, workdir, checkpoint: str | int) -> i
     best = manager.best_step() if checkpoint == "best" else None
     if best is not None:
         return best
-    if str(checkpoint).isdigit() and int(checkpoint) in steps:
+    if str(checkpoint).isdecimal() and int(checkpoint) in steps:
         return int(checkpoint)
-    raise ValueError(
+    raise InputError(
         f"{workdir}: no checkpoint {checkpoint!r}; there are latest, best and the steps {steps}"
         if steps
         else f"{workdir}: no finished checkpoint there yet"

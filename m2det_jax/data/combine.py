@@ -52,7 +52,7 @@ def use_classes(index: DetectionIndex, class_names: Sequence[str], what: str) ->
     unknown = [name for name in index.class_names if name not in known]
     if unknown:
         remedy = class_remedy(unknown[0], tuple(class_names))
-        raise ValueError(
+        raise InputError(
             f"{what} has classes that the training set has not: {', '.join(unknown[:20])} "
             f"({unknown[0]}: {remedy}); rename or drop them with "
             "config.data.class_map, or name those to keep in config.data.labels_filter"
@@ -83,7 +83,7 @@ def concatenate(indices: Sequence[DetectionIndex]) -> DetectionIndex:
     paths = tuple(path for index in indices for path in index.image_paths)
     if len(set(paths)) < len(paths):
         twice = collections.Counter(paths).most_common(1)[0][0]
-        raise ValueError(f"two of the training sets have the image {twice}; leave one out")
+        raise InputError(f"two of the training sets have the image {twice}; leave one out")
     ids = tuple(index.original_image_id(i) for index in indices for i in range(index.num_images))
     known = all(index.image_ids for index in indices) and len(set(ids)) == len(ids)
     places = [index.places for index in indices]

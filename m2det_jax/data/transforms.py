@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from m2det_jax.data.box_rules import Window, stays
-from m2det_jax.data.images import load_image, reduction
+from m2det_jax.data.images import UnreadableImage, load_image, reduction
 from m2det_jax.data.settings import ResizeSettings
 
 Colors: TypeAlias = tuple[float, ...]  # a 3 x 4 matrix for Pillow's convert, row by row
@@ -161,9 +161,8 @@ def decode(
     try:
         return image, reduction(size, image.size)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not what it was when the data set was read: {error}"
-        ) from error
+        what = f"it is not what it was when the data set was read ({error})"
+        raise UnreadableImage(path, ValueError(what)) from error
 
 
 def cut_out(

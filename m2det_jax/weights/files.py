@@ -12,6 +12,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from m2det_jax.errors import InputError
+
 log = logging.getLogger("m2det_jax")
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -33,22 +35,22 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        raise ValueError(f"{path}: a folder; give the weights file in it")
+        raise InputError(f"{path}: a folder; give the weights file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}: not a readable .safetensors file ({error}); get it anew"
             ) from error
         except AttributeError as error:  # how safetensors says that numpy has no such dtype
-            raise ValueError(f"{path}: a dtype that numpy does not have ({error})") from error
+            raise InputError(f"{path}: a dtype that numpy does not have ({error})") from error
     elif path.suffix in TORCH_SUFFIXES:
         tensors = _read_torch(path)
     else:
-        raise ValueError(
+        raise InputError(
             f"{path}: unknown kind of weights file; give a .safetensors, or PyTorch's "
             f"{', '.join(TORCH_SUFFIXES)} (Keras .h5 files are not supported)"
         )
@@ -78,7 +80,7 @@ def write_tensors(
             # PyTorch's own tensors; numpy's read-only arrays would make it warn.
             torch.save({n: torch.from_numpy(np.array(t)) for n, t in tensors.items()}, partial)
         else:
-            raise ValueError(f"{path}: give a file name that ends in .safetensors or .pth")
+            raise InputError(f"{path}: give a file name that ends in .safetensors or .pth")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -88,7 +90,7 @@ def _torch(path: pathlib.Path):
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: {path.suffix} files need PyTorch, which is not installed: "
             "pip install '.[torch]' (or give a .safetensors file, which needs nothing)"
         ) from error
@@ -102,11 +104,11 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             warnings.simplefilter("ignore")  # of old pickle protocols; what matters is an error
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: refused, it {_asked_for(error)}; code from a weights file is never run"
         ) from error
     except Exception as error:  # a damaged file raises anything between EOFError and RuntimeError
-        raise ValueError(
+        raise InputError(
             f"{path}: damaged or cut off, or not a PyTorch file at all "
             f"({type(error).__name__}: {' '.join(str(error).split())[:80]})"
         ) from error
@@ -123,7 +125,7 @@ def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
     if isinstance(loaded, Mapping) and not holds_tensors(loaded):
         inner = [key for key in STATE_DICT_KEYS if holds_tensors(loaded.get(key))]
         if not inner:
-            raise ValueError(
+            raise InputError(
                 f"{path}: no state dict in it, under none of {', '.join(STATE_DICT_KEYS)}; "
                 f"its entries are {', '.join(map(str, list(loaded)[:20])) or 'none'}"
             )
@@ -131,13 +133,13 @@ def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
         rest = [str(key) for key in loaded if key != inner[0]]
         log.info("%s: the weights are under %r; not used: %s", path, inner[0], ", ".join(rest))
     if not holds_tensors(chosen):
-        raise ValueError(f"{path}: no state dict in it, but one {type(loaded).__name__}")
+        raise InputError(f"{path}: no state dict in it, but one {type(loaded).__name__}")
     strange = [str(name) for name, value in chosen.items() if not torch.is_tensor(value)]
     if strange:
-        raise ValueError(f"{path}: not tensors: {', '.join(strange[:20])}")
+        raise InputError(f"{path}: not tensors: {', '.join(strange[:20])}")
     unnamed = [repr(name) for name in chosen if not isinstance(name, str)]
     if unnamed:
-        raise ValueError(f"{path}: no state dict, its keys are no names: {', '.join(unnamed[:20])}")
+        raise InputError(f"{path}: no state dict, its keys are no names: {', '.join(unnamed[:20])}")
     return chosen
 
 
@@ -152,7 +154,7 @@ def _raise_if_no_plain_numbers(torch, tensors: Mapping, path: pathlib.Path) -> N
         or tensor.is_complex()
     ]
     if strange:
-        raise ValueError(f"{path}: not tensors of plain numbers: {', '.join(strange[:20])}")
+        raise InputError(f"{path}: not tensors of plain numbers: {', '.join(strange[:20])}")
 
 
 def _to_numpy(tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from m2det_jax.errors import InputError
 from m2det_jax.model import M2Det, variable_shapes
 from m2det_jax.weights.module_names import REDUCED_FC, tensor_names, vgg_indices
 from m2det_jax.weights.recognise import resnet_name
@@ -36,7 +37,7 @@ def official_fields(tensors: Mapping[str, np.ndarray], origin: str) -> dict:
     missing = [name for name in needed if name not in tensors or not np.ndim(tensors[name])]
     if missing or backbone is None:
         missing += [] if backbone else ["base.0.weight or base.layer1.0.conv1.weight"]
-        raise ValueError(
+        raise InputError(
             f"{origin}: not an official M2Det checkpoint, which would have {', '.join(missing)}; "
             "for a backbone alone use `m2det_jax.convert backbone`"
         )
@@ -110,7 +111,7 @@ def variables_to_official(
             state_dict[name] = placed
             first = _SHARED.sub(r"\1.0.", name)
             if not np.array_equal(state_dict.get(first, placed), placed):
-                raise ValueError(
+                raise InputError(
                     f"{path}: the official code has one module for {name} and {first}, but these "
                     "differ; train with share_base_reduction and sfam_shared"
                 )
@@ -190,12 +191,12 @@ def _shapes(model: M2Det) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _check(model: M2Det) -> None:
     if model.backbone not in BACKBONES or model.backbone_norm and model.backbone == "vgg16":
-        raise ValueError(
+        raise InputError(
             f"official weights: there are none with the backbone {model.backbone!r}"
             f"{' and BatchNorm' if model.backbone_norm else ''}, but with {', '.join(BACKBONES)}"
         )
     if model.tum_out != model.tum_width:
-        raise ValueError(
+        raise InputError(
             f"official weights: tum_out ({model.tum_out}) must equal tum_width "
             f"({model.tum_width}); see official_form()"
         )

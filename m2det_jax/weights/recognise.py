@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from m2det_jax.errors import InputError
+
 # Blocks in the stages of each depth, as their tensors show them.
 _RESNET_BLOCKS = {
     (2, 2, 2, 2): {False: "resnet18"},
@@ -51,7 +53,7 @@ def recognise(tensors: Mapping[str, np.ndarray], origin: str) -> Recognised:
         hint = "it looks like a whole M2Det, for which there is `m2det_jax.convert official`"
     else:
         hint = f"its first tensors are {', '.join(list(tensors)[:4]) or 'none'}"
-    raise ValueError(
+    raise InputError(
         f"{origin}: not the weights of a backbone that is known (torchvision's or timm's VGG16 and "
         "19, ResNet-18 to 152, MobileNetV2, DenseNet-121, 169 and 201, timm's MobileNetV1, or "
         f"SSD's vgg16_reducedfc); {hint}"

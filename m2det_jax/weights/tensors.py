@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from m2det_jax.errors import InputError
+
 # The last part of a name, ours to PyTorch's.
 TENSOR_NAMES = {
     "kernel": "weight",
@@ -89,4 +91,4 @@ def raise_if_any(what: str, problems: list[str]) -> None:
     """Raise a ValueError that lists all problems, one a line, if there are any."""
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ValueError(f"{what}: {count}\n" + "\n".join(problems))
+        raise InputError(f"{what}: {count}\n" + "\n".join(problems))

@@ -8,6 +8,7 @@ import yaml
 
 from m2det_jax.data.formats.placing import shortest
 from m2det_jax.data.index import DetectionIndex
+from m2det_jax.errors import InputError
 
 
 def write_voc(index: DetectionIndex, root: Path, split: str, stems: list[str]) -> None:
@@ -52,7 +53,7 @@ def kitti_names(class_names: tuple[str, ...]) -> list[str]:
     """
     names = ["_".join(name.split()) for name in class_names]
     if len(set(names)) < len(names) or "DontCare" in names:
-        raise ValueError(
+        raise InputError(
             f"KITTI cannot hold these classes, blanks becoming _: {', '.join(class_names)}"
         )
     return names
