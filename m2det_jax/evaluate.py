@@ -260,7 +260,9 @@ def _evaluate_restored(
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
-        prog="m2det-evaluate", description="Evaluate a trained detector on annotated images."
+        prog="m2det-evaluate",
+        description="Evaluate a trained detector on annotated images.",
+        conflict_handler="resolve",  # where training is imported too, absl has a flag --trust
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the training run")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")

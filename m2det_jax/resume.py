@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import orbax.checkpoint as ocp
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint, damage, data_record, devices
@@ -67,6 +68,8 @@ def start_or_resume(
     if found is None:
         raise FileNotFoundError(f"{manager.directory}: the checkpoints have just been removed")
     state, running, meta = found
+    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    log.info("parameters:\n%s", overview)
     log.info("resuming from step %d of %s", int(state.step), manager.directory)
     if config.init_from:
         log.info("config.init_from=%s is not read: the run goes on", config.init_from)
@@ -152,18 +155,18 @@ def changed_keys(before: ConfigDict, config: ConfigDict) -> tuple[list[str], lis
     return lines
 
 
-def own_files(workdir: pathlib.Path, *, fresh: bool) -> Outputs:
-    """Returns what a run writes the files by that people may take for, or mistake for, their own.
-
-    Args:
-      fresh: the workdir has no checkpoint, and so no files of a run that must go on.
+def claim_files(workdir: pathlib.Path) -> None:
+    """Refuses a workdir without checkpoints in which files of somebody else have a run's names.
 
     Raises:
-      ValueError: one of the names is taken by a file that no run wrote.
+      InputError: it names the file.
     """
+    Outputs(workdir, "train").claim(_REPLACED, appended=[HISTORY])
+
+
+def own_files(workdir: pathlib.Path) -> Outputs:
+    """Returns what a run writes the files by that people may take for their own, or change."""
     files = Outputs(workdir, "train")
-    if fresh:
-        files.claim(_REPLACED, appended=[HISTORY])
     if not (workdir / HISTORY).exists():
         files.write(HISTORY, "")
     # Versions before 0.2 noted nothing.

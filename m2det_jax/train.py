@@ -20,7 +20,7 @@ from m2det_jax.errors import InputError
 from m2det_jax.history import History
 from m2det_jax.outputs import Outputs
 from m2det_jax.prepare import Run, first_state, prepare
-from m2det_jax.resume import own_files, start_or_resume, what_is_left, write_config
+from m2det_jax.resume import claim_files, own_files, start_or_resume, what_is_left, write_config
 from m2det_jax.train_state import TrainState
 from m2det_jax.validation import Validation
 from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch
@@ -72,10 +72,9 @@ def run_locked(
     config = absolute_paths(config)  # of the folder that it is started in
     run = prepare(config, workdir)
     state = None if finished_steps(workdir) else first_state(config, run)
+    if state is not None and jax.process_index() == 0:
+        claim_files(workdir)
     lock.create()
-    files = None
-    if jax.process_index() == 0:
-        files = own_files(workdir, fresh=state is not None)
     running = place(IntervalMetrics.empty(), run.replicated)
     with contextlib.ExitStack() as stack:
         # Around the checkpoints, whose end waits for the last save.
@@ -87,6 +86,7 @@ def run_locked(
             run, state, running, manager, config, allow_config_change
         )
         step = int(state.step)
+        files = own_files(workdir) if jax.process_index() == 0 else None
         if files is not None:
             write_config(files, config)
         indices = run.train_index, run.val_index

@@ -207,7 +207,9 @@ def test_a_source_of_the_users_own(tmp_path, monkeypatch):
 
 
 def test_no_such_format(tmp_path):
-    with pytest.raises(ValueError, match=r"'coko': give csv, coco, .* or a Python module"):
+    with pytest.raises(
+        ValueError, match=r"'coko': not imported .* give csv, coco, .* or a Python module"
+    ):
         load_datasets(config_of("coko", tmp_path), tmp_path)
     with pytest.raises(ValueError, match="the module has no function read"):
         load_datasets(config_of("json.decoder", tmp_path), tmp_path)

@@ -332,7 +332,10 @@ def test_a_split_that_is_not_there_is_named(whole, tmp_path, format):
         (dict(root="x"), "--root needs the data set"),
         (dict(on_bad_box="drop"), "--on_bad_box needs the data set"),
         (dict(csv="a.csv", split="val"), "--csv FILE is short for --format csv --split FILE"),
-        (dict(format="coko", split="val"), "data format 'coko': give csv, coco, .* Python module"),
+        (
+            dict(format="coko", split="val"),
+            "data format 'coko': not imported .* give csv, coco, .* Python module",
+        ),
         (dict(split="val", class_map=["a"]), "--class_map 'a': give FROM=TO, or FROM= to drop"),
     ],
 )

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from m2det_jax import runtime
+from m2det_jax.errors import InputError
 
 YNN = "--xla_cpu_experimental_ynn_fusion_type="
 DETERMINISTIC = "--xla_gpu_deterministic_ops="
@@ -125,7 +126,7 @@ def test_what_terminals_obey_is_escaped_in_log_lines_and_errors(capsys):
     assert capsys.readouterr().err == "skipped: a\\x1b[31m\\r.jpg\nmore\n"
 
     def refuse():
-        raise ValueError("photo\x1b[2J.jpg: no such file")
+        raise InputError("photo\x1b[2J.jpg: no such file")
 
     with pytest.raises(SystemExit) as ended:
         runtime.one_line_errors(refuse)

@@ -101,8 +101,9 @@ def _let_go_at_exit() -> None:
     """
 
     def let_go() -> None:
-        gc.collect()
-        time.sleep(0.1)  # a thread of grain's removes what was let go
+        for _ in range(5):
+            gc.collect()
+            time.sleep(0.1)  # a thread of grain's removes what was let go
 
     atexit.register(let_go)
 

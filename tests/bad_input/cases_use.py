@@ -49,7 +49,7 @@ def stored(change):
     """Changes the meta of the newest checkpoint, without the checksums that would tell."""
 
     def make(root):
-        path = root / "run/checkpoints/00000006/meta/metadata"
+        path = root / "run/checkpoints/6/meta/metadata"
         meta = json.loads(path.read_text())
         change(meta)
         path.write_text(json.dumps(meta))
@@ -80,7 +80,7 @@ CASES = [
     *both("set infinity", RUN + "--set eval.soft_sigma=1e999", r"config\.eval\.soft_sigma=inf: give finite numbers"),
     *both("set half a list", RUN + "--set eval.test_sizes=[1,2", r"config\.eval\.test_sizes has '\[1,2': give sides or \(height, width\), 64 or more"),
     *both("unknown flag", RUN + "--nosuch", "unrecognized arguments: --nosuch", status=2),
-    *both("bit turned in the weights", RUN, r"checkpoint 6 in .*run/checkpoints is damaged .*model/.* has other contents than were written.*give another one of \[3, 6\]", make=flip("run/checkpoints/00000006/model/**/d/*")),
+    *both("bit turned in the weights", RUN, r"checkpoint 6 in .*run/checkpoints is damaged .*model/.* has other contents than were written.*give another one of \[3, 6\]", make=flip("run/checkpoints/6/model/**/d/*")),
     # Evaluate.
     evaluate("no workdir", "--csv val.csv", ("the following arguments are required: --workdir",), status=2),
     evaluate("no value behind a flag", RUN + "--csv", ("argument --csv: expected one argument",), status=2),
@@ -92,9 +92,9 @@ CASES = [
     evaluate("a class too many", RUN, (r"val\.csv:1: unknown class \(bird\); the classes are cat, dog",), {"val.csv": "c.png,5,6,30,25,bird\n"}),
     evaluate("validation emptied", RUN, (r"val\.csv: no rows; a row is path,x1",), {"val.csv": ""}),
     evaluate("validation image is text", RUN, (r"c\.png: not an image file that Pillow knows",), {"c.png": b"x"}),
-    evaluate("meta gone", RUN, (r"checkpoint 6 in .* is damaged .*meta/metadata is missing.*give another one",), make=remove("run/checkpoints/00000006/meta")),
-    evaluate("meta cut short", RUN, (r"checkpoint 6 in .* is damaged .*meta/metadata has 20 of \d+ bytes",), make=cut("run/checkpoints/00000006/meta/metadata", 20)),
-    evaluate("checksums emptied", RUN, (r"checkpoint 6 in .* is damaged .*checksums\.json is not what was written",), make=write("run/checkpoints/00000006/checksums.json", "{}")),
+    evaluate("meta gone", RUN, (r"checkpoint 6 in .* is damaged .*meta/metadata is missing.*give another one",), make=remove("run/checkpoints/6/meta")),
+    evaluate("meta cut short", RUN, (r"checkpoint 6 in .* is damaged .*meta/metadata has 20 of \d+ bytes",), make=cut("run/checkpoints/6/meta/metadata", 20)),
+    evaluate("checksums emptied", RUN, (r"checkpoint 6 in .* is damaged .*checksums\.json is not what was written",), make=write("run/checkpoints/6/checksums.json", "{}")),
     evaluate("backbone of another version", RUN, (r"config\.model\.backbone='x': give one of 'densenet121'",), make=stored(lambda meta: meta["config"]["model"].update(backbone="x"))),
     # Predict.
     predict("nothing to look at", RUN, ("the following arguments are required: PATH",), status=2),

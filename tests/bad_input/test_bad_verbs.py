@@ -16,6 +16,8 @@ import pytest
 from sound_sets import png
 from world import VERBS, Case, make_templates, prepare_folder, run
 
+from m2det_jax.outputs import MANIFEST
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CASES = cases_train.CASES + cases_use.CASES + cases_convert.CASES
 ROLES = ("train", "val", "classes")
@@ -101,5 +103,5 @@ def contents(folder) -> dict[str, bytes]:
     """Returns what is in every file by its path, but for links and pipes."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     # A run writes its config as it begins.
-    files = [path for path in files if path.name != "config.json"]
+    files = [path for path in files if path.name not in ("config.json", MANIFEST)]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}

@@ -28,6 +28,7 @@ from m2det_jax.devices import place
 from m2det_jax.experiment import load_experiment
 from m2det_jax.model import init_variables
 from m2det_jax.model.backbones import make_backbone
+from m2det_jax.outputs import Outputs
 from m2det_jax.watch import IntervalMetrics
 from m2det_jax.weights.backbones import BackboneWeights
 from m2det_jax.weights.preprocessing import IMAGENET
@@ -107,16 +108,18 @@ def make_templates(folder: Path) -> None:
         patch.chdir(folder)  # the paths of its data are relative
         config = load_experiment("tiny.py")
         run = prepare.prepare(config, Path("run"))
+        first = prepare.first_state(config, run)
         running = place(IntervalMetrics.empty(), run.replicated)
         names = run.train_index.class_names
         meta = checkpoint.make_meta(config, names, support.PROGRESS, run.fingerprints)
         with checkpoint.open_manager("run") as manager:
             for step, ap in ((3, 0.25), (6, 0.5)):
                 step = place(np.int32(step), run.replicated)
-                state = dataclasses.replace(run.state, step=step)
-                checkpoint.save(manager, state, running, meta, {"AP": ap})
-        resume.write_config(Path("run"), config)
-        model = ocp.args.StandardSave(run.state.eval_variables)
+                state = dataclasses.replace(first, step=step)
+                checkpoint.save(manager, state, running, meta)
+                checkpoint.record_evaluation(manager, int(step), {"AP": ap})
+        resume.write_config(Outputs(Path("run"), "train"), config)
+        model = ocp.args.StandardSave(state.eval_variables)
         with checkpoint.open_manager("converted") as manager:
             manager.save(0, args=ocp.args.Composite(model=model, meta=ocp.args.JsonSave(meta)))
     variables = init_variables(make_backbone("resnet18", width=0.125, norm=True), (64, 64), 0)

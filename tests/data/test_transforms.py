@@ -179,7 +179,7 @@ def test_reduced_decoding_is_hardly_seen(tmp_path):
 def test_changed_file_is_named(tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     options = ResizeSettings((64, 64))
-    with pytest.raises(ValueError, match=r"a.png is not what it was .* got \(30, 20\)"):
+    with pytest.raises(ValueError, match=r"a.png: it is not what it was .* got \(30, 20\)"):
         render(str(tmp_path / "a.png"), (20, 30), place_whole((20, 30), options), options)
 
 
