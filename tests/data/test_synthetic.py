@@ -230,3 +230,7 @@ def test_command_line(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     assert len(list(tmp_path.glob("train/*.jpg"))) == 3
     assert len(rows_of(tmp_path / "classes.csv")) == len(CLASS_NAMES)
+    (tmp_path / "train.csv").write_text("of the user")
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and "there is something already" in refused.stderr
+    assert (tmp_path / "train.csv").read_text() == "of the user"
