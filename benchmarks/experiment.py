@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from m2det_jax.config_checks import validate
-from m2det_jax.detect import Detector, build_detector
-from m2det_jax.experiment import load_experiment
+from m2det_jax.build import build_detector
+from m2det_jax.config.checks import validate
+from m2det_jax.config.experiments import load_experiment
+from m2det_jax.detector.detector import Detector
 from m2det_jax.model import init_variables
-from m2det_jax.model.flops import count_flops
+from m2det_jax.run.flops import count_flops
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: str = "vgg512") -> None:

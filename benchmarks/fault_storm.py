@@ -35,8 +35,8 @@ import absl.logging
 
 from benchmarks import faults
 from benchmarks.outcome import differences, outcome
-from m2det_jax.damage import finished_steps
 from m2det_jax.data.synthetic import draw_dataset
+from m2det_jax.run.checksums import finished_steps
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # 12 steps, 6 an epoch. Saves, log lines and evaluations fall together and apart.

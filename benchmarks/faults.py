@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from m2det_jax.damage import finished_steps, step_folder
+from m2det_jax.run.checksums import finished_steps, step_folder
 
 PATIENCE = 300  # seconds for whatever is waited for; after it the command counts as hanging
 ENDING = 15  # seconds for the other processes to follow the one that was killed

@@ -2,7 +2,7 @@
 
     python -m benchmarks.nms [--config vgg512] [--rounds 10]
 
-From raw outputs to detections as in `m2det_jax.detect`: sigmoid, decode, clip, class-wise NMS of
+From raw outputs to detections as in `m2det_jax.detector`: sigmoid, decode, clip, class-wise NMS of
 the image's 1,000 best (anchor, class) pairs, 300 out; at 512 px there are 32,760 anchors, with 80
 classes. Random boxes with scores as a trained detector gives them; see `trained_like_logits`. The
 forward pass and the matrix product are timed in turns with it.

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from m2det_jax.checkpoint import open_manager
-from m2det_jax.history import read_history
+from m2det_jax.run.checkpoint import open_manager
+from m2det_jax.run.history import read_history
 
 LEFT = {"checkpoints", "config.json", "history.jsonl", "tensorboard", "train_samples.png"}
 CLOCK = {"images_per_second", "data_wait_share"}

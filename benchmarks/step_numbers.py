@@ -11,15 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import experiment
-from m2det_jax import devices
-from m2det_jax.detect import Detector, build_detector
-from m2det_jax.evaluate import step_settings
+from m2det_jax.build import build_detector, step_settings
+from m2det_jax.detector.detector import Detector
 from m2det_jax.model import variable_shapes
-from m2det_jax.optimizer import make_optimizer, make_schedule
-from m2det_jax.plan import make_optimizer_settings, make_plan
-from m2det_jax.step_cost import read_cost
-from m2det_jax.train_state import create_train_state
-from m2det_jax.train_step import make_train_step
+from m2det_jax.run import devices
+from m2det_jax.run.cost import read_cost
+from m2det_jax.run.state import create_train_state
+from m2det_jax.training.optimizer import make_optimizer, make_schedule
+from m2det_jax.training.plan import make_optimizer_settings, make_plan
+from m2det_jax.training.step import make_train_step
 
 DEVICES, CLASSES, OBJECTS, NUM_IMAGES = 8, 80, 64, 1000
 SMALL = 2**16  # an all-reduce of fewer bytes takes as long as one of none

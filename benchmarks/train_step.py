@@ -15,13 +15,13 @@ import jax
 from ml_collections import ConfigDict
 
 from benchmarks import experiment, timing
-from m2det_jax.detect import Detector
-from m2det_jax.devices import place
-from m2det_jax.evaluate import step_settings
-from m2det_jax.optimizer import make_optimizer, make_schedule
-from m2det_jax.plan import make_optimizer_settings, make_plan
-from m2det_jax.train_state import TrainState, create_train_state
-from m2det_jax.train_step import make_train_step
+from m2det_jax.build import step_settings
+from m2det_jax.detector.detector import Detector
+from m2det_jax.run.devices import place
+from m2det_jax.run.state import TrainState, create_train_state
+from m2det_jax.training.optimizer import make_optimizer, make_schedule
+from m2det_jax.training.plan import make_optimizer_settings, make_plan
+from m2det_jax.training.step import make_train_step
 
 NUM_IMAGES = 1000  # of an imagined training set: gives the schedule a length
 

@@ -23,11 +23,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import experiment, timing
 from m2det_jax import runtime
-from m2det_jax.evaluate import step_settings
-from m2det_jax.history import read_history
-from m2det_jax.prepare import first_state, prepare
+from m2det_jax.build import step_settings
+from m2det_jax.detector.objective import losses_of, make_targets
+from m2det_jax.run.history import read_history
 from m2det_jax.train import open_batches, train
-from m2det_jax.train_step import losses_of, make_targets
+from m2det_jax.training.prepare import first_state, prepare
 
 MEMORY_LIMIT = 12 * 2**30
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

@@ -9,11 +9,11 @@ import tempfile
 
 import numpy as np
 
+from m2det_jax.build import augment_settings
 from m2det_jax.config import default_config
 from m2det_jax.data import read_classes, read_csv
-from m2det_jax.data.augment import augment
+from m2det_jax.data.augment.augment import augment
 from m2det_jax.data.synthetic import draw_dataset
-from m2det_jax.datasets import augment_settings
 from m2det_jax.draw import contact_sheet, draw_boxes
 
 # Each row: its title and the pipeline; all probabilities are 1 here.

@@ -10,7 +10,7 @@ width multiplier.
 Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
 """
 
-from m2det_jax.experiment import load_experiment
+from m2det_jax.config.experiments import load_experiment
 
 
 def get_config():

@@ -10,7 +10,7 @@ the first command asks for the same, which resnet101_320 does not need. The rate
 batch of 12 images. Hardware: meant for GPUs. Not run to the end here.
 """
 
-from m2det_jax.experiment import load_experiment
+from m2det_jax.config.experiments import load_experiment
 
 
 def get_config():

@@ -6,7 +6,7 @@
 The rate is meant for a batch of 16 images. Hardware: meant for GPUs. Not run to the end here.
 """
 
-from m2det_jax.experiment import load_experiment
+from m2det_jax.config.experiments import load_experiment
 
 
 def get_config():

@@ -68,7 +68,7 @@ def convert_dataset(options: argparse.Namespace) -> None:
       ValueError, OSError: the data are refused, or the output is not free.
     """
     # Imported late: `--help` and a misspelt flag answer at once.
-    from m2det_jax.data.formats.losses import losses
+    from m2det_jax.data.formats.not_held import losses
 
     output = pathlib.Path(options.output)
     _check_options(options)
@@ -105,7 +105,7 @@ def convert_dataset(options: argparse.Namespace) -> None:
 def _write(splits: dict, options: argparse.Namespace, output: pathlib.Path):
     """Writes into a folder beside or in the output, then moves it there; returns what was done."""
     from m2det_jax.data.formats.write import write_dataset
-    from m2det_jax.outputs import Outputs, new_folder
+    from m2det_jax.run.outputs import Outputs, new_folder
 
     def files_in(folder: pathlib.Path) -> list[str]:
         return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
@@ -180,7 +180,7 @@ def _is_inside(path: str, folder: pathlib.Path) -> bool:
 def _read(options: argparse.Namespace) -> list:
     """Returns the splits, with the same classes."""
     from m2det_jax.data import EFFECTS, KINDS, Source, inspect_dataset
-    from m2det_jax.data.combine import all_classes, map_classes, select_classes, use_classes
+    from m2det_jax.data.reading.combine import all_classes, map_classes, select_classes, use_classes
 
     pairs = [tuple(pair.partition("=")[::2]) for pair in options.class_map]
     splits, found = [], set()
@@ -242,7 +242,7 @@ def _check_chosen(options: argparse.Namespace, found: set[str], splits: list) ->
 
     found: the classes of all splits, before and after --class_map.
     """
-    from m2det_jax.data.csv_rows import class_remedy
+    from m2det_jax.data.reading.csv_rows import class_remedy
 
     mapped = [pair.partition("=")[0] for pair in options.class_map]
     for flag, names in (("class_map", mapped), ("labels_filter", options.labels_filter)):
@@ -261,7 +261,7 @@ def cli(argv: Sequence[str] | None = None) -> None:
     except (InputError, OSError) as error:
         if os.environ.get("M2DET_TRACEBACK"):
             raise
-        from m2det_jax.report.markup import printable_lines
+        from m2det_jax.pages.markup import printable_lines
 
         sys.exit(printable_lines(f"error: {in_words(error)}"))
     except KeyboardInterrupt:

@@ -15,14 +15,15 @@ from absl import app
 from absl.flags import argparse_flags
 from PIL import Image
 
-from m2det_jax import experiment, runtime
+from m2det_jax import runtime
+from m2det_jax.config import experiments
 from m2det_jax.data import load_image, read_classes, read_csv
 from m2det_jax.data.synthetic import draw_dataset
 from m2det_jax.draw import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate_checkpoint
-from m2det_jax.outputs import Outputs, new_folder
 from m2det_jax.predict import predict
-from m2det_jax.predict_outputs import detections_of
+from m2det_jax.predict.outputs import detections_of
+from m2det_jax.run.outputs import Outputs, new_folder
 from m2det_jax.train import train
 
 log = logging.getLogger("m2det_jax")
@@ -47,7 +48,7 @@ def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart
         log.info("drawing the data set in %s", data)
         with new_folder(data) as partial:
             draw_dataset(partial, seed=seed)
-    config = experiment.load_experiment(config_name)
+    config = experiments.load_experiment(config_name)
     config.seed = seed
     for name in ("train", "val", "classes"):
         config.data[f"{name}_csv"] = str(data / f"{name}.csv")

@@ -12,7 +12,7 @@ import pathlib
 
 from absl import app, flags
 
-from m2det_jax import command_line
+from m2det_jax.config import command_line
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, history, pictures. Default: runs/EXPERIMENT."

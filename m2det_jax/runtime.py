@@ -19,11 +19,11 @@ import absl.logging
 import jax
 import tqdm
 
-from m2det_jax import devices as cluster
 from m2det_jax.errors import BUG, InputError, in_words
-from m2det_jax.guard import Stopped
-from m2det_jax.memory import is_exhausted
-from m2det_jax.report.markup import printable_lines
+from m2det_jax.pages.markup import printable_lines
+from m2det_jax.run import devices as cluster
+from m2det_jax.run.guard import Stopped
+from m2det_jax.run.memory import is_exhausted
 
 log = logging.getLogger("m2det_jax")
 

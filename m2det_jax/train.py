@@ -9,21 +9,28 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import checkpoint, data_record, guard, memory, readers
-from m2det_jax.damage import finished_steps
+from m2det_jax.build import augment_settings, train_sizes
+from m2det_jax.config.paths import absolute_paths
 from m2det_jax.data import UnreadableImage, train_batches
-from m2det_jax.data_paths import absolute_paths
-from m2det_jax.datasets import augment_settings, train_sizes
-from m2det_jax.devices import leave_after, place, put_batch
+from m2det_jax.datasets import record
 from m2det_jax.draw import training_sheet
 from m2det_jax.errors import InputError
-from m2det_jax.history import History
-from m2det_jax.outputs import Outputs
-from m2det_jax.prepare import Run, first_state, prepare
-from m2det_jax.resume import claim_files, own_files, start_or_resume, what_is_left, write_config
-from m2det_jax.train_state import TrainState
-from m2det_jax.validation import Validation
-from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch
+from m2det_jax.run import checkpoint, guard, memory, readers
+from m2det_jax.run.checksums import finished_steps
+from m2det_jax.run.devices import leave_after, place, put_batch
+from m2det_jax.run.history import History
+from m2det_jax.run.outputs import Outputs
+from m2det_jax.run.progress import IntervalMetrics, NonFiniteLoss, Watch
+from m2det_jax.run.state import TrainState
+from m2det_jax.training.prepare import Run, first_state, prepare
+from m2det_jax.training.resume import (
+    claim_files,
+    own_files,
+    start_or_resume,
+    what_is_left,
+    write_config,
+)
+from m2det_jax.training.validation import Validation
 
 log = logging.getLogger("m2det_jax")
 
@@ -90,7 +97,7 @@ def run_locked(
         if files is not None:
             write_config(files, config)
         indices = run.train_index, run.val_index
-        data_record.remember(config, workdir, *indices, run.fingerprints, run.sizes)
+        record.remember(config, workdir, *indices, run.fingerprints, run.sizes)
         history = History(workdir, step, evaluated=evaluated, enabled=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(history))
         batches = stack.enter_context(contextlib.closing(open_batches(config, run, step)))

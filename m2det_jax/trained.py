@@ -9,13 +9,14 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from m2det_jax import damage
-from m2det_jax.checkpoint import first_line, open_manager
-from m2det_jax.config_checks import validate
-from m2det_jax.detect import Detector, build_detector
+from m2det_jax.build import build_detector
+from m2det_jax.config.checks import validate
+from m2det_jax.config.experiments import stored_config
+from m2det_jax.detector.detector import Detector
 from m2det_jax.errors import InputError
-from m2det_jax.experiment import stored_config
 from m2det_jax.model import variable_shapes
+from m2det_jax.run import checksums
+from m2det_jax.run.checkpoint import first_line, open_manager
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +77,8 @@ def restore(
 
 def _refuse_damaged(manager: ocp.CheckpointManager, step: int) -> None:
     # What only training reads, the larger part, need not be whole.
-    folder = damage.step_folder(pathlib.Path(manager.directory), step)
-    if found := damage.find_damage(folder, items=("model", "meta")):
+    folder = checksums.step_folder(pathlib.Path(manager.directory), step)
+    if found := checksums.find_damage(folder, items=("model", "meta")):
         raise _damaged(manager, step, found)
 
 

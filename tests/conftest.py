@@ -78,7 +78,7 @@ def tiny_run(drawn_files, tmp_path_factory):
     """One prepared tiny run, so that its step is compiled once for all tests."""
     import support
 
-    from m2det_jax.prepare import first_state, prepare
+    from m2det_jax.training.prepare import first_state, prepare
 
     config = support.tiny_config(drawn_files)
     with support.counted_traces() as traces:

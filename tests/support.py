@@ -12,19 +12,18 @@ import jax
 import numpy as np
 import pytest
 
-from m2det_jax import prepare
-from m2det_jax.checkpoint import drop_old, make_meta, open_manager, record_evaluation, save
+from m2det_jax.build import build_detector, step_settings
 from m2det_jax.config import default_config
 from m2det_jax.data.synthetic import DatasetFiles
-from m2det_jax.detect import build_detector
-from m2det_jax.devices import data_mesh, place, state_sharding
-from m2det_jax.evaluate import step_settings
 from m2det_jax.model import init_variables
-from m2det_jax.optimizer import make_optimizer, make_schedule
-from m2det_jax.plan import make_optimizer_settings, make_plan
-from m2det_jax.train_state import TrainState, create_train_state
-from m2det_jax.train_step import make_train_step
-from m2det_jax.watch import IntervalMetrics
+from m2det_jax.run.checkpoint import drop_old, make_meta, open_manager, record_evaluation, save
+from m2det_jax.run.devices import data_mesh, place, state_sharding
+from m2det_jax.run.progress import IntervalMetrics
+from m2det_jax.run.state import TrainState, create_train_state
+from m2det_jax.training import prepare
+from m2det_jax.training.optimizer import make_optimizer, make_schedule
+from m2det_jax.training.plan import make_optimizer_settings, make_plan
+from m2det_jax.training.step import make_train_step
 
 NUM_TRAIN, NUM_VAL = 24, 12
 

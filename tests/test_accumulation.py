@@ -10,12 +10,12 @@ import pytest
 import support
 from flax import linen as nn
 
-from m2det_jax import devices
-from m2det_jax.detect import build_detector
-from m2det_jax.evaluate import step_settings
+from m2det_jax.build import build_detector, step_settings
+from m2det_jax.detector.objective import losses_of, make_targets
 from m2det_jax.model.layers import batch_norm
-from m2det_jax.train_state import create_train_state
-from m2det_jax.train_step import losses_of, make_targets, make_train_step
+from m2det_jax.run import devices
+from m2det_jax.run.state import create_train_state
+from m2det_jax.training.step import make_train_step
 
 SIZE = (64, 96)
 MOMENTUM = 0.9

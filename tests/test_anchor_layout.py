@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax.anchor_layout import anchors_per_cell, make_anchors
-from m2det_jax.detect import build_detector
-from m2det_jax.experiment import load_experiment
+from m2det_jax.build import anchors_per_cell, build_detector, make_anchors
+from m2det_jax.config.experiments import load_experiment
 
 OFFICIAL = {
     "official_vgg320": 320,

@@ -195,7 +195,7 @@ def step_numbers():
 
 
 def test_all_reduces_are_read_from_a_compiled_program(step_numbers):
-    from m2det_jax.devices import data_mesh
+    from m2det_jax.run.devices import data_mesh
 
     replicated, by_batch = data_mesh()
 
@@ -250,7 +250,7 @@ def test_efficiency_by_hand(scaling):
 def test_what_the_backward_pass_needs_grows_with_the_batch(step_numbers):
     import support
 
-    from m2det_jax.detect import build_detector
+    from m2det_jax.build import build_detector
     from m2det_jax.model import variable_shapes
 
     def kept(batch_size, **overrides):

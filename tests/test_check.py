@@ -15,12 +15,12 @@ import support
 from PIL import Image
 from test_main import ONE_DEVICE, REPOSITORY
 
-from m2det_jax import convert_dataset, inspection
-from m2det_jax.anchor_layout import make_anchors
+from m2det_jax import convert_dataset
+from m2det_jax.build import build_detector, make_anchors
+from m2det_jax.check import inspection
+from m2det_jax.check.samples import choose
 from m2det_jax.data import read_classes
 from m2det_jax.data.synthetic import DatasetFiles
-from m2det_jax.detect import build_detector
-from m2det_jax.inspect_pictures import choose
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -7,8 +7,8 @@ import pytest
 from browser import Browser, find_chromium
 from PIL import Image
 
-from m2det_jax import report
-from m2det_jax.report import plots
+from m2det_jax import pages
+from m2det_jax.pages import plots
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium is installed (Debian's package: chromium)"
@@ -16,20 +16,20 @@ pytestmark = pytest.mark.skipif(
 HOSTILE = '<script>document.title = "broken"</script>'
 
 
-def finding(i: int) -> report.Finding:
+def finding(i: int) -> pages.Finding:
     severity = ("error", "warning", "note")[i % 3]
-    return report.Finding(
+    return pages.Finding(
         kind=f"kind-{i % 3}", severity=severity, split="train", file=f"dir{i}/train.csv",
         line=i + 1, item="", image=f"/data/{i}{HOSTILE}.jpg", what=f"number {i} {HOSTILE}",
         effect="stops", remedy="mend it",
     )  # fmt: skip
 
 
-def picture(i: int) -> report.Picture:
+def picture(i: int) -> pages.Picture:
     rng = np.random.default_rng(i)
     pixels = rng.integers(0, 255, (60, 100, 3), np.uint8)
     boxes = np.array([[5, 5, 40, 30], [50, 20, 90, 55]], np.float32)
-    return report.Picture(
+    return pages.Picture(
         image=Image.fromarray(pixels), size=(100, 60), title=f"picture {i}", reason="training",
         boxes=boxes, names=["a", HOSTILE], covered=np.array([True, i % 2 == 0]),
         best_iou=np.array([0.7, 0.3]), anchors=boxes[[0, 0, 1]] + 2, owners=np.array([0, 0, 1]),
@@ -42,21 +42,21 @@ def page(tmp_path_factory):
     figure = plots.histogram(
         np.array([0, 1, 2.0]), np.array([3, 4]), title="Plot", axis="IoU", ticks=(0, 1, 2)
     )
-    contents = report.Contents(
+    contents = pages.Contents(
         name=HOSTILE, facts=[("Input", HOSTILE)], tiles=[("12", "images", "of two splits")],
         refused=True,
-        groups=[report.Group(f"kind-{i}", f"Kind {i}", s, 100, "stops")
+        groups=[pages.Group(f"kind-{i}", f"Kind {i}", s, 100, "stops")
                 for i, s in enumerate(("error", "warning", "note"))],
         findings=[finding(i) for i in range(300)],
-        classes=[report.ClassRow("b", 5, 1, 3, 20.0, 0.5), report.ClassRow("a", 9, 2, 3, 10.0, 1.0),
-                 report.ClassRow(HOSTILE, 0, 0, 0, float("nan"), float("nan"))],
-        coverage={"Training boxes": [report.CoverageRow("small", 10, 4, 0.4)]},
+        classes=[pages.ClassRow("b", 5, 1, 3, 20.0, 0.5), pages.ClassRow("a", 9, 2, 3, 10.0, 1.0),
+                 pages.ClassRow(HOSTILE, 0, 0, 0, float("nan"), float("nan"))],
+        coverage={"Training boxes": [pages.CoverageRow("small", 10, 4, 0.4)]},
         figures={"Anchors": [figure], "Distributions": [figure, figure]},
         pictures=[picture(i) for i in range(4)], augmented=[picture(9), picture(10)],
         fit=None, threshold=0.5, notes=["sampled"],
     )  # fmt: skip
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report.render_page(contents), encoding="utf-8")
+    path.write_text(pages.render_page(contents), encoding="utf-8")
     return path
 
 

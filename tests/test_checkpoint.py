@@ -11,17 +11,17 @@ import support
 from support import PROGRESS, running_at, save_steps, state_at
 
 import m2det_jax
-from m2det_jax.checkpoint import (
+from m2det_jax.run.checkpoint import (
     make_meta,
     open_manager,
     record_evaluation,
     restore_latest,
     save,
 )
-from m2det_jax.devices import place
-from m2det_jax.resume import start_or_resume
+from m2det_jax.run.devices import place
+from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.trained import restore
-from m2det_jax.watch import IntervalMetrics
+from m2det_jax.training.resume import start_or_resume
 
 
 def latest(workdir, tiny_run):

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from m2det_jax import experiment
-from m2det_jax.config import default_config
-from m2det_jax.config_checks import validate, validate_classes
+from m2det_jax.config import default_config, experiments
+from m2det_jax.config.checks import validate, validate_classes
 
 
 def default(**overrides):
@@ -138,12 +137,12 @@ def test_the_ends_of_the_ranges_are_legal(overrides):
 
 def test_flatten_lists_every_leaf_once():
     config = default_config()
-    flat = experiment.flatten(config)
+    flat = experiments.flatten(config)
     assert flat["batch_size"] == 32
     assert flat["data.image_size"] == (512, 512)
     assert flat["optimizer.learning_rate"] == config.optimizer.learning_rate
     assert "data" not in flat
-    assert all(experiment.get(config, key) == value for key, value in flat.items())
+    assert all(experiments.get(config, key) == value for key, value in flat.items())
 
 
 @pytest.mark.parametrize(
@@ -158,13 +157,13 @@ def test_flatten_lists_every_leaf_once():
     ],
 )
 def test_nearest_key(misspelt, nearest):
-    assert experiment.nearest_key(default_config(), misspelt) == nearest
+    assert experiments.nearest_key(default_config(), misspelt) == nearest
 
 
 @pytest.mark.parametrize("name", ["vgg512", "experiments/vgg512.py", "vgg512.py"])
 def test_a_shipped_experiment_is_found_from_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = experiment.experiment_path(name)
+    path = experiments.experiment_path(name)
     assert path.is_file() and path.name == "vgg512.py"
 
 
@@ -179,15 +178,15 @@ def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
         "    config.seed = 77\n"
         "    return config\n"
     )
-    assert experiment.experiment_path("experiments/vgg512.py") == own
-    assert experiment.load_experiment("experiments/vgg512.py").seed == 77
-    assert experiment.load_experiment("vgg512").seed == 0
+    assert experiments.experiment_path("experiments/vgg512.py") == own
+    assert experiments.load_experiment("experiments/vgg512.py").seed == 77
+    assert experiments.load_experiment("vgg512").seed == 0
 
 
 @pytest.mark.parametrize("name", ["vgg1024", "elsewhere/vgg512.py"])
 def test_an_unknown_experiment_lists_the_shipped_ones(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=re.escape(name)) as caught:
-        experiment.experiment_path(name)
+        experiments.experiment_path(name)
     for shipped in ("quickstart", "vgg320", "vgg512", "vgg800"):
         assert shipped in str(caught.value)

@@ -11,13 +11,15 @@ import support
 import torch_state_dicts as torch_form
 from safetensors.numpy import load_file, save_file
 
-from m2det_jax import backbone_weights, convert, prepare
 from m2det_jax.config import default_config
+from m2det_jax.convert import __main__
 from m2det_jax.data import load_image, read_classes
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.predict import predict
 from m2det_jax.train import train
 from m2det_jax.trained import restore
+from m2det_jax.training import prepare
+from m2det_jax.weights import pretrained
 from m2det_jax.weights.preprocessing import CAFFE, IMAGENET
 
 THIN = 0.125
@@ -36,7 +38,7 @@ def get_config():
 
 
 def run(*arguments):
-    convert.cli([str(argument) for argument in arguments])
+    __main__.cli([str(argument) for argument in arguments])
 
 
 def error_of(*arguments) -> str:
@@ -177,19 +179,19 @@ def test_converted_weights_are_no_run_to_resume(converted, drawn_files, tmp_path
     config = support.short_config(drawn_files)
     folder = tmp_path / "backbone"
     weights = tiny_backbone(CAFFE)
-    backbone_weights.save(folder, weights, "x.pth")
+    pretrained.save(folder, weights, "x.pth")
     with pytest.raises(ValueError, match="holds converted weights.*--config.init_from"):
         train(config, folder)
     with pytest.raises(ValueError, match="a backbone alone.*--config.model.backbone_weights"):
         restore(folder)
     with pytest.raises(ValueError, match="no backbone there.*init_from"):
-        backbone_weights.read(converted)
+        pretrained.read(converted)
 
 
 def tiny_backbone(preprocessing):
-    return backbone_weights.BackboneWeights(
+    return pretrained.BackboneWeights(
         "vgg16", THIN, True, prepare.init_variables(
-            backbone_weights.make_backbone("vgg16", width=THIN, norm=True), (64, 64), seed=3
+            pretrained.make_backbone("vgg16", width=THIN, norm=True), (64, 64), seed=3
         ), preprocessing,
     )  # fmt: skip
 
@@ -211,31 +213,31 @@ def test_backbones_bring_their_preprocessing(tmp_path):
     right = dataclasses.asdict(CAFFE)
     for path in (file, folder):
         with pytest.raises(ValueError, match="want other images") as error:
-            backbone_weights.load_backbone(ssd_config(path))
+            pretrained.load_backbone(ssd_config(path))
         assert CAFFE.flags() in str(error.value)
         assert "--config.data.mean='(123.0, 117.0, 104.0)'" in CAFFE.flags()
         with pytest.raises(ValueError, match="want other images"):
-            backbone_weights.load_backbone(ssd_config(path, **right | {"channel_order": "rgb"}))
-        loaded = backbone_weights.load_backbone(ssd_config(path, **right))
-        support.assert_trees_equal(loaded, backbone_weights.read(file).variables)
-    support.assert_trees_equal(backbone_weights.load_backbone(ssd_config(other)), loaded)
+            pretrained.load_backbone(ssd_config(path, **right | {"channel_order": "rgb"}))
+        loaded = pretrained.load_backbone(ssd_config(path, **right))
+        support.assert_trees_equal(loaded, pretrained.read(file).variables)
+    support.assert_trees_equal(pretrained.load_backbone(ssd_config(other)), loaded)
     assert "exists already" in error_of("backbone", file, "--output", folder)
 
 
 def test_backbone_weights_of_another_network_name_the_keys(tmp_path):
-    backbone_weights.save(tmp_path / "b", tiny_backbone(IMAGENET), "x.pth")
+    pretrained.save(tmp_path / "b", tiny_backbone(IMAGENET), "x.pth")
     config = ssd_config(tmp_path / "b")
     config.model.backbone = "resnet18"
     with pytest.raises(ValueError) as error:
-        backbone_weights.load_backbone(config)
+        pretrained.load_backbone(config)
     assert "not for config.model.backbone=resnet18" in str(error.value)
     assert "--config.model.backbone=vgg16 --config.model.backbone_norm=True" in str(error.value)
     with pytest.raises(ValueError, match="no backbone there"):
-        backbone_weights.read(tmp_path)
+        pretrained.read(tmp_path)
 
 
 def test_a_run_starts_from_a_converted_backbone(tmp_path, drawn_files):
-    backbone_weights.save(tmp_path / "b", tiny_backbone(IMAGENET), "x.pth")
+    pretrained.save(tmp_path / "b", tiny_backbone(IMAGENET), "x.pth")
     config = support.tiny_config(drawn_files)
     config.model.backbone_weights = str(tmp_path / "b")
     detector = prepare.build_detector(config, ("a", "b"))

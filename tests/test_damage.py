@@ -8,14 +8,14 @@ import pytest
 import support
 from support import PROGRESS, running_at, save_steps, state_at
 
-from m2det_jax.checkpoint import (
+from m2det_jax.run.checkpoint import (
     make_meta,
     open_manager,
     record_evaluation,
     restore_latest,
     save,
 )
-from m2det_jax.damage import (
+from m2det_jax.run.checksums import (
     find_damage,
     finished_steps,
     has_checksums,

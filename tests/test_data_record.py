@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax import checkpoint, data_record
 from m2det_jax.config import default_config
+from m2det_jax.config.paths import absolute_paths
 from m2det_jax.data import read_csv, write_classes, write_csv
 from m2det_jax.data.formats.write import write_dataset
-from m2det_jax.data_paths import absolute_paths
-from m2det_jax.datasets import fingerprint, load_datasets, load_validation
-from m2det_jax.resume import refuse_other_run
+from m2det_jax.datasets import record
+from m2det_jax.datasets.loading import fingerprint, load_datasets, load_validation
+from m2det_jax.run import checkpoint
+from m2det_jax.training.resume import refuse_other_run
 
 NAMES = [f"{i:02d}.png" for i in range(10)]
 
@@ -74,7 +75,7 @@ def csv_data(tmp_path):
 
 def start(config, workdir, allowed=False):
     """Starts a run as far as the data go; resumes where `trained` has left a checkpoint."""
-    sizes = data_record.size_cache(workdir)
+    sizes = record.size_cache(workdir)
     train, val = load_datasets(config, workdir, sizes)
     prints = {"training": fingerprint(train), "validation": fingerprint(val)}
     run = types.SimpleNamespace(train_index=train, val_index=val, fingerprints=prints)
@@ -82,7 +83,7 @@ def start(config, workdir, allowed=False):
         meta = json.loads((workdir / "meta.json").read_text())
         refuse_other_run(meta, config, run, workdir / "checkpoints", allowed)
     workdir.mkdir(exist_ok=True)
-    data_record.remember(config, workdir, train, val, prints, sizes)
+    record.remember(config, workdir, train, val, prints, sizes)
     return run
 
 
@@ -369,7 +370,7 @@ def test_names_that_are_no_plain_lines(csv_data, tmp_path):
 
 def test_regions_and_flags_count(csv_data):
     index = read_csv(csv_data.folder / "train.csv", ("cell",))
-    note = data_record.note_images(index, str(csv_data.folder))
+    note = record.note_images(index, str(csv_data.folder))
     flagged = dataclasses.replace(index, difficult=np.arange(20) == 3)
     crowd = dataclasses.replace(
         index,
@@ -378,7 +379,5 @@ def test_regions_and_flags_count(csv_data):
         region_offsets=np.array([0, 0, *[1] * 9], np.int64),
     )
     for other in (flagged, crowd):
-        changes = data_record.describe_changes(
-            note, data_record.note_images(other, str(csv_data.folder))
-        )
+        changes = record.describe_changes(note, record.note_images(other, str(csv_data.folder)))
         assert changes == ["1 box of 1 image changed (images/01.png)"]

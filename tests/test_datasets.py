@@ -11,11 +11,11 @@ import support
 from PIL import Image
 
 from m2det_jax.config import default_config
-from m2det_jax.config_checks import FORMATS, validate
+from m2det_jax.config.checks import FORMATS, validate
 from m2det_jax.data import DataError, read_classes, read_csv
+from m2det_jax.data.formats.sources import READERS
 from m2det_jax.data.formats.write import write_dataset
-from m2det_jax.data.sources import READERS
-from m2det_jax.datasets import inspect_datasets, load_datasets, load_validation
+from m2det_jax.datasets.loading import inspect_datasets, load_datasets, load_validation
 
 VALIDATION = {"csv": "val_csv"}
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax import checkpoint, devices, evaluate, prepare
+from m2det_jax import build
 from m2det_jax.data import read_classes, read_csv
-from m2det_jax.watch import IntervalMetrics
+from m2det_jax.detector import evaluation
+from m2det_jax.run import checkpoint, devices
+from m2det_jax.run.progress import IntervalMetrics
+from m2det_jax.training import prepare
 
 STEPS = 20
 EARLY = 5  # steps after which the weights are compared
@@ -138,9 +141,9 @@ def evaluated(count: int, state, index):
     # Scores as they are after 20 steps would all fall below the usual threshold.
     suppression = small.detector.suppression.at_threshold(0.005)
     detector = dataclasses.replace(small.detector, suppression=suppression)
-    step = jax.jit(evaluate.make_eval_step(detector, evaluate.step_settings(small.config)))
+    step = jax.jit(evaluation.make_eval_step(detector, build.step_settings(small.config)))
     variables = jax.device_put(state.eval_variables, small.replicated)
-    return evaluate.evaluate(
+    return evaluation.evaluate(
         step, variables, index, detector, batch_size=8, sharding=small.by_batch
     )
 

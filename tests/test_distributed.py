@@ -14,9 +14,10 @@ import pytest
 import support
 from jax._src import clusters, distributed
 
-from m2det_jax import devices, runtime
-from m2det_jax.checkpoint import open_manager
-from m2det_jax.history import read_history
+from m2det_jax import runtime
+from m2det_jax.run import devices
+from m2det_jax.run.checkpoint import open_manager
+from m2det_jax.run.history import read_history
 from m2det_jax.trained import restore
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

@@ -11,12 +11,14 @@ import support
 from PIL import Image
 from support import short_config
 
-from m2det_jax import checkpoint, devices, train, validation
+from m2det_jax import train
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.data.synthetic import DatasetFiles
-from m2det_jax.devices import place
-from m2det_jax.history import read_history
-from m2det_jax.watch import IntervalMetrics
+from m2det_jax.run import checkpoint, devices
+from m2det_jax.run.devices import place
+from m2det_jax.run.history import read_history
+from m2det_jax.run.progress import IntervalMetrics
+from m2det_jax.training import validation
 
 WALL_CLOCK = {"images_per_second", "data_wait_share"}
 

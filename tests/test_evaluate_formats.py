@@ -21,12 +21,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.numpy import save_file
 
-from m2det_jax import convert, evaluate
-from m2det_jax.config_checks import FORMATS
+from m2det_jax import evaluate
+from m2det_jax.config.checks import FORMATS
+from m2det_jax.convert import __main__
 from m2det_jax.data import DataError, read_classes, read_csv
 from m2det_jax.data.formats.write import write_dataset
 from m2det_jax.evaluate import evaluate_checkpoint
-from m2det_jax.metrics import COCO_FIGURES
+from m2det_jax.metrics.coco import COCO_FIGURES
 from m2det_jax.ops import Detections
 from m2det_jax.trained import restore
 from m2det_jax.weights.class_names import COCO as COCO_NAMES
@@ -392,7 +393,7 @@ def test_converted_weights_carry_the_category_ids_of_coco(val, tmp_path, monkeyp
         "    config.anchors.steps = ()\n    config.eval.score_threshold = 0.005\n"
         "    return config\n"
     )
-    convert.cli(["official", str(tmp_path / "m2det.safetensors"), "--workdir",
+    __main__.cli(["official", str(tmp_path / "m2det.safetensors"), "--workdir",
                  str(tmp_path / "run"), "--config", str(tmp_path / "tiny.py"),
                  "--classes", "coco"])  # fmt: skip
     restored = restore(tmp_path / "run")

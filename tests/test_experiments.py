@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 import support
 
+from m2det_jax.build import augment_settings, build_detector, step_settings
 from m2det_jax.config import default_config
-from m2det_jax.config_checks import validate
+from m2det_jax.config.checks import validate
+from m2det_jax.config.experiments import experiments_dir, flatten, load_experiment, stored_config
 from m2det_jax.data import AugmentSettings
-from m2det_jax.datasets import augment_settings
-from m2det_jax.detect import build_detector
-from m2det_jax.evaluate import step_settings
-from m2det_jax.experiment import experiments_dir, flatten, load_experiment, stored_config
 from m2det_jax.model import variable_shapes
-from m2det_jax.optimizer import make_schedule
-from m2det_jax.plan import make_optimizer_settings, make_plan
-from m2det_jax.train_state import create_train_state
+from m2det_jax.run.state import create_train_state
+from m2det_jax.training.optimizer import make_schedule
+from m2det_jax.training.plan import make_optimizer_settings, make_plan
 
 CLASSES = tuple(f"class{i}" for i in range(5))
 NAMES = sorted(path.stem for path in experiments_dir().glob("*.py"))

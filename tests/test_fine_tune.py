@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax import backbone_weights
+from m2det_jax.build import build_detector
 from m2det_jax.data.synthetic import DatasetFiles
-from m2det_jax.detect import build_detector
 from m2det_jax.model import is_class_output
-from m2det_jax.plan import make_optimizer_settings, make_plan
-from m2det_jax.prepare import initial_variables
 from m2det_jax.train import train
 from m2det_jax.trained import restore
+from m2det_jax.training.plan import make_optimizer_settings, make_plan
+from m2det_jax.training.prepare import initial_variables
+from m2det_jax.weights import pretrained
 from m2det_jax.weights.backbones import BackboneWeights
 from m2det_jax.weights.preprocessing import IMAGENET
 
@@ -142,7 +142,7 @@ def test_a_backbone_alone_is_no_start(tmp_path, tiny_run):
     kernel = np.zeros((3, 3, 3, 64), np.float32)
     variables = {"params": {"conv1_1": {"conv": {"kernel": kernel}}}, "batch_stats": {}}
     weights = BackboneWeights("vgg16", 1.0, True, variables, IMAGENET)
-    backbone_weights.save(tmp_path / "vgg16", weights, "a test")
+    pretrained.save(tmp_path / "vgg16", weights, "a test")
     with pytest.raises(ValueError, match="a backbone alone.*backbone_weights="):
         start(tmp_path / "vgg16", tiny_run.run.train_index.class_names)
 

@@ -14,8 +14,9 @@ import time
 
 import pytest
 
-from m2det_jax import guard, runtime
-from m2det_jax.guard import Stopped, StopSignals, WorkdirLock, disk_trouble
+from m2det_jax import runtime
+from m2det_jax.run import guard
+from m2det_jax.run.guard import Stopped, StopSignals, WorkdirLock, disk_trouble
 
 OWNER = """
 import pathlib, sys

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from m2det_jax.history import History, read_history
+from m2det_jax.run.history import History, read_history
 
 
 def events(workdir) -> list[Event]:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import pytest
 import support
 
+from m2det_jax.build import build_detector
 from m2det_jax.config import default_config
-from m2det_jax.detect import build_detector
 from m2det_jax.model import variable_shapes
-from m2det_jax.train_state import create_train_state
+from m2det_jax.run.state import create_train_state
 
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
 # Computed once per step whatever is split: the three loss terms, the positives, the predicates

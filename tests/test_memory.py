@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax import memory, runtime, step_cost, train, validation
-from m2det_jax.compiled_step import CompiledStep
+from m2det_jax import runtime, train
+from m2det_jax.run import cost, memory
+from m2det_jax.training import validation
+from m2det_jax.training.compiled_step import CompiledStep
 
 GIB = 2**30
 SETTINGS = memory.MemorySettings(
@@ -22,7 +24,7 @@ SETTINGS = memory.MemorySettings(
     sharding="replicated",
     num_devices=1,
 )
-COST = step_cost.StepCost(
+COST = cost.StepCost(
     flops=9 * 10**12,
     compiler_flops=8 * 10**12,
     arguments=3 * GIB,
@@ -269,9 +271,9 @@ def test_one_line_for_memory_of_any_kind():
      (999 * GIB, "999 GiB"), (10 * GIB, "10.0 GiB")],
 )  # fmt: skip
 def test_bytes_are_readable(count, text):
-    assert step_cost.readable_bytes(count) == text
+    assert cost.readable_bytes(count) == text
 
 
 def test_operations_are_readable():
-    assert step_cost.readable_flops(24.363e9) == "24.4 GFLOP"
-    assert step_cost.readable_flops(2.96e15) == "2.96 PFLOP"
+    assert cost.readable_flops(24.363e9) == "24.4 GFLOP"
+    assert cost.readable_flops(2.96e15) == "2.96 PFLOP"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from m2det_jax.data import DetectionIndex
-from m2det_jax.metrics import (
+from m2det_jax.metrics.coco import (
     COCO_FIGURES,
     ImageDetections,
     average_precision,

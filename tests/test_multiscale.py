@@ -10,14 +10,14 @@ import support
 from PIL import Image
 
 from m2det_jax import ops
-from m2det_jax.anchor_layout import make_anchors
+from m2det_jax.build import build_detector, make_anchors, make_views
 from m2det_jax.data import read_classes, read_csv
-from m2det_jax.detect import Detector, build_detector
+from m2det_jax.detector.detector import Detector
+from m2det_jax.detector.views import MultiScale, Views, detector_at
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.model import feature_map_sizes
-from m2det_jax.multiscale import MultiScale, Views, detector_at, make_views
 from m2det_jax.predict import predict
-from m2det_jax.predict_outputs import detections_of
+from m2det_jax.predict.outputs import detections_of
 from m2det_jax.trained import restore
 
 NAMES = ("cat", "dog")

@@ -11,11 +11,12 @@ import pytest
 import support
 from PIL import Image
 
-from m2det_jax import conversion, convert_dataset, demo, train
+from m2det_jax import convert_dataset, demo, train
+from m2det_jax.check.inspection import inspect
+from m2det_jax.convert import conversion
 from m2det_jax.evaluate import evaluate_checkpoint
-from m2det_jax.inspection import inspect
-from m2det_jax.outputs import MANIFEST
 from m2det_jax.predict import predict
+from m2det_jax.run.outputs import MANIFEST
 
 
 class Verb(NamedTuple):

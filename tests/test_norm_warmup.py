@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax.evaluate import step_settings
-from m2det_jax.train_step import eval_losses
+from m2det_jax.build import step_settings
+from m2det_jax.detector.objective import eval_losses
 
 MOMENTUM = 0.9
 STEPS = 8

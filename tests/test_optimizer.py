@@ -9,13 +9,13 @@ import optax
 import pytest
 import support
 
-from m2det_jax.optimizer import (
+from m2det_jax.training.optimizer import (
     OptimizerSettings,
     make_optimizer,
     make_schedule,
     scaled_learning_rate,
 )
-from m2det_jax.plan import make_optimizer_settings, make_plan
+from m2det_jax.training.plan import make_optimizer_settings, make_plan
 
 SETTINGS = OptimizerSettings(
     name="sgd",

@@ -13,8 +13,9 @@ import pytest
 import support
 from support import running_at, save_steps, state_at
 
-from m2det_jax import damage, train
-from m2det_jax.checkpoint import open_manager, restore_latest
+from m2det_jax import train
+from m2det_jax.run import checksums
+from m2det_jax.run.checkpoint import open_manager, restore_latest
 from m2det_jax.trained import restore
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "checkpoints.md"
@@ -101,7 +102,7 @@ def test_damage_in_a_folder_with_an_old_name(old, tiny_run):
     shutil.rmtree(old / "checkpoints" / "00000584" / "train")
     with open_manager(old) as manager:
         assert manager.all_steps() == [9]
-    assert damage.finished_steps(old) == [9]
+    assert checksums.finished_steps(old) == [9]
     assert (old / "damaged" / "00000584").is_dir()
 
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from m2det_jax.data.formats.placing import distinct_names
-from m2det_jax.outputs import MANIFEST, Outputs, new_folder, refuse_existing
+from m2det_jax.data.image_files import distinct_names
+from m2det_jax.run.outputs import MANIFEST, Outputs, new_folder, refuse_existing
 
 
 def outputs_of(folder, verb="predict") -> Outputs:

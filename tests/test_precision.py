@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax.detect import build_detector
+from m2det_jax.build import build_detector
 from m2det_jax.model import init_variables
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax import predict as verb
-from m2det_jax import predict_outputs, runtime
-from m2det_jax.detections import one_behind
-from m2det_jax.predict import predict
-from m2det_jax.predict_inputs import picture_names
+from m2det_jax import runtime
+from m2det_jax.metrics.detections import one_behind
+from m2det_jax.predict import __main__, outputs, predict
+from m2det_jax.predict import run as verb
+from m2det_jax.predict.inputs import picture_names
 from m2det_jax.trained import restore
 
 
@@ -107,7 +107,7 @@ def run(monkeypatch, *arguments) -> int:
     """The exit status of the command."""
     monkeypatch.setattr(runtime, "start", lambda: None)
     try:
-        verb.main(verb._parser().parse_args([str(argument) for argument in arguments]))
+        __main__.main(__main__._parser().parse_args([str(argument) for argument in arguments]))
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
     return 0
@@ -252,9 +252,7 @@ def test_an_interruption_leaves_whole_lines_and_pictures(whole, tmp_path, monkey
     if at == "batch":
         monkeypatch.setattr(verb.Record, "batch", interrupted(verb.Record.batch))
     else:
-        monkeypatch.setattr(
-            predict_outputs.Drawer, "__call__", interrupted(predict_outputs.Drawer.__call__)
-        )
+        monkeypatch.setattr(outputs.Drawer, "__call__", interrupted(outputs.Drawer.__call__))
     with pytest.raises(KeyboardInterrupt):
         predict(whole[0], paths, output=str(out))
     lines = (out / "predictions.jsonl").read_text()
@@ -270,8 +268,8 @@ def test_an_interruption_leaves_whole_lines_and_pictures(whole, tmp_path, monkey
 
 def test_pictures_are_drawn_beside_and_a_bounded_number_waits(whole, tmp_path, monkeypatch):
     paths = [str(photo(tmp_path / "in" / f"{i:02d}.jpg")) for i in range(24)]
-    monkeypatch.setattr(predict_outputs.readers, "usable_cores", lambda: 2)
-    most, threads, append = [], set(), predict_outputs.Drawer.__call__
+    monkeypatch.setattr(outputs.readers, "usable_cores", lambda: 2)
+    most, threads, append = [], set(), outputs.Drawer.__call__
 
     def counting(self, found):
         append(self, found)
@@ -281,8 +279,8 @@ def test_pictures_are_drawn_beside_and_a_bounded_number_waits(whole, tmp_path, m
         threads.add(threading.current_thread().name)
         return Image.new("RGB", (9, 9))
 
-    monkeypatch.setattr(predict_outputs.Drawer, "__call__", counting)
-    monkeypatch.setattr(predict_outputs, "draw_boxes", draw)
+    monkeypatch.setattr(outputs.Drawer, "__call__", counting)
+    monkeypatch.setattr(outputs, "draw_boxes", draw)
     predict(whole[0], paths, output=str(tmp_path / "out"))
     assert max(most) == 4 and len(most) == 24 and len(list((tmp_path / "out").glob("*.jpg"))) == 24
     assert threads and all(name.startswith("draw") for name in threads)
@@ -290,14 +288,14 @@ def test_pictures_are_drawn_beside_and_a_bounded_number_waits(whole, tmp_path, m
 
 def test_a_picture_that_cannot_be_drawn_is_said(whole, tmp_path, monkeypatch, said, capsys):
     paths = [str(photo(tmp_path / f"{name}.png")) for name in "ab"]
-    load = predict_outputs.load_image
+    load = outputs.load_image
 
     def too_large(path):
         if path == paths[0]:
             raise ValueError("there is not enough memory for its pixels")
         return load(path)
 
-    monkeypatch.setattr(predict_outputs, "load_image", too_large)
+    monkeypatch.setattr(outputs, "load_image", too_large)
     done = predict(whole[0], paths, output=str(tmp_path / "out"))
     assert (done.images, done.undrawn) == (
         2,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax.detect import build_detector
-from m2det_jax.plan import make_plan
-from m2det_jax.prepare import initial_variables
+from m2det_jax.build import build_detector
+from m2det_jax.training.plan import make_plan
+from m2det_jax.training.prepare import initial_variables
 
 NAMES = ("cat", "dog")
 

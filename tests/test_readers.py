@@ -6,10 +6,10 @@ import types
 import numpy as np
 import pytest
 
-from m2det_jax import readers
 from m2det_jax.config import default_config
-from m2det_jax.config_checks import validate
-from m2det_jax.readers import Host, choose_readers
+from m2det_jax.config.checks import validate
+from m2det_jax.run import readers
+from m2det_jax.run.readers import Host, choose_readers
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,17 @@ import support
 from ml_collections import ConfigDict
 from PIL import Image
 
-from m2det_jax import checkpoint, command_line, resume, train
-from m2det_jax.config import FREE_KEYS, default_config
+from m2det_jax import train
+from m2det_jax.config import FREE_KEYS, command_line, default_config
+from m2det_jax.config.experiments import flatten, get, load_experiment
 from m2det_jax.data.synthetic import DatasetFiles
-from m2det_jax.devices import place
-from m2det_jax.experiment import flatten, get, load_experiment
-from m2det_jax.history import read_history
-from m2det_jax.outputs import Outputs
-from m2det_jax.resume import changed_keys, refuse_other_run, what_is_left
-from m2det_jax.watch import IntervalMetrics
+from m2det_jax.run import checkpoint
+from m2det_jax.run.devices import place
+from m2det_jax.run.history import read_history
+from m2det_jax.run.outputs import Outputs
+from m2det_jax.run.progress import IntervalMetrics
+from m2det_jax.training import resume
+from m2det_jax.training.resume import changed_keys, refuse_other_run, what_is_left
 
 
 @pytest.fixture

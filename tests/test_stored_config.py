@@ -13,15 +13,15 @@ from PIL import Image
 
 from m2det_jax import __version__, restore
 from m2det_jax.config import default_config
+from m2det_jax.config.experiments import flatten, stored_config
+from m2det_jax.config.paths import absolute_paths, find_paths, relative_paths
+from m2det_jax.config.stored import get_config
 from m2det_jax.data.synthetic import DatasetFiles
-from m2det_jax.data_paths import absolute_paths, find_paths, relative_paths
-from m2det_jax.datasets import load_datasets, load_validation
+from m2det_jax.datasets.loading import load_datasets, load_validation
 from m2det_jax.evaluate import evaluate_checkpoint
-from m2det_jax.experiment import flatten, stored_config
-from m2det_jax.outputs import Outputs
-from m2det_jax.resume import changed_keys, refuse_other_run, write_config
-from m2det_jax.stored_config import get_config
+from m2det_jax.run.outputs import Outputs
 from m2det_jax.train import train
+from m2det_jax.training.resume import changed_keys, refuse_other_run, write_config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 

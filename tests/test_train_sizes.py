@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import support
 
-from m2det_jax import prepare
-from m2det_jax.data.sampling import size_of_step
-from m2det_jax.detect import build_detector
-from m2det_jax.devices import place
+from m2det_jax.build import build_detector
+from m2det_jax.data.feeding.sampling import size_of_step
 from m2det_jax.model import feature_map_sizes
-from m2det_jax.plan import images_of_epoch, make_plan
+from m2det_jax.run.devices import place
 from m2det_jax.train import open_batches
+from m2det_jax.training import prepare
+from m2det_jax.training.plan import images_of_epoch, make_plan
 
 SIZES = ((64, 96), (96, 64))
 # Little to compile; two maps at both sizes.

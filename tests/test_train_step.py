@@ -9,12 +9,11 @@ import optax
 import pytest
 import support
 
-from m2det_jax.detect import build_detector
-from m2det_jax.devices import place
-from m2det_jax.evaluate import step_settings
+from m2det_jax.build import build_detector, step_settings
 from m2det_jax.model import init_variables
-from m2det_jax.train_state import create_train_state
-from m2det_jax.train_step import make_train_step
+from m2det_jax.run.devices import place
+from m2det_jax.run.state import create_train_state
+from m2det_jax.training.step import make_train_step
 
 NAMES = tuple(f"class{i}" for i in range(8))
 

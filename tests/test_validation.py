@@ -12,11 +12,14 @@ import pytest
 from support import leaves, short_config
 
 from benchmarks.outcome import differences, outcome
-from m2det_jax import evaluate, guard, memory, train, validation
-from m2det_jax.damage import finished_steps
+from m2det_jax import train
 from m2det_jax.data import read_csv
-from m2det_jax.history import read_history
-from m2det_jax.prepare import prepare
+from m2det_jax.detector import evaluation
+from m2det_jax.run import guard, memory
+from m2det_jax.run.checksums import finished_steps
+from m2det_jax.run.history import read_history
+from m2det_jax.training import validation
+from m2det_jax.training.prepare import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +67,7 @@ def fail_once(monkeypatch, error: BaseException, step_of_failure: int = 1) -> No
         calls.append(1)
         if len(calls) == step_of_failure:
             raise error
-        return evaluate.evaluate(*args, **kwargs)
+        return evaluation.evaluate(*args, **kwargs)
 
     monkeypatch.setattr(validation, "evaluate", failing)
 
@@ -119,7 +122,7 @@ def test_a_signal_is_heard_between_batches(moment, drawn_files, tmp_path, monkey
             between()
             seen.append(1)
 
-        return evaluate.evaluate(eval_step, *args, between=before_a_batch, **kwargs)
+        return evaluation.evaluate(eval_step, *args, between=before_a_batch, **kwargs)
 
     signals = guard.StopSignals()
     monkeypatch.setattr(train.guard, "StopSignals", lambda: signals)
@@ -194,7 +197,7 @@ def test_there_is_one_state_on_the_devices(drawn_files, tmp_path, monkeypatch):
 
     def looking(*args, **kwargs):
         live.append(live_bytes() - before)
-        return evaluate.evaluate(*args, **kwargs)
+        return evaluation.evaluate(*args, **kwargs)
 
     monkeypatch.setattr(validation, "evaluate", looking)
     config.max_steps = 4

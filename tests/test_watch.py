@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m2det_jax.history import History, read_history
-from m2det_jax.watch import IntervalMetrics, NonFiniteLoss, Watch, log
+from m2det_jax.run.history import History, read_history
+from m2det_jax.run.progress import IntervalMetrics, NonFiniteLoss, Watch, log
 
 NAMES = ["loss", "loss_class", "loss_box", "num_positives", "grad_norm", "learning_rate"]
 

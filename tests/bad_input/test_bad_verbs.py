@@ -16,7 +16,7 @@ import pytest
 from sound_sets import png
 from world import VERBS, Case, make_templates, prepare_folder, run
 
-from m2det_jax.outputs import MANIFEST
+from m2det_jax.run.outputs import MANIFEST
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CASES = cases_train.CASES + cases_use.CASES + cases_convert.CASES

@@ -23,13 +23,15 @@ from absl import app, flags
 from absl.flags import argparse_flags
 from sound_sets import SOUND, Content, png, write_files
 
-from m2det_jax import backbone_weights, checkpoint, prepare, resume
-from m2det_jax.devices import place
-from m2det_jax.experiment import load_experiment
+from m2det_jax.config.experiments import load_experiment
 from m2det_jax.model import init_variables
 from m2det_jax.model.backbones import make_backbone
-from m2det_jax.outputs import Outputs
-from m2det_jax.watch import IntervalMetrics
+from m2det_jax.run import checkpoint
+from m2det_jax.run.devices import place
+from m2det_jax.run.outputs import Outputs
+from m2det_jax.run.progress import IntervalMetrics
+from m2det_jax.training import prepare, resume
+from m2det_jax.weights import pretrained
 from m2det_jax.weights.backbones import BackboneWeights
 from m2det_jax.weights.preprocessing import IMAGENET
 
@@ -124,7 +126,7 @@ def make_templates(folder: Path) -> None:
             manager.save(0, args=ocp.args.Composite(model=model, meta=ocp.args.JsonSave(meta)))
     variables = init_variables(make_backbone("resnet18", width=0.125, norm=True), (64, 64), 0)
     weights = BackboneWeights("resnet18", 0.125, True, variables, IMAGENET)
-    backbone_weights.save(folder / "backbone", weights, "resnet18.pth")
+    pretrained.save(folder / "backbone", weights, "resnet18.pth")
 
 
 def prepare_folder(case: Case, folder: Path, templates: Path) -> None:

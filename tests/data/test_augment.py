@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data.affine import compose, random_matrix
-from m2det_jax.data.augment import STEPS, augment, mix
-from m2det_jax.data.canvas import Sample, boxes_in_plane, finish, whole
+from m2det_jax.data.augment.affine import compose, random_matrix
+from m2det_jax.data.augment.augment import STEPS, augment, mix
+from m2det_jax.data.augment.canvas import Sample, boxes_in_plane, finish, whole
+from m2det_jax.data.augment.settings import STEP_NAMES, AugmentSettings
+from m2det_jax.data.augment.transforms import scale_to_fit
 from m2det_jax.data.index import DetectionIndex
-from m2det_jax.data.settings import STEP_NAMES, AugmentSettings
-from m2det_jax.data.transforms import scale_to_fit
 
 SIZES = ((200, 140), (120, 180), (160, 160), (240, 120), (150, 130), (180, 200))
 GREY = (120, 120, 120)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from m2det_jax.data.box_checks import check_boxes, check_classes
+from m2det_jax.check.boxes import check_boxes, check_classes
 from m2det_jax.data.index import DetectionIndex
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data.color import color_matrix, compose
-from m2det_jax.data.settings import AugmentSettings
+from m2det_jax.data.augment.color import color_matrix, compose
+from m2det_jax.data.augment.settings import AugmentSettings
 
 NEUTRAL = {"brightness": 0.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
 COLORS = np.random.default_rng(0).integers(60, 180, (16, 16, 3)).astype(np.uint8)

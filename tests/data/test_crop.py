@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from m2det_jax.data import crop
-from m2det_jax.data.crop import CROP_RULES, crop_window
+from m2det_jax.data.augment import crop
+from m2det_jax.data.augment.crop import CROP_RULES, crop_window
 
 SIZE = (300, 200)
 BOXES = np.array([[10, 20, 120, 160], [200, 50, 240, 80], [280, 180, 300, 200]], np.float32)

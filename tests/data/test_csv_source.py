@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from m2det_jax.data import DataError, read_classes, read_csv, write_classes, write_csv
-from m2det_jax.data.csv_rows import RowReader
 from m2det_jax.data.errors import Findings
+from m2det_jax.data.reading.csv_rows import RowReader
 
 CLASSES = ("disc", "ring", "a, b")
 

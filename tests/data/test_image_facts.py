@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data import image_facts
-from m2det_jax.data.file_checks import check_files, check_repeats
-from m2det_jax.data.image_facts import iterate_facts, read_facts
+from m2det_jax.check import image_facts
+from m2det_jax.check.files import check_files, check_repeats
+from m2det_jax.check.image_facts import iterate_facts, read_facts
 
 SIZE = (40, 30)
 

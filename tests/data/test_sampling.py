@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from m2det_jax.data.describe import describe_augmentation, describe_sampling
-from m2det_jax.data.index import DetectionIndex
-from m2det_jax.data.sampling import (
+from m2det_jax.data.augment.settings import AugmentSettings
+from m2det_jax.data.feeding.describe import describe_augmentation, describe_sampling
+from m2det_jax.data.feeding.sampling import (
     EpochOrder,
     class_factors,
     epoch_length,
@@ -16,7 +16,7 @@ from m2det_jax.data.sampling import (
     image_factors,
     size_of_step,
 )
-from m2det_jax.data.settings import AugmentSettings
+from m2det_jax.data.index import DetectionIndex
 
 
 def index_of(labels_by_image, num_classes):

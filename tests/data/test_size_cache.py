@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from m2det_jax.data import size_cache
+from m2det_jax.data.formats.sources import Source, inspect_dataset
 from m2det_jax.data.size_cache import SizeCache
-from m2det_jax.data.sources import Source, inspect_dataset
 
 HOUR = 3_600_000_000_000  # nanoseconds
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m2det_jax.check import statistics as stats
 from m2det_jax.data import ResizeSettings, eval_batches, read_csv
-from m2det_jax.data import statistics as stats
 
 
 @pytest.mark.parametrize("mode", ["stretch", "letterbox"])

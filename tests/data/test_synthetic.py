@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from m2det_jax.data import read_classes, read_csv
-from m2det_jax.data.scenes import (
+from m2det_jax.data.synthetic import draw_dataset
+from m2det_jax.data.synthetic.scenes import (
     MIN_CONTRAST,
     MIN_CONTRAST_SHARE,
     MIN_VISIBLE,
@@ -17,8 +18,7 @@ from m2det_jax.data.scenes import (
     draw_scene,
     luminance,
 )
-from m2det_jax.data.shapes import CLASS_NAMES, MIN_SIDE, object_masks
-from m2det_jax.data.synthetic import draw_dataset
+from m2det_jax.data.synthetic.shapes import CLASS_NAMES, MIN_SIDE, object_masks
 
 SIZES = [(192, 256), (240, 160), (64, 90)]
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from m2det_jax.data.augment import augment, crop, expand
-from m2det_jax.data.canvas import whole
+from m2det_jax.data.augment.augment import augment, crop, expand
+from m2det_jax.data.augment.canvas import whole
+from m2det_jax.data.augment.settings import AugmentSettings, ResizeSettings
+from m2det_jax.data.augment.transforms import map_boxes, mirror_boxes, place, place_whole, render
 from m2det_jax.data.index import DetectionIndex
-from m2det_jax.data.settings import AugmentSettings, ResizeSettings
-from m2det_jax.data.transforms import map_boxes, mirror_boxes, place, place_whole, render
 
 PLAIN = {"photometric_probability": 0.0}
 FILL = (7, 77, 7)

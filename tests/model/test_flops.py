@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from m2det_jax.model import M2Det, official_form, variable_shapes
-from m2det_jax.model.flops import count_flops
+from m2det_jax.run.flops import count_flops
 
 
 def _conv(x, kernel, groups=1):

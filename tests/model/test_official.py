@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 
 from m2det_jax.model import M2Det, official_form
-from m2det_jax.weights.official import (
-    official_fields,
-    official_to_variables,
-    variables_to_official,
-)
+from m2det_jax.weights.official import official_fields, official_to_variables, variables_to_official
 
 CASES = ["vgg16_320_sfam_c21", "vgg16_320_nosfam_c21", "resnet50_320_sfam_c21"]
 

@@ -7,33 +7,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax import report
-from m2det_jax.report import pictures, plots
-from m2det_jax.report.markup import escape, percent, printable, shorten
-from m2det_jax.report.tables import MAX_ROWS, listed
+from m2det_jax import pages
+from m2det_jax.pages import pictures, plots
+from m2det_jax.pages.markup import escape, percent, printable, shorten
+from m2det_jax.pages.tables import MAX_ROWS, listed
 
-EMPTY = report.Contents(
+EMPTY = pages.Contents(
     name="x", facts=[], tiles=[], refused=False, groups=[], findings=[], classes=[], coverage={},
     figures={}, pictures=[], augmented=[], fit=None, threshold=0.5, notes=[],
 )  # fmt: skip
 
 
-def noise(i: int, side: int = 1200) -> report.Picture:
+def noise(i: int, side: int = 1200) -> pages.Picture:
     pixels = np.random.default_rng(i).integers(0, 255, (side, side, 3), np.uint8)
     none = np.zeros((0, 4), np.float32)
-    return report.Picture(
+    return pages.Picture(
         Image.fromarray(pixels), (side, side), f"p{i}", "", none, [], np.zeros(0, bool),
         np.zeros(0), none, np.zeros(0, np.int64),
     )  # fmt: skip
 
 
-def finding(kind: str, severity: str, number: int) -> report.Finding:
+def finding(kind: str, severity: str, number: int) -> pages.Finding:
     text = f"{number} " + "x" * 2000
-    return report.Finding(kind, severity, "train", text, 1, "", text, text, "effect", text)
+    return pages.Finding(kind, severity, "train", text, 1, "", text, text, "effect", text)
 
 
 def test_nothing_at_all():
-    page = report.render_page(EMPTY)
+    page = pages.render_page(EMPTY)
     assert "Nothing was found" in page and page.count("No picture to show") == 2
 
 
@@ -47,18 +47,18 @@ def test_pictures_are_reduced_until_they_fit():
 
 
 def test_the_page_stays_below_its_limit(monkeypatch):
-    monkeypatch.setattr(report.page, "MAX_BYTES", 3_000_000)
+    monkeypatch.setattr(pages.page, "MAX_BYTES", 3_000_000)
     groups = [
-        report.Group("a", "A", "note", 10**6, "effect"),
-        report.Group("b", "B", "error", 5, "effect"),
+        pages.Group("a", "A", "note", 10**6, "effect"),
+        pages.Group("b", "B", "error", 5, "effect"),
     ]
     findings = [finding("a", "note", i) for i in range(4000)]
     findings += [finding("b", "error", i) for i in range(5)]
     contents = dataclasses.replace(
         EMPTY, groups=groups, findings=findings, pictures=[noise(i) for i in range(6)],
-        classes=[report.ClassRow("c" * 3000, 1, 1, 1, 1.0, 1.0)] * 2000,
+        classes=[pages.ClassRow("c" * 3000, 1, 1, 1, 1.0, 1.0)] * 2000,
     )  # fmt: skip
-    page = report.render_page(contents)
+    page = pages.render_page(contents)
     assert len(page.encode()) < 3_000_000
     assert "findings.json beside this page has them all" in page
     assert "500 rarest classes are not listed" in page
@@ -111,7 +111,7 @@ def test_summary_is_one_line_a_finding():
     odd = finding("b", "error", 1)
     odd = dataclasses.replace(odd, what="two\nlines", file="a.csv", line=3, image="", remedy="")
     contents = dataclasses.replace(
-        EMPTY, groups=[report.Group("b", "B", "error", 9, "effect")], findings=[odd]
+        EMPTY, groups=[pages.Group("b", "B", "error", 9, "effect")], findings=[odd]
     )
-    text = report.render_summary(contents)
+    text = pages.render_summary(contents)
     assert "a.csv:3: two\\nlines" in text and "and 6 more" in text

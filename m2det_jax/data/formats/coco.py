@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from m2det_jax.data.csv_rows import resolve
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import read_text
 from m2det_jax.data.formats.json_stream import JsonError, stream_lists
-from m2det_jax.data.rows import Rows
+from m2det_jax.data.reading.csv_rows import resolve
+from m2det_jax.data.reading.rows import Rows
 
 _LISTS = ("images", "annotations", "categories")
 _NUMBERS = {int, float}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from m2det_jax.data.csv_source import class_list
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import SMALL, read_text
-from m2det_jax.data.rows import Rows
+from m2det_jax.data.reading.csv_source import class_list
+from m2det_jax.data.reading.rows import Rows
 
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
 

@@ -20,7 +20,7 @@ from m2det_jax.data.formats.gather import (
     parse_number,
     read_ids,
 )
-from m2det_jax.data.rows import Rows
+from m2det_jax.data.reading.rows import Rows
 
 _EDGES = ("left", "top", "right", "bottom")
 _COLUMNS = 15

@@ -13,11 +13,11 @@ the descriptions, or those under parent_label.
 import json
 from pathlib import Path
 
-from m2det_jax.data.csv_rows import class_remedy, read_records
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import SMALL, read_text
 from m2det_jax.data.formats.gather import Gather, images_by_stem, parse_number
-from m2det_jax.data.rows import Rows
+from m2det_jax.data.reading.csv_rows import class_remedy, read_records
+from m2det_jax.data.reading.rows import Rows
 
 _CORNERS = ("XMin", "YMin", "XMax", "YMax")
 _COLUMNS = ("ImageID", "LabelName", *_CORNERS)

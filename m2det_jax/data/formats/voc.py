@@ -20,7 +20,7 @@ from m2det_jax.data.formats.gather import (
     read_ids,
 )
 from m2det_jax.data.formats.xml_tree import Node, XmlError, parse_xml
-from m2det_jax.data.rows import Rows
+from m2det_jax.data.reading.rows import Rows
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from m2det_jax.data.csv_source import write_classes
-from m2det_jax.data.formats.placing import place_image, unique_stems
 from m2det_jax.data.formats.write_tables import write_coco, write_csv_set, write_openimages
 from m2det_jax.data.formats.write_texts import (
     kitti_names,
@@ -14,7 +12,9 @@ from m2det_jax.data.formats.write_texts import (
     write_yolo,
     write_yolo_yaml,
 )
+from m2det_jax.data.image_files import place_image, unique_stems
 from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.reading.csv_source import write_classes
 
 # Where the images of a split lie; the first two need not have them there.
 _FOLDERS = {

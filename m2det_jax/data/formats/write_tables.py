@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from m2det_jax.data.csv_source import write_classes, write_csv
 from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.reading.csv_source import write_classes, write_csv
 
 
 def write_csv_set(index: DetectionIndex, root: Path, split: str) -> None:

@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 import yaml
 
-from m2det_jax.data.formats.placing import shortest
+from m2det_jax.data.image_files import shortest
 from m2det_jax.data.index import DetectionIndex
 from m2det_jax.errors import InputError
 

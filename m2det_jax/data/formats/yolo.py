@@ -17,12 +17,12 @@ import math
 import os
 from pathlib import Path
 
-from m2det_jax.data.csv_rows import resolve
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import SMALL, read_text
 from m2det_jax.data.formats.gather import IMAGE_SUFFIXES, Gather, parse_number, read_ids
 from m2det_jax.data.formats.yaml_text import YamlError, parse_yaml
-from m2det_jax.data.rows import Rows
+from m2det_jax.data.reading.csv_rows import resolve
+from m2det_jax.data.reading.rows import Rows
 
 _NAMES = ("cx", "cy", "width", "height")
 _FORM = "a line is class cx cy width height, the last four as shares of the image's sides"

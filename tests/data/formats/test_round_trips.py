@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from m2det_jax.data import DataError, DetectionIndex, Source, inspect_dataset, read_dataset
-from m2det_jax.data.formats.losses import losses
+from m2det_jax.data.formats.not_held import losses
 from m2det_jax.data.formats.write import write_dataset
-from m2det_jax.metrics import ImageDetections, coco_metrics
+from m2det_jax.metrics.coco import ImageDetections, coco_metrics
 
 FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
 NAMES = ("bird", "blue car", "ring")

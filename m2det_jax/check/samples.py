@@ -1,0 +1,122 @@
+"""The pictures of a check: which to show, and how anchors match their boxes."""
+
+import itertools
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from m2det_jax.build import augment_settings
+from m2det_jax.check.anchors import Anchors
+from m2det_jax.data import DetectionIndex, ResizeSettings, load_image, train_batches
+from m2det_jax.data.augment.transforms import place_whole
+from m2det_jax.ops.coverage import aligned_iou
+from m2det_jax.pages import Picture
+from m2det_jax.pages.pictures import reduce
+
+_SPLITS = {"train": "training", "val": "validation"}
+
+
+def choose(
+    index: DetectionIndex, reached: np.ndarray, remarked: set[str], readable: np.ndarray, count: int
+) -> list[tuple[int, str]]:
+    """Chooses images worth looking at: [(image, reason)], the same ones every time.
+
+    A third each: most boxes without an anchor, images with findings, and any; what a third lacks,
+    the last one gets.
+
+    Args:
+        reached: bool [K], an anchor reaches the box.
+        remarked: paths of images with findings.
+        readable: bool [N].
+    """
+    rng = np.random.default_rng(0)
+    images = np.repeat(np.arange(index.num_images), index.counts)
+    missed = np.bincount(images[~reached], minlength=index.num_images)
+    worst = [int(i) for i in np.argsort(-missed, kind="stable")[: 4 * count] if missed[i]]
+    found = [i for i, path in enumerate(index.image_paths) if path in remarked]
+    found = rng.permutation(found).tolist()
+    anyone = rng.permutation(index.num_images).tolist()
+    chosen: dict[int, str] = {}
+    for limit, candidates, reason in (
+        (-(-count // 3), worst, "most boxes without an anchor"),
+        (-(-2 * count // 3), found, "has findings"),
+        (count, anyone, "drawn at random"),
+    ):
+        fresh = (i for i in candidates if readable[i] and i not in chosen)
+        chosen |= {int(i): reason for i in itertools.islice(fresh, max(limit - len(chosen), 0))}
+    return list(chosen.items())
+
+
+def whole_picture(
+    index: DetectionIndex,
+    image: int,
+    reason: str,
+    *,
+    split: str,
+    resize: ResizeSettings,
+    anchors: Anchors,
+) -> Picture:
+    """Returns an image as it is, with boxes and positive anchors in its own pixels."""
+    size = tuple(int(side) for side in index.sizes[image])
+    placement = place_whole(size, resize)
+    scale, offset = np.tile(placement.scale, 2), np.tile(placement.offset, 2)
+    boxes, labels = index.objects(image)
+    network = (boxes * scale + offset).astype(np.float32)
+    picture = _matched(network, labels, index.class_names, anchors)
+    return Picture(
+        image=reduce(load_image(index.image_paths[image])),
+        size=size,
+        title=index.image_paths[image].rpartition("/")[2],
+        reason=f"{_SPLITS[split]}, {reason}",
+        **picture | {"boxes": boxes, "anchors": (picture["anchors"] - offset) / scale},
+    )
+
+
+def augmented_pictures(
+    config: ConfigDict, index: DetectionIndex, anchors: Anchors, count: int
+) -> list[Picture]:
+    """Returns the first training samples of a run, as its pipeline makes them."""
+    if not index.num_images or not count:
+        return []
+    height, width = config.data.image_size
+    with train_batches(
+        index,
+        settings=augment_settings(config),
+        batch_size=count,
+        seed=config.seed,
+        repeat_threshold=config.data.repeat_threshold,
+    ) as batches:
+        batch = next(batches)
+    pictures = []
+    for i, image_id in enumerate(batch["image_id"]):
+        mask = batch["mask"][i]
+        pictures.append(
+            Picture(
+                image=Image.fromarray(batch["image"][i]),
+                size=(width, height),
+                title=index.image_paths[image_id].rpartition("/")[2],
+                reason=f"augmented to {width} x {height}",
+                **_matched(
+                    batch["boxes"][i][mask], batch["labels"][i][mask], index.class_names, anchors
+                ),
+            )
+        )
+    return pictures
+
+
+def _matched(boxes: np.ndarray, labels: np.ndarray, class_names, anchors: Anchors) -> dict:
+    """Returns the fields of a Picture that matching gives; boxes in network pixels."""
+    positives, owners = anchors.positives(boxes)
+    overlap = aligned_iou(anchors.boxes[positives], boxes[owners])
+    covered = np.zeros(len(boxes), bool)
+    # A box whose every anchor went to a neighbour has the forced one alone, as one out of reach.
+    covered[owners[overlap >= anchors.positive_threshold]] = True
+    return dict(
+        boxes=boxes,
+        names=[class_names[label] for label in labels],
+        covered=covered,
+        best_iou=anchors.overlaps(boxes),
+        anchors=anchors.boxes[positives],
+        owners=owners,
+    )

@@ -1,0 +1,8 @@
+"""What `python -m m2det_jax.convert` does: weights of other programs in and out."""
+
+
+def cli(argv: list[str] | None = None) -> None:
+    """Entry point of `m2det-convert`."""
+    from m2det_jax.convert.__main__ import cli as run
+
+    run(argv)

@@ -1,0 +1,1 @@
+"""Batches of an index: sampling, decoding, augmentation, in threads and processes."""

@@ -1,0 +1,1 @@
+"""Which images a config names for training, validation and evaluation, and what is kept of them."""

@@ -1,0 +1,217 @@
+"""What a workdir keeps of its data: which images are for validation, and what all of them were.
+
+Never a copy of the annotations, which are read anew at every start:
+  split/val.txt       the images of a validation part that was split off, one a line
+  data_record.json    names and digests by which a change is found and named, and where the data lay
+  image_sizes.json    sizes of the images, see `SizeCache`
+Workdirs of older versions have split/train.csv and split/val.csv in place of the first. These are
+left alone, and read for what was decided and what the annotations were.
+"""
+
+import json
+import logging
+import os
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from m2det_jax.config.paths import RECORD, relative_paths
+from m2det_jax.data import DetectionIndex, Findings, read_classes, split_by_image
+from m2det_jax.data.changes import Note, align, describe_changes, image_names, note_images, shown
+from m2det_jax.data.files import write_whole
+from m2det_jax.data.reading.csv_source import read_csv_rows
+from m2det_jax.data.size_cache import SizeCache
+from m2det_jax.datasets.splits import names_validation
+from m2det_jax.errors import InputError
+from m2det_jax.run.checksums import finished_steps
+
+log = logging.getLogger("m2det_jax")
+
+ROLES = {"training": "train", "validation": "val"}
+_FORMAT = 1
+
+
+def size_cache(workdir: pathlib.Path) -> SizeCache:
+    """Returns the cache of image sizes of a workdir, empty where there is none."""
+    return SizeCache(workdir / "image_sizes.json")
+
+
+def image_root(data: ConfigDict) -> str:
+    """Returns the folder from which images are named in a workdir."""
+    folder = os.path.dirname(data.train_csv) if data.format == "csv" else data.root
+    return os.path.abspath(folder)
+
+
+def split_off(
+    config: ConfigDict, workdir: pathlib.Path, whole: DetectionIndex
+) -> tuple[DetectionIndex, DetectionIndex]:
+    """Splits the training images in (training, validation), as an earlier start has decided.
+
+    The images that were for validation stay it, and new ones are for training. Where nothing was
+    decided, or another seed or fraction is asked for before anything is trained, it is by seed.
+
+    Raises:
+      ValueError: none of the images that were for validation is there, or no other ones are.
+    """
+    listed, file = _listed(workdir)
+    drawn = split_by_image(whole, config.data.val_fraction, config.seed)
+    begun = bool(finished_steps(workdir))
+    if listed is not None:
+        names = image_names(whole.image_paths, image_root(config.data))
+        found = align(listed, names)
+        chosen = set(found.values())
+        held_out = np.array([name in chosen for name in names])
+        possible = held_out.any() and not held_out.all()
+        asked = [config.seed, config.data.val_fraction]
+        if begun or (possible and _read(workdir).get("split", asked) == asked):
+            if not possible:
+                raise InputError(
+                    f"{file} lists {len(listed)} images for validation, of which {len(found)} are "
+                    f"among the {whole.num_images} of the data set; give the data of this run, or "
+                    "another --workdir"
+                )
+            _log_kept(file, listed, found, whole.num_images)
+            return whole.subset(np.flatnonzero(~held_out)), whole.subset(np.flatnonzero(held_out))
+        log.info("nothing is trained yet: config.seed, config.data.val_fraction or all images are "
+                 "others than when %s was written, and it is decided anew", file)  # fmt: skip
+    log.info("split off %d of %d images for validation, see %s", drawn[1].num_images,
+             whole.num_images, _list_file(workdir))  # fmt: skip
+    return drawn
+
+
+def _log_kept(file: pathlib.Path, listed: list[str], found: dict, number: int) -> None:
+    log.info("validation: %d of %d images, those listed in %s", len(found), number, file)
+    if gone := [name for name in listed if name not in found]:
+        log.warning("%d of the %d images listed in %s are no longer in the data %s", len(gone),
+                    len(listed), file, shown(gone))  # fmt: skip
+
+
+def _list_file(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / "split" / "val.txt"
+
+
+def _listed(workdir: pathlib.Path) -> tuple[list[str] | None, pathlib.Path]:
+    """Returns the names of the images for validation that were decided, and the file with them."""
+    file = _list_file(workdir)
+    if file.is_file():
+        # People may write one: with whatever their editor puts at its beginning.
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        return [name for name in text.split("\n") if name], file
+    old = workdir / "split" / "val.csv"
+    index = _read_copy(old)
+    if index is None:
+        return None, file
+    return image_names(index.image_paths, str(old.parent)), old
+
+
+def what_changed(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    what: str,
+    index: DetectionIndex,
+    before: str | None = None,
+) -> str:
+    """Says how the "training" or "validation" set differs from what it was; "": nothing is known.
+
+    Args:
+      before: the fingerprint that it had then; None: what it was at the last start.
+    """
+    noted = _read(workdir).get(what)
+    if noted and before in (None, noted["fingerprint"]):
+        old = noted["images"]
+    else:
+        old = _note_copy(workdir / "split" / f"{ROLES[what]}.csv")
+    return ", ".join(describe_changes(old, _note(config, index))) if old else ""
+
+
+def log_changes(config: ConfigDict, workdir: pathlib.Path, **parts: DetectionIndex) -> None:
+    """Logs how the data of a run that has trained nothing yet differ from its last start."""
+    for what, index in parts.items():
+        if found := what_changed(config, workdir, what, index):
+            log.info("%s: %s since the last start", what, found)
+
+
+def remember(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    train: DetectionIndex,
+    val: DetectionIndex,
+    fingerprints: dict[str, str],
+    sizes: SizeCache,
+) -> None:
+    """Notes the data that a run goes on with, once it is not refused; process 0 does.
+
+    Args:
+      fingerprints: of "training" and "validation", as checkpoints have them.
+
+    Raises:
+      OSError: the disk is full, or the folder gone.
+    """
+    if jax.process_index() != 0:
+        return
+    split = None
+    if not names_validation(config.data):
+        split = [config.seed, config.data.val_fraction]
+        _write_list(config, workdir, train, val)
+    record = {"format": _FORMAT, "split": split, "paths": relative_paths(config, workdir)}
+    for what, index in (("training", train), ("validation", val)):
+        record[what] = {"fingerprint": fingerprints[what], "images": _note(config, index)}
+    if record != _read(workdir):
+        write_whole(workdir / RECORD, json.dumps(record) + "\n")
+    sizes.write()
+
+
+def _write_list(
+    config: ConfigDict, workdir: pathlib.Path, train: DetectionIndex, val: DetectionIndex
+) -> None:
+    root, file = image_root(config.data), _list_file(workdir)
+    names = image_names(val.image_paths, root)
+    listed, found_in = _listed(workdir)
+    if listed is not None and found_in == file:
+        # What was decided stays as it was written, also where images have moved or are missing.
+        whole = names + image_names(train.image_paths, root)
+        if set(align(listed, whole).values()) == set(names):
+            return
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, "".join(f"{name}\n" for name in names))
+
+
+def _note(config: ConfigDict, index: DetectionIndex) -> Note:
+    return note_images(index, image_root(config.data))
+
+
+def _read(workdir: pathlib.Path) -> dict:
+    """Returns the record of the last start; {}: none, or it is damaged or of another make."""
+    try:
+        record = json.loads((workdir / RECORD).read_bytes())
+        notes = [record[what]["images"].values() for what in ROLES if record[what]["fingerprint"]]
+        sound = all([type(x) for x in entry] == [int, int, str] for note in notes for entry in note)
+        return record if record["format"] == _FORMAT and sound else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _note_copy(file: pathlib.Path) -> Note:
+    index = _read_copy(file)
+    return {} if index is None else note_images(index, str(file.parent))
+
+
+def _read_copy(file: pathlib.Path) -> DetectionIndex | None:
+    """Reads the annotations that an older version copied, without sizes; None: there are none."""
+    classes, findings = file.with_name("classes.csv"), Findings()
+    if not (file.is_file() and classes.is_file()):
+        return None
+    rows = read_csv_rows(file, read_classes(classes), findings)
+    findings.raise_if_any()
+    number = len(rows.image_paths)
+    counts = np.bincount(rows.images, minlength=number)
+    return DetectionIndex(
+        image_paths=tuple(rows.image_paths),
+        sizes=np.zeros((number, 2), np.int32),
+        boxes=rows.numbers.astype(np.float32),
+        labels=rows.labels.astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        class_names=rows.class_names,
+    )

@@ -1,0 +1,1 @@
+"""A model with its anchors, preprocessing, objective and suppression; its use on data sets."""

@@ -1,0 +1,1 @@
+"""Detections of images, and figures of how good they are."""

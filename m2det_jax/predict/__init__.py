@@ -1,0 +1,12 @@
+"""Detections on images of the user: `python -m m2det_jax.predict`, or `predict` from Python."""
+
+from m2det_jax.predict.run import Predicted, predict
+
+__all__ = ["Predicted", "cli", "predict"]
+
+
+def cli() -> None:
+    """Entry point of `m2det-predict`."""
+    from m2det_jax.predict.__main__ import cli as run
+
+    run()

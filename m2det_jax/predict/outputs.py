@@ -1,0 +1,163 @@
+"""What prediction writes: a line of JSON an image, COCO results, and pictures drawn in threads."""
+
+import collections
+import concurrent.futures
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from m2det_jax.data import DetectionIndex, load_image
+from m2det_jax.draw import draw_boxes
+from m2det_jax.metrics.coco import coco_results
+from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.pages.markup import printable
+from m2det_jax.run import readers
+from m2det_jax.run.outputs import Outputs
+
+log = logging.getLogger("m2det_jax")
+
+LINES, RESULTS = "predictions.jsonl", "predictions.json"
+NAMED = 20  # skipped images that the log names; predictions.jsonl has all
+
+
+class Record:
+    """What predictions.jsonl says of the images, and how many they are.
+
+    Attributes:
+      images, detections: so many by now.
+      problems: what is wrong with the image at a position among the inputs.
+    """
+
+    def __init__(
+        self,
+        index: DetectionIndex,
+        kept: list[int],
+        ids: Sequence[int | str],
+        paths: Sequence[str],
+        problems: dict[int, str],
+    ) -> None:
+        self._index, self._kept, self._ids, self._paths = index, kept, ids, paths
+        self.images = self.detections = 0
+        self.problems = problems
+        self._position = self._done = self._named = 0
+
+    def batch(self, found: list[ImageDetections], end: int) -> str:
+        """Returns the lines of the images of the index up to `end`; those not found are skipped."""
+        by_image, lines = {one.image_id: one for one in found}, []
+        end = min(end, self._index.num_images)
+        for i in range(self._done, end):
+            if i not in by_image:
+                self.problems[self._kept[i]] = why_unreadable(self._index.image_paths[i])
+                continue
+            lines += [*self._skipped(self._kept[i]), self._line(by_image[i])]
+            self._position = self._kept[i] + 1
+        self._done = end
+        return "".join(lines)
+
+    def rest(self) -> str:
+        """Returns the lines of the images after the last that was found."""
+        return "".join(self._skipped(len(self._paths)))
+
+    def _skipped(self, end: int) -> Iterator[str]:
+        for position in range(self._position, end):
+            problem = self.problems[position]
+            self._named += 1
+            if self._named <= NAMED:
+                log.warning("skipped: %s", printable(problem))
+            entry = {"image_id": self._ids[position], "file_name": self._paths[position]}
+            yield json.dumps(entry | {"skipped": problem}) + "\n"
+
+    def _line(self, found: ImageDetections) -> str:
+        index, position = self._index, self._kept[found.image_id]
+        detections = coco_results(index, [found])
+        for one in detections:
+            del one["image_id"], one["file_name"]
+        width, height = index.sizes[found.image_id].tolist()
+        entry = {"image_id": self._ids[position], "file_name": self._paths[position]}
+        entry |= {"width": width, "height": height, "detections": detections}
+        self.images, self.detections = self.images + 1, self.detections + len(detections)
+        return json.dumps(entry) + "\n"
+
+
+def why_unreadable(path: str) -> str:
+    """Returns why an image cannot be read, by reading it once more."""
+    try:
+        load_image(path)
+    except ValueError as error:
+        return str(error)
+    return f"cannot read image {path}: it could not be read when it was its turn"
+
+
+def detections_of(line: dict, class_names: Sequence[str]) -> ImageDetections:
+    """Returns the detections of a line of predictions.jsonl; image_id is the line's."""
+    found = line["detections"]
+    boxes = np.array([one["bbox"] for one in found], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = [class_names.index(one["category_name"]) for one in found]
+    scores = np.array([one["score"] for one in found])
+    return ImageDetections(line["image_id"], boxes, scores, np.array(labels, np.int64))
+
+
+def write_results(outputs: Outputs) -> None:
+    """Writes the COCO results from the lines, one at a time."""
+    with (
+        open(outputs.folder / LINES, encoding="utf-8") as lines,
+        outputs.replacing(RESULTS) as partial,
+        open(partial, "w", encoding="utf-8") as file,
+    ):
+        separator = "["
+        for line in map(json.loads, lines):
+            image = {"image_id": line["image_id"], "file_name": line["file_name"]}
+            for found in line.get("detections", ()):
+                file.write(f"{separator}\n {json.dumps(image | found)}")
+                separator = ","
+        file.write("[]\n" if separator == "[" else "\n]\n")
+
+
+class Drawer:
+    """Draws pictures in threads, a bounded number of them at a time."""
+
+    def __init__(self, outputs: Outputs, index: DetectionIndex, names: list[str]) -> None:
+        self._outputs, self._index, self._names = outputs, index, names
+        self.undrawn = 0
+        self._running: collections.deque[concurrent.futures.Future] = collections.deque()
+        self._threads = min(readers.usable_cores(), 8)
+        self.pool = concurrent.futures.ThreadPoolExecutor(self._threads, "draw")
+
+    def __call__(self, found: ImageDetections) -> None:
+        """Draws an image, later; waits while too many wait to be drawn."""
+        if self._names:
+            self._running.append(self.pool.submit(self._draw, found))
+            self.wait(2 * self._threads)
+
+    def wait(self, most: int) -> None:
+        """Waits until at most so many are not done; an error of one is raised here."""
+        while len(self._running) > most:
+            if problem := self._running.popleft().result():
+                self.undrawn += 1
+                log.warning("no picture: %s", printable(problem))
+
+    def _draw(self, found: ImageDetections) -> str | None:
+        index, path = self._index, self._index.image_paths[found.image_id]
+        try:
+            image = load_image(path)
+        except ValueError as error:  # in full it takes more memory than reduced, say
+            return str(error)
+        picture = draw_boxes(image, found.boxes, found.labels, index.class_names, found.scores)
+        with self._outputs.replacing(self._names[found.image_id]) as partial:
+            picture.save(partial, "JPEG", quality=92)
+        return None
+
+
+@contextlib.contextmanager
+def drawing(outputs: Outputs, index: DetectionIndex, names: list[str]) -> Iterator[Drawer]:
+    """Yields the function that draws; no picture is half written when this ends."""
+    drawer = Drawer(outputs, index, names)
+    try:
+        yield drawer
+        drawer.wait(0)
+    finally:
+        drawer.pool.shutdown(cancel_futures=True)

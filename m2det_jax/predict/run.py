@@ -1,0 +1,191 @@
+"""Detecting objects in image files: drawn, and written as JSON."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import tqdm
+
+from m2det_jax.build import make_views
+from m2det_jax.data import DetectionIndex, eval_batches
+from m2det_jax.detector.views import MultiScale
+from m2det_jax.errors import InputError
+from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
+from m2det_jax.pages.markup import printable
+from m2det_jax.predict.inputs import find_inputs, index_inputs, picture_names
+from m2det_jax.predict.outputs import LINES, NAMED, RESULTS, Record, drawing, write_results
+from m2det_jax.run import devices, memory, readers
+from m2det_jax.run.outputs import Outputs
+from m2det_jax.trained import Restored, restore
+
+log = logging.getLogger("m2det_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What a run has done.
+
+    Attributes:
+      images, detections: number of images that were looked at, and of what is in them.
+      skipped: number of images that could not be read.
+      undrawn: number of images without a picture, though they were looked at.
+      folder: where it is written.
+    """
+
+    images: int
+    detections: int
+    skipped: int
+    undrawn: int
+    folder: pathlib.Path
+
+    def lines(self) -> Iterator[dict]:
+        """Yields what predictions.jsonl says of each image, in order."""
+        with open(self.folder / LINES, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def predict(
+    workdir: pathlib.Path,
+    paths: Sequence[str],
+    *,
+    checkpoint: str = "latest",
+    output: str = "",
+    root: str = "",
+    threshold: float = 0.5,
+    batch_size: int = 0,
+    num_workers: int = readers.AUTOMATIC,
+    num_threads: int = readers.AUTOMATIC,
+    pictures: bool = True,
+    strict: bool = False,
+    overrides: Sequence[str] = (),
+) -> Predicted:
+    """Detects objects in images, draws them and writes all as JSON.
+
+    Args:
+      paths: image files and folders, or a COCO image list.
+      output: folder for pictures and JSON; "": workdir/predictions.
+      root: folder of the images of a list; "": that of the list.
+      threshold: lowest score that is drawn and written, 0..1; instead of config.eval's.
+      batch_size: images per call, over all devices; 0: one per device.
+      num_workers, num_threads: that read images; -1: what fits the host.
+      pictures: draw them.
+      strict: an image that cannot be read is an error.
+      overrides: changes of config.eval, such as "eval.nms=soft_linear".
+
+    Raises:
+      ValueError: nothing can be read, a file of the user's would be replaced, or a flag is wrong.
+    """
+    _check_flags(threshold, batch_size, overrides)
+    restored = restore(workdir, checkpoint, overrides)
+    batch_size = batch_size or jax.device_count()
+    devices.check_divisible("--batch_size", batch_size)
+    outputs = Outputs(output or workdir / "predictions", "predict")
+    inputs = find_inputs(paths, root, outputs)
+    names = picture_names(inputs.paths) if pictures else []
+    outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])
+    index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
+    if problems and (strict or not kept):
+        raise InputError(_too_bad(problems, len(inputs.paths), strict))
+    batch_size = devices.no_larger_batch(batch_size, index.num_images)
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    outputs.remove(RESULTS)
+
+    record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
+    on_bad_image = "error" if strict else "skip"
+    reading = {"num_workers": num_workers, "num_threads": num_threads}
+    batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, **reading)
+    with (
+        memory.batch_explained("prediction", "--batch_size", batch_size),
+        contextlib.closing(batches),
+        drawing(outputs, index, names and [names[i] for i in kept]) as draw,
+        outputs.stream(LINES) as append,
+    ):
+        bar = tqdm.tqdm(batches, "predict", -(-index.num_images // batch_size), leave=False,
+                        disable=None)  # fmt: skip
+        for number, found in enumerate(bar):
+            append(record.batch(found, (number + 1) * batch_size))
+            for one in found:
+                draw(one)
+        append(record.rest())
+    if not record.images:
+        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
+    write_results(outputs)
+    done = Predicted(
+        record.images, record.detections, len(record.problems), draw.undrawn, outputs.folder
+    )
+    _say(done, pictures)
+    return done
+
+
+def detect_batches(
+    restored: Restored,
+    index: DetectionIndex,
+    threshold: float,
+    batch_size: int,
+    on_bad_image: str = "error",
+    **reading: int,
+) -> Iterator[list[ImageDetections]]:
+    """Yields the detections of each batch of an index, in order, by the views of the config.
+
+    With on_bad_image "skip" the images that cannot be read are missing. `reading` has the numbers
+    of `readers.eval_readers`.
+    """
+    suppression = restored.detector.suppression.at_threshold(threshold)
+    detector = dataclasses.replace(restored.detector, suppression=suppression)
+    replicated, by_batch = devices.data_mesh()
+    variables = jax.device_put(restored.variables, replicated)
+    common = dict(batch_size=batch_size, on_bad_image=on_bad_image)
+    if views := make_views(restored.config):
+        multi = MultiScale(detector, views)
+        for images, _ in multi.detect(variables, index, sharding=by_batch, **common, **reading):
+            yield images
+        return
+    detect = detector.detect_fn()
+    sizes = [detector.resize.image_size]
+    chosen = readers.eval_readers(index.num_images, batch_size, sizes, **reading)
+    with eval_batches(
+        index,
+        resize=detector.resize,
+        num_workers=chosen.workers,
+        num_threads=chosen.threads,
+        **common,
+    ) as batches:
+        dispatched = (
+            (
+                detect(variables, jax.device_put(batch["image"], by_batch)),
+                {key: batch[key] for key in ("image_id", "scale", "offset")},
+            )
+            for batch in batches
+        )
+        for found, placing in one_behind(dispatched):
+            yield to_original(jax.device_get(found), placing, index)
+
+
+def _check_flags(threshold: float, batch_size: int, overrides: Sequence[str]) -> None:
+    if any(override.startswith("eval.score_threshold=") for override in overrides):
+        raise InputError("--set eval.score_threshold: give predict --threshold instead")
+    if not 0 <= threshold <= 1:  # NaN is not, either
+        raise InputError(f"--threshold: a score from 0 to 1 expected, got {threshold:g}")
+    if batch_size < 0:
+        raise InputError(f"--batch_size: 0 or more expected, got {batch_size}")
+
+
+def _too_bad(problems: dict[int, str], count: int, strict: bool) -> str:
+    shown = "; ".join([problems[i] for i in sorted(problems)][:NAMED])
+    more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+    what = "--strict" if strict else "nothing to predict on"
+    return f"{what}: {len(problems)} of {count} images cannot be read: {shown}{more}"
+
+
+def _say(done: Predicted, pictures: bool) -> None:
+    if done.skipped > NAMED:
+        log.warning("skipped: %d more, which %s names", done.skipped - NAMED, LINES)
+    skipped = f", {done.skipped} images skipped" if done.skipped else ""
+    undrawn = f", {done.undrawn} without a picture" if done.undrawn else ""
+    what = f"pictures, {LINES} and {RESULTS}" if pictures else f"{LINES} and {RESULTS}"
+    text = f"{done.detections} detections in {done.images} images{skipped}{undrawn}; {what} in"
+    print(printable(f"{text} {done.folder}"))

@@ -1,0 +1,240 @@
+"""Orbax checkpoints: the latest ones and the best by validation AP.
+
+A checkpoint has three items, so that each reader takes only what it needs:
+  model  moving averages of params and batch_stats: what evaluation and prediction use
+  train  what only training needs: step, raw params and batch_stats, optimiser, running metrics
+  meta   JSON: config, class names, data, versions of the packages, progress of the run
+Beside them lie the checksums of all files. A checkpoint is saved before its step is evaluated; what
+the evaluation came to is added as Orbax's own item "metrics", which makes it one that may be best.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+import m2det_jax
+from m2det_jax.run import checksums
+from m2det_jax.run.devices import wait_for_all
+from m2det_jax.run.state import TrainState
+
+log = logging.getLogger("m2det_jax")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+
+
+def _ap(metrics: dict[str, float]) -> float:
+    return metrics["AP"]
+
+
+def open_manager(
+    workdir: str | pathlib.Path, *, keep_latest: int = 2, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """Opens the checkpoints below workdir; use as a context manager, or the last save is lost.
+
+    Unless it is only to be read from, damaged checkpoints are moved to workdir/damaged first.
+
+    Raises:
+      ValueError: all checkpoints are damaged.
+    """
+    # Orbax finds out about a relative path only in its background thread.
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    if not read_only:
+        checksums.move_damaged(directory)
+    keep = policies.AnyPreservationPolicy(
+        [
+            policies.LatestN(n=keep_latest),
+            policies.BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        step_format_fixed_length=8 if checksums.pads_names(directory) else None,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        best_fn=_ap,  # without it Orbax writes no metrics, and a restart forgets the best
+        best_mode="max",
+        preservation_policy=None if read_only else keep,
+        async_options=ocp.AsyncOptions(
+            post_finalization_callback=lambda: _write_checksums(directory)
+        ),
+    )
+    handlers = ocp.handlers.create_default_handler_registry(
+        model=ocp.StandardCheckpointHandler(),
+        train=ocp.StandardCheckpointHandler(),
+        meta=ocp.JsonCheckpointHandler(),
+    )
+    return ocp.CheckpointManager(directory, options=options, handler_registry=handlers)
+
+
+def _write_checksums(directory: pathlib.Path) -> None:
+    # Called when all files of a save are written, before its folder gets its final name.
+    for folder in directory.glob("*.orbax-checkpoint-tmp"):
+        checksums.write_checksums(folder)
+
+
+def check_last_save(manager: ocp.CheckpointManager) -> None:
+    """Raises the error of a save that has failed in the background; does not wait for one."""
+    if not manager.is_saving_in_progress():
+        manager.wait_until_finished()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that a run depends on."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return found | {"m2det_jax": m2det_jax.__version__}
+
+
+def make_meta(
+    config: ConfigDict,
+    class_names: tuple[str, ...],
+    progress: dict[str, Any],
+    data: dict[str, str] | None = None,
+    class_ids: tuple[int | str, ...] = (),
+) -> dict[str, Any]:
+    """Returns what is stored beside the arrays, as JSON values.
+
+    Args:
+      data: fingerprints by name.
+      class_ids: category ids of the data set's own; (): 0..C-1.
+    """
+    return {
+        "format": 1,
+        "config": config.to_dict(),
+        "class_names": list(class_names),
+        "class_ids": list(class_ids),
+        "data": data or {},
+        "versions": versions(),
+        "progress": progress,
+    }
+
+
+def save(
+    manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any, meta: dict[str, Any]
+) -> None:
+    """Starts an asynchronous save of a step, unless it is saved already."""
+    step = int(state.step)
+    if step in manager.all_steps():
+        return
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            model=ocp.args.StandardSave(state.eval_variables),
+            train=ocp.args.StandardSave(_train_item(state, running_metrics)),
+            meta=ocp.args.JsonSave(meta),
+        ),
+    )
+
+
+def record_evaluation(manager: ocp.CheckpointManager, step: int, figures: dict[str, float]) -> None:
+    """Adds to a saved step what its first evaluation came to; waits for the end of the save.
+
+    Args:
+      figures: finite numbers by name; "AP" decides which checkpoint is the best.
+    """
+    manager.wait_until_finished()
+    if manager.metrics(step) is not None:
+        return
+    if jax.process_index() == 0:
+        # As Orbax writes them. None of the files that are there is touched.
+        folder = checksums.step_folder(pathlib.Path(manager.directory), step) / "metrics"
+        folder.mkdir(exist_ok=True)
+        beside = folder / "metrics.tmp"
+        with beside.open("w") as file:
+            file.write(json.dumps(figures))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(folder / "metrics")
+    wait_for_all("the evaluation is recorded")
+    manager.reload()
+
+
+def drop_old(manager: ocp.CheckpointManager, keep_latest: int) -> None:
+    """Deletes all checkpoints but the latest ones and the best.
+
+    Orbax does the same at the next save; an evaluation after the last one may leave two that have
+    been the best.
+    """
+    steps = sorted(manager.all_steps())
+    for step in set(steps) - {*steps[-keep_latest:], manager.best_step()}:
+        manager.delete(step)
+
+
+def _train_item(state: TrainState, running_metrics: Any) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": state.opt_state,
+        "running_metrics": running_metrics,
+    }
+
+
+def read_meta(manager: ocp.CheckpointManager) -> dict[str, Any] | None:
+    """Reads the newest `meta` that can be read; None where there is none."""
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        except Exception as error:  # whatever a damaged file raises; restore_latest deals with it
+            log.warning("checkpoint %d: %s", step, first_line(error))
+    return None
+
+
+def restore_latest(
+    manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any
+) -> tuple[TrainState, Any, dict[str, Any]] | None:
+    """Restores the newest checkpoint that is whole; None where there is none at all.
+
+    Newer ones, which cannot be restored, are moved to "damaged" beside the checkpoints.
+
+    Args:
+      state, running_metrics: trees of jax arrays with the shapes, dtypes and shardings to restore
+        into; the number of devices and processes may differ from before.
+
+    Raises:
+      ValueError: there are checkpoints, and none can be restored; or the newest is as it was
+        written, but of another model.
+    """
+
+    def abstract(tree):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+        )
+
+    args = ocp.args.Composite(
+        model=ocp.args.StandardRestore(abstract(state.eval_variables)),
+        train=ocp.args.StandardRestore(abstract(_train_item(state, running_metrics))),
+        meta=ocp.args.JsonRestore(),
+    )
+    failures = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            found = manager.restore(step, args=args)
+        except Exception as error:  # whatever a damaged file raises: tell, and try the one before
+            failures[step] = f"{type(error).__name__}: {first_line(error)}"
+            if checksums.has_checksums(
+                checksums.step_folder(pathlib.Path(manager.directory), step)
+            ):
+                break  # intact: the one before would fit no better
+            continue
+        checksums.set_aside(pathlib.Path(manager.directory), failures)
+        manager.reload()
+        running = found.train.pop("running_metrics")
+        ema = found.model
+        restored = TrainState(
+            **found.train, ema_params=ema["params"], ema_batch_stats=ema["batch_stats"]
+        )
+        return restored, running, found.meta
+    if failures:
+        raise checksums.none_left(manager.directory, failures)
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, cut to 200 characters."""
+    return (str(error).strip().splitlines() or [""])[0][:200]

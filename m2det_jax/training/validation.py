@@ -1,0 +1,188 @@
+"""Validation of a run: how the moving averages of its weights do, beside training and after saves.
+
+A step is saved before it is evaluated, and what the evaluation came to is added to its checkpoint.
+So nothing that goes wrong in an evaluation costs a step, and a run that ends between the two
+evaluates that step first when it goes on.
+"""
+
+import concurrent.futures
+import logging
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from m2det_jax.data import eval_batches, padded_objects
+from m2det_jax.detector.evaluation import ON_DEVICE, evaluate
+from m2det_jax.run import checkpoint, guard, memory
+from m2det_jax.run.cost import read_cost, readable_bytes
+from m2det_jax.run.progress import Watch
+from m2det_jax.run.state import TrainState
+from m2det_jax.training.prepare import Run
+
+log = logging.getLogger("m2det_jax")
+
+# Of the progress of a run, what an evaluation changes; stored with the checkpoint it is about.
+_FIGURES = ("AP", "best_AP", "evaluations_since_best")
+
+
+class Validation:
+    """Evaluates the states of a run; close it, or its threads live on.
+
+    Args:
+      manager: has saved the step of every state that is evaluated.
+      watch: where figures go; its progress is brought up to date.
+      signals: heard between the batches of an evaluation.
+      pending: the run goes on from a step that was saved, and not evaluated.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        run: Run,
+        manager: ocp.CheckpointManager,
+        watch: Watch,
+        signals: guard.StopSignals,
+        *,
+        pending: bool,
+    ):
+        self._config, self._run, self._manager = config, run, manager
+        self._watch, self._signals, self.pending = watch, signals, pending
+        self._threads = concurrent.futures.ThreadPoolExecutor(2, "validation")
+        self._program: concurrent.futures.Future | None = None
+        self._images: concurrent.futures.Future | None = None
+        self._closed = False
+
+    def compile(self) -> None:
+        """Starts to compile the program, beside the compilation of the train step."""
+        if self._program is None:
+            self._program = self._threads.submit(self._compile)
+            # Of several processes all must compile in one order.
+            if jax.process_count() > 1:
+                concurrent.futures.wait([self._program])
+
+    def read_images(self) -> None:
+        """Starts to read every image once, if none of them has been evaluated so far."""
+        if self._images is None and self._watch.progress["best_AP"] < 0:
+            self._images = self._threads.submit(self._read_images)
+
+    def check(self) -> None:
+        """Raises what the threads have found so far.
+
+        Raises:
+          memory.OutOfMemory: the evaluation does not fit beside the state of the run.
+          ValueError: an image cannot be read, and config.data.on_bad_image is not "skip".
+        """
+        for found in (self._program, self._images):
+            if found is not None and found.done():
+                found.result()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._closed = True
+        self._threads.shutdown(cancel_futures=True)
+
+    def run(self, state: TrainState) -> dict:
+        """Evaluates a saved state, and records the figures in history, progress and checkpoint.
+
+        Raises:
+          guard.Stopped: a signal came; the state is saved and its evaluation still to be done.
+          memory.OutOfMemory, ValueError: as `check`; ChildProcessError: a data worker died.
+        """
+        self.compile()
+        config, step, progress = self._config, int(state.step), self._watch.progress
+        batch_size = config.eval.batch_size
+        with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
+            metrics, _ = evaluate(
+                self._program.result(),
+                state.eval_variables,
+                self._run.val_index,
+                self._run.detector,
+                batch_size=batch_size,
+                sharding=self._run.by_batch,
+                num_workers=config.data.num_workers,
+                num_threads=config.data.num_threads,
+                on_bad_image=config.data.on_bad_image,
+                between=lambda: self._stop_if_asked(step),
+            )
+        # Without any object in the validation set there is no AP; a number keeps "best" defined.
+        progress["AP"] = 0.0 if math.isnan(metrics["AP"]) else metrics["AP"]
+        better = progress["AP"] > progress["best_AP"]
+        progress["best_AP"] = max(progress["AP"], progress["best_AP"])
+        progress["evaluations_since_best"] = 0 if better else progress["evaluations_since_best"] + 1
+        scalars = {f"val_{name}": value for name, value in metrics.items() if name != "per_class"}
+        # History first: a run that ends between the two evaluates again and cuts this record; the
+        # other way round the record would be lost.
+        self._watch.history.write(step, scalars)
+        figures = {name: progress[name] for name in _FIGURES}
+        checkpoint.record_evaluation(self._manager, step, figures)
+        checkpoint.drop_old(self._manager, config.checkpoint.keep_latest)
+        self.pending = False
+        log.info("step %d  validation AP %.3f  AP50 %.3f  AP75 %.3f  loss %.4f  (best AP %.3f)",
+                 step, metrics["AP"], metrics["AP50"], metrics["AP75"], metrics["loss"],
+                 progress["best_AP"])  # fmt: skip
+        return metrics
+
+    def _stop_if_asked(self, step: int) -> None:
+        if number := self._signals.agreed():
+            self._manager.wait_until_finished()
+            raise guard.Stopped(number, step)
+
+    def _compile(self) -> jax.stages.Compiled:
+        run, batch_size = self._run, self._config.eval.batch_size
+        key = "--config.eval.batch_size"
+        with memory.batch_explained("the evaluation", key, batch_size):
+            traced = run.eval_step.trace(run.state_shapes.eval_variables, self._batch())
+            program = traced.lower().compile()
+        state, variables = map(_bytes_of_each, (run.state_shapes, run.state_shapes.eval_variables))
+        need, has = state - variables + read_cost(traced, program).memory, memory.available()
+        log.info("the evaluation, batch %d, needs %s of each device, with the state of the run",
+                 batch_size, readable_bytes(need))  # fmt: skip
+        if has is not None and need > has:
+            advice = memory.batch_advice("the evaluation", key, batch_size, jax.device_count())
+            raise memory.OutOfMemory(f"out of memory: {advice}")
+        return program
+
+    def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of the batches that `evaluate` gives the program."""
+        count, objects = self._config.eval.batch_size, padded_objects(self._run.val_index)
+        shapes = {
+            "image": ((count, *self._run.detector.resize.image_size, 3), np.uint8),
+            "boxes": ((count, objects, 4), np.float32),
+            "labels": ((count, objects), np.int32),
+            "mask": ((count, objects), np.bool_),
+            "image_id": ((count,), np.int32),
+        }
+        return {
+            name: jax.ShapeDtypeStruct(*shapes[name], sharding=self._run.by_batch)
+            for name in ON_DEVICE
+        }
+
+    def _read_images(self) -> None:
+        index, bad = self._run.val_index, []
+        with eval_batches(
+            index,
+            resize=self._run.detector.resize,
+            batch_size=self._config.eval.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=1,
+            on_bad_image=self._config.data.on_bad_image,
+        ) as batches:
+            for batch in batches:
+                bad += [int(i) for i in batch.get("unreadable", ()) if i >= 0]
+                if self._closed:
+                    return
+        if bad:
+            log.warning("%d validation images cannot be read and will be left out: %s",
+                        len(bad), ", ".join(index.image_paths[i] for i in bad))  # fmt: skip
+
+
+def _bytes_of_each(tree: Any) -> int:
+    """The bytes that a tree of shapes with shardings takes on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,110 @@
+"""Pretrained backbones for training: from a weights file, or from a folder that `convert` wrote."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from m2det_jax.errors import InputError
+from m2det_jax.model import variable_shapes
+from m2det_jax.model.backbones import make_backbone
+from m2det_jax.run import checkpoint
+from m2det_jax.run.outputs import new_folder
+from m2det_jax.weights.backbones import BackboneWeights, read_backbone
+from m2det_jax.weights.preprocessing import Preprocessing
+
+log = logging.getLogger("m2det_jax")
+
+
+def load_backbone(config: ConfigDict) -> dict:
+    """Returns the variables of the backbone that config.model.backbone_weights names.
+
+    Raises:
+      ValueError, FileNotFoundError: the weights cannot be read, are of another backbone, or want
+        another preprocessing than the config has; the message gives the flags to set.
+    """
+    path, model, data = config.model.backbone_weights, config.model, config.data
+    loaded = read(path)
+    _check_kind(path, loaded, model)
+    asked = Preprocessing(tuple(data.mean), tuple(data.std), data.channel_order)
+    if not loaded.preprocessing.agrees_with(asked):
+        raise InputError(
+            f"{path}: these weights want other images than the config gives; add "
+            f"{loaded.preprocessing.flags()} (to train them on other images all the same, convert "
+            "them with --mean, --std and --channel_order; docs/weights.md)"
+        )
+    log.info("backbone weights: %s, all tensors loaded", path)
+    return loaded.variables
+
+
+def read(path: str | pathlib.Path) -> BackboneWeights:
+    """Returns the backbone in a weights file, or in a folder that `save` wrote."""
+    return _read_folder(pathlib.Path(path)) if pathlib.Path(path).is_dir() else read_backbone(path)
+
+
+def save(folder: str | pathlib.Path, weights: BackboneWeights, origin: str) -> None:
+    """Writes a backbone as a new folder with an Orbax checkpoint.
+
+    Raises:
+      ValueError: the folder exists already.
+    """
+    meta = {
+        "backbone": {key: getattr(weights, key) for key in ("backbone", "width", "norm")},
+        "preprocessing": dataclasses.asdict(weights.preprocessing),
+        "converted_from": origin,
+    }
+    with new_folder(folder) as partial, checkpoint.open_manager(partial) as manager:
+        model = ocp.args.StandardSave(weights.variables)
+        manager.save(0, args=ocp.args.Composite(model=model, meta=ocp.args.JsonSave(meta)))
+        manager.wait_until_finished()
+
+
+def _read_folder(folder: pathlib.Path) -> BackboneWeights:
+    if not (folder / "checkpoints").is_dir():
+        raise InputError(
+            f"{folder}: no backbone there; give a weights file, or a folder that "
+            "`m2det_jax.convert backbone` wrote"
+        )
+    with checkpoint.open_manager(folder, read_only=True) as manager:
+        try:
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = manager.restore(0, args=args).meta
+            kind, preprocessing = meta["backbone"], meta["preprocessing"]
+            args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(**kind)))
+            variables = jax.device_get(manager.restore(0, args=args).model)
+        except Exception as error:  # whatever Orbax raises of a damaged or another checkpoint
+            raise InputError(
+                f"{folder}: no backbone there, or it is damaged ({type(error).__name__}); weights "
+                "of a whole network go into --config.init_from"
+            ) from error
+    preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in preprocessing.items()}
+    return BackboneWeights(
+        **kind, variables={"batch_stats": {}} | variables,
+        preprocessing=Preprocessing(**preprocessing),
+    )  # fmt: skip
+
+
+def _abstract(backbone: str, width: float, norm: bool) -> dict:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = variable_shapes(make_backbone(backbone, width=width, norm=norm), (64, 64))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _check_kind(path: str, loaded: BackboneWeights, model: ConfigDict) -> None:
+    has = {"backbone": loaded.backbone, "backbone_width": loaded.width}
+    if loaded.backbone.startswith("vgg"):  # the others have BatchNorm whatever the key says
+        has["backbone_norm"] = loaded.norm
+    wrong = {key: value for key, value in has.items() if not _same(model[key], value)}
+    if wrong:
+        asked = ", ".join(f"config.model.{key}={model[key]}" for key in wrong)
+        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
+        raise InputError(f"{path}: the weights are not for {asked}; set {flags}, or give others")
+
+
+def _same(asked, has) -> bool:
+    """Whether two values of a config agree; a width that was read off tensors is rounded."""
+    return math.isclose(asked, has, rel_tol=1e-6) if isinstance(has, float) else asked == has
