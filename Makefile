@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_SEED ?= 0
 
-.PHONY: demo test test-torch install clean
+.PHONY: demo test check test-torch install clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
@@ -13,6 +13,11 @@ demo: $(VENV)/.installed
 # Two files of tests at a time: compiling and waiting leave a core idle. Several GiB each.
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What needs no test: the rules of ruff, and the form of the code.
+check: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 # The tests that read and write PyTorch's files, which `make test` skips: several GiB to download.
 test-torch: $(VENV)/.installed-torch

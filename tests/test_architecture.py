@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -94,6 +95,16 @@ def test_every_room_stands_on_a_floor():
     rooms = {room_of(path) for path in SOURCES} - {"__init__"}
     assert rooms == set().union(*FLOORS)
     assert len(rooms) == sum(map(len, FLOORS))
+
+
+def test_the_map_for_newcomers_has_the_same_order():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    text = text[text.index("```\nm2det_jax/") : text.index("\nexperiments/")]
+    rooms = re.findall(
+        r"(?<= )([a-z_]+)(?:/|\.py)(?= )", "\n".join(re.findall("\n  [a-z].*", text))
+    )
+    floors = [floor_of(room) for room in rooms]
+    assert floors == sorted(floors, reverse=True) and len(floors) == sum(map(len, FLOORS))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))

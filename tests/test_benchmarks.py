@@ -45,7 +45,7 @@ def test_help_names_its_options(name, capsys):
         importlib.import_module(f"benchmarks.{name}").main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert any(option in text for option in ("--rounds", "--steps", "--numbers"))
+    assert any(option in text for option in ("--rounds", "--steps", "--numbers", "--rooms"))
 
 
 def test_runs_as_a_module_from_the_root():
@@ -318,3 +318,26 @@ def test_commits_are_timed_in_turns(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(commits.time, "perf_counter", lambda: 0.0)
     with pytest.raises(RuntimeError, match="no such"):
         commits.seconds_of_run(tmp_path, [], tmp_path, tmp_path)
+
+
+def test_the_structure_of_a_package_is_counted():
+    structure = importlib.import_module("benchmarks.structure")
+    sources = {
+        "m2det_jax": "from m2det_jax.low.b import f\n",
+        "m2det_jax.main": "from m2det_jax import low\nfrom m2det_jax.up import a\n",
+        "m2det_jax.low": "",
+        "m2det_jax.low.b": "def f():\n    return 1\n",
+        "m2det_jax.up": "import m2det_jax.up.a\n",
+        "m2det_jax.up.a": "from m2det_jax.low.b import f\n",
+    }
+    found = structure.measure(sources, {"m2det_jax", "m2det_jax.low", "m2det_jax.up"})
+    assert found.files == {"": 2, "low": 2, "up": 2}
+    assert found.arrows == {"": set(), "main": {"low", "up"}, "low": set(), "up": {"low"}}
+    assert found.floors == {"": 0, "low": 0, "up": 1, "main": 2}
+    assert found.circles == [] and found.function_lines == {"m2det_jax.low.b.f": 2}
+    assert found.one_importer == ["m2det_jax.low"]
+    assert structure.floors_of({"a": {"b"}, "b": {"a", "c"}, "c": set()}) == {
+        "a": 1,
+        "b": 1,
+        "c": 0,
+    }

@@ -1,4 +1,4 @@
-"""What docs/fidelity.md names is there: experiments, config keys and tests."""
+"""What the documentation names is there: experiments, config keys, tests and files."""
 
 import pathlib
 import re
@@ -47,3 +47,16 @@ def test_the_flags_for_clusters_exist():
     assert named <= flatten(default_config()).keys()
     tests = set(re.findall(r"`(tests/\w+\.py)`", text))
     assert len(tests) == 3 and all((REPOSITORY / name).exists() for name in tests)
+
+
+def test_the_map_has_every_folder_and_names_files_that_exist():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    (folders,) = re.findall(r"```\nm2det_jax/\n(.*?)\nexperiments/", text, flags=re.S)
+    package = REPOSITORY / "m2det_jax"
+    named = set(re.findall(r"(?<=  )[a-z_]+(?:/|\.py)(?=  )", f"{folders}  "))
+    data = {f"{path.parent.name}/" for path in (package / "data").glob("*/__init__.py")}
+    root = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    files = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert named == data | root | files
+    for name in re.findall(r"`([a-z_/]+/[a-z_]*(?:\.py|\.md)?)`", text):
+        assert (REPOSITORY / name).exists() or (package / name).exists(), name
