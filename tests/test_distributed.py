@@ -286,7 +286,8 @@ def test_several_processes_that_do_not_know_of_each_other_are_refused(name, join
 PROGRAM = """
 import sys
 import jax, numpy as np
-from m2det_jax import devices, runtime
+from m2det_jax import runtime
+from m2det_jax.run import devices
 
 def verb():
     port, index = int(sys.argv[1]), int(sys.argv[2])

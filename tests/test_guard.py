@@ -20,7 +20,7 @@ from m2det_jax.run.guard import Stopped, StopSignals, WorkdirLock, disk_trouble
 
 OWNER = """
 import pathlib, sys
-from m2det_jax.guard import WorkdirLock
+from m2det_jax.run.guard import WorkdirLock
 with WorkdirLock(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -240,7 +240,8 @@ def test_a_failed_save_is_told_once(tmp_path):
     """The disk is a limit on the file size, of a process of its own as it cannot be lifted."""
     program = (
         "import resource, signal, sys\n"
-        "from m2det_jax import checkpoint, runtime\n"
+        "from m2det_jax import runtime\n"
+        "from m2det_jax.run import checkpoint\n"
         "import numpy as np, orbax.checkpoint as ocp\n"
         "def verb():\n"
         "    tree = {str(i): np.ones((100, 100), np.float32) for i in range(20)}\n"
@@ -251,7 +252,7 @@ def test_a_failed_save_is_told_once(tmp_path):
         "            manager.wait_until_finished()\n"
         "        except (OSError, ValueError) as error:\n"
         "            raise OSError(guard.disk_trouble(error)) from error\n"
-        "from m2det_jax import guard\n"
+        "from m2det_jax.run import guard\n"
         "runtime.start()\n"
         "runtime.one_line_errors(verb)\n"
     )

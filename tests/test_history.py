@@ -51,7 +51,7 @@ def test_a_line_is_on_the_disk_before_anything_else_happens(tmp_path, monkeypatc
     def note(handle):
         synced.append((os.readlink(f"/proc/self/fd/{handle}"), os.fstat(handle).st_size))
 
-    monkeypatch.setattr("m2det_jax.history.os.fsync", note)
+    monkeypatch.setattr("m2det_jax.run.history.os.fsync", note)
     with History(tmp_path) as history:
         history.write(1, {"loss": 2.5})
         path = tmp_path / "history.jsonl"
@@ -116,7 +116,7 @@ def test_torn_last_line(tmp_path):
 
 def test_killed_writer_leaves_whole_lines(tmp_path):
     program = (
-        "import os, signal, sys; from m2det_jax.history import History\n"
+        "import os, signal, sys; from m2det_jax.run.history import History\n"
         "h = History(sys.argv[1])\n"
         "for i in range(1, 4): h.write(i, {'loss': i})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
