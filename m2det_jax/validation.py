@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from m2det_jax import checkpoint, guard, memory
 from m2det_jax.data import eval_batches, padded_objects
+from m2det_jax.data.changes import shown
 from m2det_jax.evaluate import ON_DEVICE, evaluate
 from m2det_jax.prepare import Run
 from m2det_jax.step_cost import read_cost, readable_bytes
@@ -69,16 +70,16 @@ class Validation:
         if self._images is None and self._watch.progress["best_AP"] < 0:
             self._images = self._threads.submit(self._read_images)
 
-    def check(self) -> None:
-        """Raises what the threads have found so far.
+    def problem(self) -> BaseException | None:
+        """Returns what the threads have found wrong so far.
 
-        Raises:
-          memory.OutOfMemory: the evaluation does not fit beside the state of the run.
-          ValueError: an image cannot be read, and config.data.on_bad_image is not "skip".
+        memory.OutOfMemory: the evaluation does not fit beside the state of the run. ValueError: an
+        image cannot be read, and config.data.on_bad_image is not "skip".
         """
         for found in (self._program, self._images):
-            if found is not None and found.done():
-                found.result()
+            if found is not None and found.done() and found.exception() is not None:
+                return found.exception()
+        return None
 
     def close(self) -> None:
         """Ends the threads."""
@@ -90,7 +91,7 @@ class Validation:
 
         Raises:
           guard.Stopped: a signal came; the state is saved and its evaluation still to be done.
-          memory.OutOfMemory, ValueError: as `check`; ChildProcessError: a data worker died.
+          memory.OutOfMemory, ValueError: as `problem` tells; ChildProcessError: a data worker died.
         """
         self.compile()
         config, step, progress = self._config, int(state.step), self._watch.progress
@@ -178,7 +179,7 @@ class Validation:
                     return
         if bad:
             log.warning("%d validation images cannot be read and will be left out: %s",
-                        len(bad), ", ".join(index.image_paths[i] for i in bad))  # fmt: skip
+                        len(bad), shown([index.image_paths[i] for i in bad]))  # fmt: skip
 
 
 def _bytes_of_each(tree: Any) -> int:
