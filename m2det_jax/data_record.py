@@ -25,6 +25,7 @@ from m2det_jax.data.files import write_whole
 from m2det_jax.data.size_cache import SizeCache
 from m2det_jax.data_paths import RECORD, relative_paths
 from m2det_jax.errors import InputError
+from m2det_jax.outputs import Outputs
 from m2det_jax.splits import names_validation
 
 log = logging.getLogger("m2det_jax")
@@ -185,8 +186,9 @@ def _write_list(
         whole = names + image_names(train.image_paths, root)
         if set(align(listed, whole).values()) == set(names):
             return
-    file.parent.mkdir(exist_ok=True)
-    write_whole(file, "".join(f"{name}\n" for name in names))
+    # Through the list of what runs wrote: one that people have made or changed is not replaced.
+    name = file.relative_to(workdir).as_posix()
+    Outputs(workdir, "train").write(name, os.fsencode("".join(f"{line}\n" for line in names)))
 
 
 def _note(config: ConfigDict, index: DetectionIndex) -> Note:

@@ -26,7 +26,7 @@ from m2det_jax.errors import InputError
 from m2det_jax.evaluation_data import DataChoice, add_flags, read_data
 from m2det_jax.metrics import ImageDetections, coco_metrics, coco_results, format_table
 from m2det_jax.multiscale import MultiScale, make_views
-from m2det_jax.outputs import Outputs
+from m2det_jax.outputs import Outputs, refuse_checkpoints
 from m2det_jax.report.markup import printable
 from m2det_jax.train_step import StepSettings, eval_losses
 from m2det_jax.trained import Restored, restore
@@ -223,6 +223,7 @@ def evaluate_checkpoint(
     target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
     names = (target.name, f"{target.stem}_detections.json")
     outputs = Outputs(target.parent, "evaluate")
+    refuse_checkpoints(outputs.folder, workdir)
     outputs.claim(names, choice.files)
     index, source = read_data(choice, restored, workdir, trust=trust)
     batch_size = batch_size or restored.config.eval.batch_size

@@ -256,6 +256,16 @@ def new_folder(path: Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def refuse_checkpoints(folder: Path, workdir: Path) -> None:
+    """Raises InputError for a folder among the checkpoints of a run: those come and go."""
+    checkpoints = os.path.realpath(os.path.join(workdir, "checkpoints"))
+    if os.path.commonpath([os.path.realpath(folder), checkpoints]) == checkpoints:
+        raise InputError(
+            f"{os.fspath(folder)}: a run removes its checkpoints there when newer ones come; write "
+            "to another folder"
+        )
+
+
 def refuse_existing(path: Path) -> None:
     """Raises ValueError if there is anything of that name, be it a link that leads nowhere."""
     if os.path.lexists(path):

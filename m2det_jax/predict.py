@@ -25,7 +25,7 @@ from m2det_jax.data import DetectionIndex, eval_batches
 from m2det_jax.detections import ImageDetections, one_behind, to_original
 from m2det_jax.errors import InputError
 from m2det_jax.multiscale import MultiScale, make_views
-from m2det_jax.outputs import Outputs
+from m2det_jax.outputs import Outputs, refuse_checkpoints
 from m2det_jax.predict_inputs import find_inputs, index_inputs, picture_names
 from m2det_jax.predict_outputs import LINES, NAMED, RESULTS, Record, drawing, write_results
 from m2det_jax.report.markup import printable
@@ -95,6 +95,7 @@ def predict(
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
     outputs = Outputs(output or workdir / "predictions", "predict")
+    refuse_checkpoints(outputs.folder, workdir)
     inputs = find_inputs(paths, root, outputs)
     names = picture_names(inputs.paths) if pictures else []
     outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])

@@ -66,7 +66,10 @@ def start_or_resume(
         return state, running, dict(_FRESH), False
     found = checkpoint.restore_latest(manager, run.state_shapes, running)
     if found is None:
-        raise FileNotFoundError(f"{manager.directory}: the checkpoints have just been removed")
+        raise FileNotFoundError(
+            f"{manager.directory}: what is there is no checkpoint of this run; move it away, or "
+            "give another --workdir"
+        )
     state, running, meta = found
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     log.info("parameters:\n%s", overview)

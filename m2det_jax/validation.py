@@ -20,6 +20,7 @@ from m2det_jax.data import eval_batches, padded_objects
 from m2det_jax.data.changes import shown
 from m2det_jax.evaluate import ON_DEVICE, evaluate
 from m2det_jax.prepare import Run
+from m2det_jax.readers import FEW_IMAGES
 from m2det_jax.step_cost import read_cost, readable_bytes
 from m2det_jax.train_state import TrainState
 from m2det_jax.watch import Watch
@@ -95,7 +96,7 @@ class Validation:
         """
         self.compile()
         config, step, progress = self._config, int(state.step), self._watch.progress
-        batch_size = config.eval.batch_size
+        batch_size, many = config.eval.batch_size, self._run.val_index.num_images >= FEW_IMAGES
         with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
             metrics, _ = evaluate(
                 self._program.result(),
@@ -104,7 +105,8 @@ class Validation:
                 self._run.detector,
                 batch_size=batch_size,
                 sharding=self._run.by_batch,
-                num_workers=config.data.num_workers,
+                # Processes take seconds to start, again at every evaluation.
+                num_workers=config.data.num_workers if many else 0,
                 num_threads=config.data.num_threads,
                 on_bad_image=config.data.on_bad_image,
                 between=lambda: self._stop_if_asked(step),

@@ -18,6 +18,7 @@ from m2det_jax.data import read_csv, write_classes, write_csv
 from m2det_jax.data.formats.write import write_dataset
 from m2det_jax.data_paths import absolute_paths
 from m2det_jax.datasets import fingerprint, load_datasets, load_validation
+from m2det_jax.outputs import MANIFEST
 from m2det_jax.resume import refuse_other_run
 
 NAMES = [f"{i:02d}.png" for i in range(10)]
@@ -119,7 +120,7 @@ def change(data: DataSet, run) -> None:
 def test_nothing_of_the_annotations_is_kept(data, tmp_path):
     start(data.config(), tmp_path / "run")
     found = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*")}
-    assert found == {"split/val.txt", "data_record.json", "image_sizes.json"}
+    assert found - {MANIFEST} == {"split/val.txt", "data_record.json", "image_sizes.json"}
     assert len((tmp_path / "run" / "split" / "val.txt").read_text().splitlines()) == 2
 
 
@@ -382,3 +383,14 @@ def test_regions_and_flags_count(csv_data):
             note, data_record.note_images(other, str(csv_data.folder))
         )
         assert changes == ["1 box of 1 image changed (images/01.png)"]
+
+
+def test_a_list_that_people_changed_is_not_replaced(csv_data, tmp_path):
+    workdir = tmp_path / "run"
+    start(csv_data.config(), workdir)
+    listed = workdir / "split" / "val.txt"
+    listed.write_text("images/03.png\n")
+    start(csv_data.config(), workdir)  # taken
+    with pytest.raises(ValueError, match=r"val\.txt: .*which was changed since; .*move it away"):
+        start(csv_data.config(seed=9), workdir)
+    assert listed.read_text() == "images/03.png\n"

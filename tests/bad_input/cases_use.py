@@ -80,7 +80,7 @@ CASES = [
     *both("set infinity", RUN + "--set eval.soft_sigma=1e999", r"config\.eval\.soft_sigma=inf: give finite numbers"),
     *both("set half a list", RUN + "--set eval.test_sizes=[1,2", r"config\.eval\.test_sizes has '\[1,2': give sides or \(height, width\), 64 or more"),
     *both("unknown flag", RUN + "--nosuch", "unrecognized arguments: --nosuch", status=2),
-    *both("bit turned in the weights", RUN, r"checkpoint 6 in .*run/checkpoints is damaged .*model/.* has other contents than were written.*give another one of \[3, 6\]", make=flip("run/checkpoints/6/model/**/d/*")),
+    *both("bit turned in the weights", RUN, r"checkpoint 6 in .*run/checkpoints is damaged .*model/.* has other contents than were written.*give another one of \[3\]", make=flip("run/checkpoints/6/model/**/d/*")),
     # Evaluate.
     evaluate("no workdir", "--csv val.csv", ("the following arguments are required: --workdir",), status=2),
     evaluate("no value behind a flag", RUN + "--csv", ("argument --csv: expected one argument",), status=2),
