@@ -23,7 +23,7 @@ from m2det_jax.detector.views import MultiScale
 from m2det_jax.metrics.coco import ImageDetections, coco_results, format_table
 from m2det_jax.pages.markup import printable
 from m2det_jax.run import devices, memory, readers
-from m2det_jax.run.outputs import Outputs
+from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
@@ -65,6 +65,7 @@ def evaluate_checkpoint(
     target = pathlib.Path(output or workdir / "evaluation" / f"{restored.step:08d}.json")
     names = (target.name, f"{target.stem}_detections.json")
     outputs = Outputs(target.parent, "evaluate")
+    refuse_checkpoints(outputs.folder, workdir)
     outputs.claim(names, choice.files)
     index, source = read_data(choice, restored, workdir, trust=trust)
     batch_size = batch_size or restored.config.eval.batch_size

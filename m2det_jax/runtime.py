@@ -28,7 +28,7 @@ from m2det_jax.run.memory import is_exhausted
 log = logging.getLogger("m2det_jax")
 
 # What Ctrl-C is answered with, where a run keeps checkpoints.
-GOES_ON = "interrupted; the same command goes on from the last checkpoint"
+GOES_ON = "interrupted; the same command goes on from the last checkpoint, if there is one"
 
 
 def start(

@@ -100,7 +100,8 @@ def run_locked(
         record.remember(config, workdir, *indices, run.fingerprints, run.sizes)
         history = History(workdir, step, evaluated=evaluated, enabled=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(history))
-        batches = stack.enter_context(contextlib.closing(open_batches(config, run, step)))
+        chosen = training_readers(config)
+        batches = stack.enter_context(contextlib.closing(open_batches(config, run, step, chosen)))
         watch = Watch(
             history,
             running,
@@ -111,7 +112,7 @@ def run_locked(
             every_steps=config.log.every_steps,
             image_paths=run.train_index.image_paths,
             max_nonfinite=config.max_nonfinite if config.on_nonfinite == "skip" else 0,
-            slow_data=training_readers(config).advice,
+            slow_data=chosen.advice if jax.process_index() == 0 else "",
         )
         stack.enter_context(contextlib.closing(watch))
         pending = run.plan.evaluates(step) and not evaluated
@@ -165,16 +166,21 @@ def loop(
         watch.after_step(step, step_metrics, image_ids, replaced)
         checkpoint.check_last_save(manager)  # a full disk stops the run now, not a save later
         validation.read_images()
-        validation.check()  # likewise what an evaluation would stumble over
+        problem = validation.problem()  # likewise what an evaluation would stumble over
+        if problem is not None and jax.process_count() > 1:
+            raise problem  # the others know nothing of it, and would not save
 
         stopping = signals.agreed()
-        if not (plan.saves(step) or stopping):
+        if not (plan.saves(step) or stopping or problem):
             continue
         lock.check()
         watch.check()  # a state with a bad loss is neither evaluated nor saved
         names, ids = run.train_index.class_names, run.train_index.class_ids
         meta = checkpoint.make_meta(config, names, progress, run.fingerprints, ids)
         watch.pause(checkpoint.save, manager, state, watch.running, meta)
+        if problem is not None:
+            manager.wait_until_finished()
+            raise problem
         if stopping and step != plan.stop:
             manager.wait_until_finished()
             raise guard.Stopped(stopping, step)
@@ -206,9 +212,11 @@ def out_of_patience(config: ConfigDict, progress: dict) -> bool:
     return 0 < config.eval.patience <= progress["evaluations_since_best"]
 
 
-def open_batches(config: ConfigDict, run: Run, start_step: int) -> Iterator[dict]:
-    """Opens the training data at the batch after `start_step`."""
-    chosen = training_readers(config)
+def open_batches(
+    config: ConfigDict, run: Run, start_step: int, chosen: readers.Readers | None = None
+) -> Iterator[dict]:
+    """Opens the training data at the batch after `start_step`; chosen: who reads them."""
+    chosen = chosen or training_readers(config)
     return train_batches(
         run.train_index,
         settings=augment_settings(config),

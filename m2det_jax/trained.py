@@ -91,9 +91,10 @@ def _restore(manager: ocp.CheckpointManager, step: int, **items):
 
 
 def _damaged(manager: ocp.CheckpointManager, step: int, what: str) -> InputError:
+    others = sorted(set(manager.all_steps()) - {step})
     return InputError(
         f"checkpoint {step} in {manager.directory} is damaged ({what}); give another one of "
-        f"{sorted(manager.all_steps())}"
+        f"{others}"
     )
 
 

@@ -1,5 +1,6 @@
 """Damage of every kind is found and named, whole checkpoints are left alone, none is lost."""
 
+import json
 import logging
 import pathlib
 import shutil
@@ -8,6 +9,8 @@ import pytest
 import support
 from support import PROGRESS, running_at, save_steps, state_at
 
+from m2det_jax.errors import InputError
+from m2det_jax.run import checksums as damage
 from m2det_jax.run.checkpoint import (
     make_meta,
     open_manager,
@@ -207,3 +210,32 @@ def test_a_half_deleted_old_checkpoint_blocks_nothing(with_list, copy, tiny_run)
         record_evaluation(manager, 6, {"AP": 0.1})
     assert finished_steps(copy) == [5, 6]
     assert restore(copy, "best").step == 5
+
+
+@pytest.mark.parametrize(
+    "change", [lambda text: "", lambda text: text[:9], lambda text: text.replace("0.9", "0.1")]
+)
+def test_damaged_figures_of_an_evaluation_are_dropped(change, copy, tiny_run, warnings_of_run):
+    path = copy / "checkpoints" / "2" / "metrics" / "metrics"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputError, match=r"2/metrics is damaged; delete it"):
+        restore(copy)
+    assert latest_step(copy, tiny_run) == 4
+    assert "checkpoint 2: the figures of its evaluation are damaged" in warnings_of_run.text
+    assert restore(copy, "best").step == 3
+    with open_manager(copy) as manager:
+        record_evaluation(manager, 2, {"AP": 0.8})
+    assert restore(copy, "best").step == 2
+
+
+def test_figures_are_there_whole_or_not_at_all(copy, monkeypatch):
+    folder = copy / "checkpoints" / "4"
+    with monkeypatch.context() as patch:
+        patch.setattr(damage.os, "fsync", lambda handle: 1 / 0)  # killed on the way
+        with pytest.raises(ZeroDivisionError):
+            damage.write_figures(folder, {"AP": 0.7})
+    assert not (folder / "metrics").exists()
+    damage.write_figures(folder, {"AP": 0.7})
+    damage.write_figures(folder, {"AP": 0.2})
+    assert json.loads((folder / "metrics" / "metrics").read_text())["AP"] == 0.7
+    assert not (copy / ".metrics.tmp").exists()

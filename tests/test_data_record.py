@@ -19,6 +19,7 @@ from m2det_jax.data.formats.write import write_dataset
 from m2det_jax.datasets import record
 from m2det_jax.datasets.loading import fingerprint, load_datasets, load_validation
 from m2det_jax.run import checkpoint
+from m2det_jax.run.outputs import MANIFEST
 from m2det_jax.training.resume import refuse_other_run
 
 NAMES = [f"{i:02d}.png" for i in range(10)]
@@ -120,7 +121,7 @@ def change(data: DataSet, run) -> None:
 def test_nothing_of_the_annotations_is_kept(data, tmp_path):
     start(data.config(), tmp_path / "run")
     found = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*")}
-    assert found == {"split/val.txt", "data_record.json", "image_sizes.json"}
+    assert found - {MANIFEST} == {"split/val.txt", "data_record.json", "image_sizes.json"}
     assert len((tmp_path / "run" / "split" / "val.txt").read_text().splitlines()) == 2
 
 
@@ -381,3 +382,14 @@ def test_regions_and_flags_count(csv_data):
     for other in (flagged, crowd):
         changes = record.describe_changes(note, record.note_images(other, str(csv_data.folder)))
         assert changes == ["1 box of 1 image changed (images/01.png)"]
+
+
+def test_a_list_that_people_changed_is_not_replaced(csv_data, tmp_path):
+    workdir = tmp_path / "run"
+    start(csv_data.config(), workdir)
+    listed = workdir / "split" / "val.txt"
+    listed.write_text("images/03.png\n")
+    start(csv_data.config(), workdir)  # taken
+    with pytest.raises(ValueError, match=r"val\.txt: .*which was changed since; .*move it away"):
+        start(csv_data.config(seed=9), workdir)
+    assert listed.read_text() == "images/03.png\n"

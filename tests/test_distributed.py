@@ -335,3 +335,55 @@ def test_processes_end_with_what_they_know(what, tmp_path):
         assert statuses[1] == 1 and "error: no more disk" in texts[1]
         assert statuses[0] != 0
     assert time.monotonic() - begin < 200
+
+
+# One process late: before it looks at the checkpoints, or while it lists them.
+RECORD = """
+import sys, time
+import jax, jax.numpy as jnp
+port, index, late, workdir = sys.argv[1:]
+index = int(index)
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
+from m2det_jax.run import checkpoint, devices
+from m2det_jax.run.state import TrainState
+
+where, _ = devices.data_mesh()
+with checkpoint.open_manager(workdir, keep_latest=1) as manager:
+    for step in (1, 2, 3):
+        tree = devices.place({"a": jnp.ones(3)}, where)
+        state = TrainState(jnp.int32(step), tree, tree, tree, tree, tree)
+        state = devices.place(state, where)
+        checkpoint.save(manager, state, tree, {"progress": {}})
+        if late == "record" and index == 1:
+            time.sleep(1.5)
+        if late == "reload" and index == 1:
+            reload = type(manager).reload
+            type(manager).reload = lambda self: (time.sleep(1.5), reload(self))[1]
+        checkpoint.record_evaluation(manager, step, {"AP": 1.0 / step})
+        if late == "reload" and index == 1:
+            type(manager).reload = reload
+        checkpoint.drop_old(manager, 1)
+        devices.wait_for_all(f"step {step}")
+    print("kept", sorted(manager.all_steps()), manager.best_step(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("late", ["record", "reload"])
+def test_a_process_that_is_late_with_an_evaluation_blocks_nobody(late, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", RECORD, port]
+    processes = [
+        subprocess.Popen([*command, str(i), late, str(tmp_path)], env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        ended = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for out, error in ended:
+        assert "kept [1, 3] 1" in out, error[-3000:]

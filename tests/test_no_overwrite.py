@@ -16,7 +16,7 @@ from m2det_jax.check.inspection import inspect
 from m2det_jax.convert import conversion
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.predict import predict
-from m2det_jax.run.outputs import MANIFEST
+from m2det_jax.run.outputs import MANIFEST, Outputs
 
 
 class Verb(NamedTuple):
@@ -220,13 +220,17 @@ def test_training_notices_a_config_that_was_changed(drawn_files, tmp_path):
     kept = written.read_text()
     written.write_text(kept.replace('"epochs": 2.0', '"epochs": 4.0'))
     config.max_steps = 2
-    with pytest.raises(ValueError, match=r"config\.json: .*which was changed since"):
+    with pytest.raises(ValueError, match=r"config\.json: it was changed since the run wrote it"):
         train.train(config, tmp_path)
     assert '"epochs": 4.0' in written.read_text()
     config.epochs, config.max_steps = 4.0, 1  # what it says now
     train.train(config, tmp_path)
+    config.log.every_steps = 5  # once it was taken, it is the run's own
+    train.train(config, tmp_path)
     written.write_text(kept)
-    config.epochs, config.max_steps = 2.0, 2
+    config.epochs, config.max_steps, config.log.every_steps = 2.0, 1, 3
+    train.train(config, tmp_path)
+    config.max_steps = 2
     train.train(config, tmp_path)
     assert '"max_steps": 2' in written.read_text()
 
@@ -238,3 +242,18 @@ def test_a_run_of_an_older_version_goes_on(drawn_files, tmp_path):
     config.max_steps = 2
     train.train(config, tmp_path)
     assert '"max_steps": 2' in (tmp_path / "config.json").read_text()
+
+
+def test_the_list_of_what_was_written_stays_short(tmp_path):
+    for run in range(6):
+        outputs = Outputs(tmp_path, "predict")
+        outputs.claim(["a.txt", "lines"])
+        outputs.write("a.txt", f"run {run}")
+        with outputs.stream("lines") as append:
+            for number in range(600):
+                append(f"{number}\n")
+    Outputs(tmp_path, "predict").claim(["a.txt", "lines"])
+    assert len((tmp_path / MANIFEST).read_text().splitlines()) < 1100
+    (tmp_path / "lines").write_text("mine")
+    with pytest.raises(ValueError, match="which was changed since"):
+        Outputs(tmp_path, "predict").claim(["lines"])

@@ -332,3 +332,11 @@ def test_equal_detectors_are_compiled_once(whole):
     assert one is not other and one.detect_fn() is other.detect_fn()
     changed = restore(whole[0], overrides=["eval.nms=soft_linear"]).detector
     assert changed.detect_fn() is not one.detect_fn()
+
+
+@pytest.mark.parametrize("below", ["checkpoints", "checkpoints/6", "checkpoints/6/model"])
+def test_checkpoints_are_no_place_for_pictures(whole, tmp_path, below):
+    photo(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="a run removes its checkpoints there"):
+        predict(whole[0], [str(tmp_path / "a.jpg")], output=str(whole[0] / below))
+    assert not (whole[0] / below / "predictions.json").exists()

@@ -313,3 +313,14 @@ def test_a_folder_removed_during_the_run_ends_it_and_is_not_made_anew(
     with pytest.raises(FileNotFoundError, match="run.* was removed"):
         train.train(support.short_config(drawn_files), workdir)
     assert not workdir.exists()
+
+
+def test_epochs_against_epochs_are_compared_as_they_are():
+    before, now = load_experiment("official_vgg512"), load_experiment("official_vgg512")
+    now.epochs = 2 * before.epochs
+    now.optimizer.warmup_epochs = 2 * before.optimizer.warmup_epochs
+    now.optimizer.decay_epochs = tuple(2 * epoch for epoch in before.optimizer.decay_epochs)
+    changed, _ = changed_keys(before, now)
+    assert [line.split(" was ")[0] for line in changed] == [
+        "config.optimizer.decay_epochs", "config.optimizer.warmup_epochs"
+    ]  # fmt: skip

@@ -156,7 +156,7 @@ def test_broken_validation_images_are_left_out_on_demand(own_images, tmp_path, l
     truncate(path)
     config.data.on_bad_image = "skip"
     metrics = train.train(config, tmp_path / "run")
-    assert f"1 of 12 images cannot be read and are left out of the evaluation: {path}" in (
+    assert f"1 of 12 images cannot be read and are left out of the evaluation: ({path})" in (
         log_lines.text
     )
     # As if the image were not in the set at all.
@@ -188,7 +188,7 @@ def test_an_evaluation_that_does_not_fit_is_told_at_the_start(drawn_files, tmp_p
         memory = 1 << 60
 
     monkeypatch.setattr(validation, "read_cost", lambda *_: Huge)
-    with pytest.raises(memory.OutOfMemory, match="the evaluation does not fit .*none is saved yet"):
+    with pytest.raises(memory.OutOfMemory, match="the evaluation does not fit .*good checkpoint"):
         train.train(short_config(drawn_files, max_steps=6), tmp_path)
 
 

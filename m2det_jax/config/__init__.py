@@ -31,7 +31,8 @@ FREE_KEYS = frozenset(
 OWN_KEYS = frozenset(
     (
         "distributed.coordinator distributed.process_id data.root data.extra_train data.train_csv "
-        "data.val_csv data.classes_csv data.num_workers data.num_threads"
+        "data.val_csv data.classes_csv data.num_workers data.num_threads init_from "
+        "model.backbone_weights"
     ).split()
 )
 

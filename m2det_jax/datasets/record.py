@@ -26,6 +26,7 @@ from m2det_jax.data.size_cache import SizeCache
 from m2det_jax.datasets.splits import names_validation
 from m2det_jax.errors import InputError
 from m2det_jax.run.checksums import finished_steps
+from m2det_jax.run.outputs import Outputs
 
 log = logging.getLogger("m2det_jax")
 
@@ -55,7 +56,7 @@ def split_off(
     Raises:
       ValueError: none of the images that were for validation is there, or no other ones are.
     """
-    listed, file = _listed(workdir)
+    listed, file = _listed(config, workdir)
     drawn = split_by_image(whole, config.data.val_fraction, config.seed)
     begun = bool(finished_steps(workdir))
     if listed is not None:
@@ -72,7 +73,7 @@ def split_off(
                     f"among the {whole.num_images} of the data set; give the data of this run, or "
                     "another --workdir"
                 )
-            _log_kept(file, listed, found, whole.num_images)
+            _log_kept(file, listed, found, whole.num_images, config.data.val_fraction)
             return whole.subset(np.flatnonzero(~held_out)), whole.subset(np.flatnonzero(held_out))
         log.info("nothing is trained yet: config.seed, config.data.val_fraction or all images are "
                  "others than when %s was written, and it is decided anew", file)  # fmt: skip
@@ -81,8 +82,14 @@ def split_off(
     return drawn
 
 
-def _log_kept(file: pathlib.Path, listed: list[str], found: dict, number: int) -> None:
+def _log_kept(
+    file: pathlib.Path, listed: list[str], found: dict, number: int, fraction: float
+) -> None:
     log.info("validation: %d of %d images, those listed in %s", len(found), number, file)
+    if not fraction / 2 <= len(found) / number <= 2 * fraction:
+        log.warning("WARNING: these are %.3g%% of the images, and config.data.val_fraction is %g; "
+                    "delete %s before anything is trained, or give another --workdir, to draw "
+                    "anew", 100 * len(found) / number, fraction, file)  # fmt: skip
     if gone := [name for name in listed if name not in found]:
         log.warning("%d of the %d images listed in %s are no longer in the data %s", len(gone),
                     len(listed), file, shown(gone))  # fmt: skip
@@ -92,7 +99,7 @@ def _list_file(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "split" / "val.txt"
 
 
-def _listed(workdir: pathlib.Path) -> tuple[list[str] | None, pathlib.Path]:
+def _listed(config: ConfigDict, workdir: pathlib.Path) -> tuple[list[str] | None, pathlib.Path]:
     """Returns the names of the images for validation that were decided, and the file with them."""
     file = _list_file(workdir)
     if file.is_file():
@@ -103,7 +110,7 @@ def _listed(workdir: pathlib.Path) -> tuple[list[str] | None, pathlib.Path]:
     index = _read_copy(old)
     if index is None:
         return None, file
-    return image_names(index.image_paths, str(old.parent)), old
+    return image_names(index.image_paths, image_root(config.data)), old
 
 
 def what_changed(
@@ -122,12 +129,14 @@ def what_changed(
     if noted and before in (None, noted["fingerprint"]):
         old = noted["images"]
     else:
-        old = _note_copy(workdir / "split" / f"{ROLES[what]}.csv")
+        old = _note_copy(config, workdir / "split" / f"{ROLES[what]}.csv")
     return ", ".join(describe_changes(old, _note(config, index))) if old else ""
 
 
 def log_changes(config: ConfigDict, workdir: pathlib.Path, **parts: DetectionIndex) -> None:
     """Logs how the data of a run that has trained nothing yet differ from its last start."""
+    if jax.process_index() != 0:
+        return
     for what, index in parts.items():
         if found := what_changed(config, workdir, what, index):
             log.info("%s: %s since the last start", what, found)
@@ -156,9 +165,12 @@ def remember(
         split = [config.seed, config.data.val_fraction]
         _write_list(config, workdir, train, val)
     record = {"format": _FORMAT, "split": split, "paths": relative_paths(config, workdir)}
+    before = _read(workdir)
     for what, index in (("training", train), ("validation", val)):
-        record[what] = {"fingerprint": fingerprints[what], "images": _note(config, index)}
-    if record != _read(workdir):
+        record[what] = before.get(what, {})
+        if record[what].get("fingerprint") != fingerprints[what]:
+            record[what] = {"fingerprint": fingerprints[what], "images": _note(config, index)}
+    if record != before:
         write_whole(workdir / RECORD, json.dumps(record) + "\n")
     sizes.write()
 
@@ -168,14 +180,15 @@ def _write_list(
 ) -> None:
     root, file = image_root(config.data), _list_file(workdir)
     names = image_names(val.image_paths, root)
-    listed, found_in = _listed(workdir)
+    listed, found_in = _listed(config, workdir)
     if listed is not None and found_in == file:
         # What was decided stays as it was written, also where images have moved or are missing.
         whole = names + image_names(train.image_paths, root)
         if set(align(listed, whole).values()) == set(names):
             return
-    file.parent.mkdir(exist_ok=True)
-    write_whole(file, "".join(f"{name}\n" for name in names))
+    # Through the list of what runs wrote: one that people have made or changed is not replaced.
+    name = file.relative_to(workdir).as_posix()
+    Outputs(workdir, "train").write(name, os.fsencode("".join(f"{line}\n" for line in names)))
 
 
 def _note(config: ConfigDict, index: DetectionIndex) -> Note:
@@ -193,9 +206,9 @@ def _read(workdir: pathlib.Path) -> dict:
         return {}
 
 
-def _note_copy(file: pathlib.Path) -> Note:
+def _note_copy(config: ConfigDict, file: pathlib.Path) -> Note:
     index = _read_copy(file)
-    return {} if index is None else note_images(index, str(file.parent))
+    return {} if index is None else _note(config, index)
 
 
 def _read_copy(file: pathlib.Path) -> DetectionIndex | None:

@@ -12,6 +12,7 @@ import numpy as np
 import tqdm
 
 from m2det_jax.data import DetectionIndex, eval_batches
+from m2det_jax.data.changes import shown
 from m2det_jax.detector.detector import Detector
 from m2det_jax.detector.objective import StepSettings, eval_losses
 from m2det_jax.detector.views import MultiScale
@@ -137,7 +138,7 @@ def without_unreadable(
     if not kept:
         raise InputError(f"none of the {index.num_images} images to evaluate on can be read")
     unreadable = sorted(set(range(index.num_images)) - set(kept))
-    names = ", ".join(index.image_paths[i] for i in unreadable)
+    names = shown([index.image_paths[i] for i in unreadable])
     log.warning("%d of %d images cannot be read and are left out of the evaluation: %s",
                 len(unreadable), index.num_images, names)  # fmt: skip
     moved = [dataclasses.replace(d, image_id=i) for i, d in enumerate(detections)]

@@ -19,7 +19,7 @@ from m2det_jax.pages.markup import printable
 from m2det_jax.predict.inputs import find_inputs, index_inputs, picture_names
 from m2det_jax.predict.outputs import LINES, NAMED, RESULTS, Record, drawing, write_results
 from m2det_jax.run import devices, memory, readers
-from m2det_jax.run.outputs import Outputs
+from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
@@ -84,6 +84,7 @@ def predict(
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
     outputs = Outputs(output or workdir / "predictions", "predict")
+    refuse_checkpoints(outputs.folder, workdir)
     inputs = find_inputs(paths, root, outputs)
     names = picture_names(inputs.paths) if pictures else []
     outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])

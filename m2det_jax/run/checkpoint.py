@@ -9,9 +9,7 @@ the evaluation came to is added as Orbax's own item "metrics", which makes it on
 """
 
 import importlib.metadata
-import json
 import logging
-import os
 import pathlib
 from typing import Any
 
@@ -41,11 +39,14 @@ def open_manager(
     Unless it is only to be read from, damaged checkpoints are moved to workdir/damaged first.
 
     Raises:
-      ValueError: all checkpoints are damaged.
+      ValueError: all checkpoints are damaged, or, where it is only to be read from, the figures of
+        an evaluation.
     """
     # Orbax finds out about a relative path only in its background thread.
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
-    if not read_only:
+    if read_only:
+        checksums.refuse_bad_figures(directory)
+    else:
         checksums.move_damaged(directory)
     keep = policies.AnyPreservationPolicy(
         [
@@ -138,20 +139,13 @@ def record_evaluation(manager: ocp.CheckpointManager, step: int, figures: dict[s
       figures: finite numbers by name; "AP" decides which checkpoint is the best.
     """
     manager.wait_until_finished()
-    if manager.metrics(step) is not None:
-        return
     if jax.process_index() == 0:
-        # As Orbax writes them. None of the files that are there is touched.
-        folder = checksums.step_folder(pathlib.Path(manager.directory), step) / "metrics"
-        folder.mkdir(exist_ok=True)
-        beside = folder / "metrics.tmp"
-        with beside.open("w") as file:
-            file.write(json.dumps(figures))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(folder / "metrics")
+        folder = checksums.step_folder(pathlib.Path(manager.directory), step)
+        checksums.write_figures(folder, figures)
     wait_for_all("the evaluation is recorded")
     manager.reload()
+    # Else a process that is ahead may delete one that another has not listed yet.
+    wait_for_all("the checkpoints are listed")
 
 
 def drop_old(manager: ocp.CheckpointManager, keep_latest: int) -> None:

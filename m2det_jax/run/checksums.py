@@ -7,6 +7,7 @@ the folder gets its final name.
 
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -83,6 +84,51 @@ def _crc32(path: pathlib.Path) -> int:
     return value
 
 
+def write_figures(folder: pathlib.Path, figures: dict[str, float]) -> None:
+    """Adds what an evaluation came to to a checkpoint, as Orbax writes its item "metrics".
+
+    The first figures stay. None of the files that are there is touched, and the item is there
+    whole or not at all.
+    """
+    if (folder / "metrics").exists():
+        return
+    beside = folder.parent.parent / ".metrics.tmp"
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    beside.mkdir()
+    with (beside / "metrics").open("w") as file:
+        file.write(json.dumps(figures | {"crc32": _crc32_of(figures)}))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(folder / "metrics")
+
+
+def _crc32_of(figures: dict[str, float]) -> int:
+    return zlib.crc32(json.dumps(figures).encode())
+
+
+def _bad_figures(folder: pathlib.Path) -> bool:
+    """Tells whether the figures of an evaluation are there, and not as they were written."""
+    if not (folder / "metrics").is_dir():
+        return False
+    try:
+        figures = json.loads((folder / "metrics" / "metrics").read_bytes())
+        crc = figures.pop("crc32", None)  # versions before 0.2 had none
+        return not math.isfinite(figures["AP"]) or crc not in (None, _crc32_of(figures))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True
+
+
+def refuse_bad_figures(directory: pathlib.Path) -> None:
+    """Raises InputError where the figures of an evaluation are damaged; Orbax reads them all."""
+    for step in finished_steps(directory.parent):
+        folder = step_folder(directory, step) / "metrics"
+        if _bad_figures(folder.parent):
+            raise InputError(
+                f"{folder} is damaged; delete it: the checkpoint then counts as not evaluated, and "
+                "training evaluates it when it goes on"
+            )
+
+
 def step_folder(directory: pathlib.Path, step: int) -> pathlib.Path:
     """Returns the folder of a checkpoint; directory is that of all checkpoints of a run.
 
@@ -121,6 +167,12 @@ def _move_damaged(directory: pathlib.Path) -> None:
     if steps and len(damaged) == len(steps):
         raise none_left(directory, damaged)
     set_aside(directory, damaged)
+    for step in finished_steps(directory.parent):
+        folder = step_folder(directory, step)
+        if _bad_figures(folder):
+            log.warning("checkpoint %d: the figures of its evaluation are damaged and removed; it "
+                        "counts as not evaluated", step)  # fmt: skip
+            shutil.rmtree(folder / "metrics")
 
 
 def set_aside(directory: pathlib.Path, failures: dict[int, str]) -> None:

@@ -4,7 +4,8 @@
     workdir/tensorboard/    event files with the same scalars, and pictures
 
 A resumed run continues the record: what was written after the step it resumes from is cut from the
-JSON lines and hidden from TensorBoard, so no step appears twice.
+JSON lines and hidden from TensorBoard, so no step appears twice. (TensorBoard keeps both points of
+an evaluation that is done again.)
 """
 
 import json

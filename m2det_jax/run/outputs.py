@@ -26,6 +26,7 @@ from m2det_jax.errors import InputError
 MANIFEST = ".m2det-written.jsonl"
 _PARTIAL = ".m2det-partial"
 _BLOCK = 2**20  # bytes
+_FEW_LINES = 1000  # of the list, which are not worth a shorter one
 
 Path = str | os.PathLike
 
@@ -102,7 +103,7 @@ class Outputs:
             return True
         # A run that was killed may have left a part of the last piece that it noted.
         before, last = notes[-2:] if len(notes) > 1 else (notes[0], notes[0])
-        torn = [before] if last.streamed and 0 < before.size < found.st_size < last.size else []
+        torn = [before] if last.streamed and 0 <= before.size < found.st_size < last.size else []
         return any(_crc(path, note.size) == note.crc32 for note in same_size + torn)
 
     @contextlib.contextmanager
@@ -202,13 +203,27 @@ class Outputs:
             raise InputError(f"{self._manifest}: not a plain file; move it away")
         text = self._manifest.read_text(encoding="utf-8", errors="replace")
         self._ends_line = not text or text.endswith("\n")
-        for line in text.splitlines():
+        lines = text.splitlines()
+        needed: dict[tuple[str, str], collections.deque[str]] = {}
+        for line in lines:
             try:
-                verb, name, *note = (json.loads(line)[k] for k in ("verb", "name", *_Note._fields))
+                entry = json.loads(line)
+                verb, name, *note = (entry[key] for key in ("verb", "name", *_Note._fields))
+                needed.setdefault((verb, name), collections.deque(maxlen=2)).append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # a run was killed as it wrote the line; no file is ours by it
             if verb == self._verb:
                 self._notes[name].append(_Note(*note))
+        if len(lines) > _FEW_LINES + 4 * len(needed):
+            self._rewrite([line for latest in needed.values() for line in latest])
+
+    def _rewrite(self, lines: list[str]) -> None:
+        """Shortens the list of what was written to what can matter; it is never half written."""
+        beside = self.folder / f"{_PARTIAL}-list"
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            beside.replace(self._manifest)
+            self._ends_line = True
 
     def _note(self, name: str, note: _Note) -> None:
         """Adds a note before the file is there: a run may be killed at any time."""
@@ -231,6 +246,7 @@ def new_folder(path: Path) -> Iterator[pathlib.Path]:
     path = pathlib.Path(os.path.abspath(path))
     _refuse_full_folder(path)
     partial = path.with_name(f"{_PARTIAL}-{os.getpid()}-{path.name}"[:200])
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed and had this pid
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -238,6 +254,16 @@ def new_folder(path: Path) -> Iterator[pathlib.Path]:
         partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_checkpoints(folder: Path, workdir: Path) -> None:
+    """Raises InputError for a folder among the checkpoints of a run: those come and go."""
+    checkpoints = os.path.realpath(os.path.join(workdir, "checkpoints"))
+    if os.path.commonpath([os.path.realpath(folder), checkpoints]) == checkpoints:
+        raise InputError(
+            f"{os.fspath(folder)}: a run removes its checkpoints there when newer ones come; write "
+            "to another folder"
+        )
 
 
 def refuse_existing(path: Path) -> None:

@@ -92,9 +92,9 @@ def choose_readers(
     Raises:
       ValueError: a number is below -1.
     """
-    for name, value in (("num_workers", num_workers), ("num_threads", num_threads)):
-        if value < AUTOMATIC:
-            raise InputError(f"{name}: 0 or more expected, or -1 for what fits, got {value}")
+    for name, value, least in (("num_workers", num_workers, 0), ("num_threads", num_threads, 1)):
+        if value < least and value != AUTOMATIC:
+            raise InputError(f"{name}: {least} or more expected, or -1 for what fits, got {value}")
     few = images is not None and images < FEW_IMAGES
     workers = min(host.share - 1, WORKERS_PER_DEVICE * host.devices, MOST_WORKERS, host.room)
     if host.platform == "cpu" or few or workers < 3:

@@ -125,16 +125,19 @@ def schedule_stretches(config: ConfigDict) -> bool:
 
 
 def same_schedule(a: ConfigDict, b: ConfigDict) -> bool:
-    """Says whether warm-up and decays are the same shares of both runs.
+    """Says whether warm-up and decays, in epochs in one run and in shares in the other, are one.
 
-    One may count them in epochs, as our recipes did before 0.2, and the other in shares.
+    Our recipes counted them in epochs before 0.2.
     """
 
     def shares(config: ConfigDict) -> tuple[float, ...]:
         warmup, decays = _schedule_epochs(config)
         return tuple(round(epochs / config.epochs, 12) for epochs in (warmup, *decays))
 
-    return shares(a) == shares(b)
+    def counts_shares(config: ConfigDict) -> bool:
+        return bool(config.optimizer.warmup_share or config.optimizer.decay_shares)
+
+    return counts_shares(a) != counts_shares(b) and shares(a) == shares(b)
 
 
 def _schedule_epochs(config: ConfigDict) -> tuple[float, tuple[float, ...]]:

@@ -67,7 +67,10 @@ def start_or_resume(
         return state, running, dict(_FRESH), False
     found = checkpoint.restore_latest(manager, run.state_shapes, running)
     if found is None:
-        raise FileNotFoundError(f"{manager.directory}: the checkpoints have just been removed")
+        raise FileNotFoundError(
+            f"{manager.directory}: what is there is no checkpoint of this run; move it away, or "
+            "give another --workdir"
+        )
     state, running, meta = found
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     log.info("parameters:\n%s", overview)
@@ -114,21 +117,23 @@ def refuse_other_run(
             f"{folder} was trained on the classes {meta['class_names']}, the data has "
             f"{list(run.train_index.class_names)}; use another --workdir"
         )
-    changed, free = changed_keys(stored_config(meta, source=str(folder)), config)
+    before = stored_config(meta, source=str(folder))
+    changed, free = changed_keys(before, config)
     indices = {"training": run.train_index, "validation": run.val_index}
-    for what, before in meta.get("data", {}).items():
-        if before != (now := run.fingerprints[what]):
-            args = config, folder.parent, what, indices[what], before
-            found = record.what_changed(*args) or f"{before}, now {now}"
+    for what, was in meta.get("data", {}).items():
+        if was != (now := run.fingerprints[what]):
+            args = config, folder.parent, what, indices[what], was
+            found = record.what_changed(*args) or f"{was}, now {now}"
             changed.append(f"the {what} set: {found}")
     versions = checkpoint.versions()
-    for name, before in meta.get("versions", {}).items():
-        if before != (now := versions.get(name)):
+    for name, was in meta.get("versions", {}).items():
+        if was != (now := versions.get(name)):
             log.warning("%s was %s, is %s now: the run may not end bit for bit as it would have",
-                        name, before, now)  # fmt: skip
+                        name, was, now)  # fmt: skip
     for line in free:
         log.info("changed since the last checkpoint: %s", line)
-    if any("config.epochs" in line for line in free) and schedule_stretches(config):
+    stretches = schedule_stretches(before) or schedule_stretches(config)
+    if any("config.epochs" in line for line in free) and stretches:
         log.warning("another config.epochs stretches the learning rate's schedule: from here on it "
                     "is that of a run of %d steps", run.plan.steps)  # fmt: skip
     if not changed:
@@ -136,8 +141,9 @@ def refuse_other_run(
     listed = "; ".join(changed)
     if not allowed:
         raise InputError(
-            f"{folder} is of a run that would go another way: {listed}. Give what it began with, "
-            "or another --workdir, or --allow_config_change to go on all the same"
+            f"{folder} is of a run that would go another way: {listed}. Give what it began with "
+            "(--workdir alone does), or another --workdir, or --allow_config_change to go on all "
+            "the same"
         )
     log.warning("going on although the run would have gone another way: %s", listed)
 
@@ -184,8 +190,16 @@ def write_config(files: Outputs, config: ConfigDict) -> None:
     """
     path = files.folder / "config.json"
     text = json.dumps(config.to_dict(), indent=2) + "\n"
-    if not path.is_file() or _read_json(path) != json.loads(text):
-        files.write(path.name, text)
+    if path.is_file() and _read_json(path) == json.loads(text):
+        if not files.wrote(path.name):  # changed by the user, and taken
+            files.record(path.name)
+        return
+    if path.is_file() and not files.wrote(path.name):
+        raise InputError(
+            f"{path}: it was changed since the run wrote it, and this command gives another config;"
+            " start with --workdir alone to take it, or delete it to go on with the command's"
+        )
+    files.write(path.name, text)
 
 
 def _read_json(path: pathlib.Path) -> Any:

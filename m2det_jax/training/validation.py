@@ -16,10 +16,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from m2det_jax.data import eval_batches, padded_objects
+from m2det_jax.data.changes import shown
 from m2det_jax.detector.evaluation import ON_DEVICE, evaluate
 from m2det_jax.run import checkpoint, guard, memory
 from m2det_jax.run.cost import read_cost, readable_bytes
 from m2det_jax.run.progress import Watch
+from m2det_jax.run.readers import FEW_IMAGES
 from m2det_jax.run.state import TrainState
 from m2det_jax.training.prepare import Run
 
@@ -69,16 +71,16 @@ class Validation:
         if self._images is None and self._watch.progress["best_AP"] < 0:
             self._images = self._threads.submit(self._read_images)
 
-    def check(self) -> None:
-        """Raises what the threads have found so far.
+    def problem(self) -> BaseException | None:
+        """Returns what the threads have found wrong so far.
 
-        Raises:
-          memory.OutOfMemory: the evaluation does not fit beside the state of the run.
-          ValueError: an image cannot be read, and config.data.on_bad_image is not "skip".
+        memory.OutOfMemory: the evaluation does not fit beside the state of the run. ValueError: an
+        image cannot be read, and config.data.on_bad_image is not "skip".
         """
         for found in (self._program, self._images):
-            if found is not None and found.done():
-                found.result()
+            if found is not None and found.done() and found.exception() is not None:
+                return found.exception()
+        return None
 
     def close(self) -> None:
         """Ends the threads."""
@@ -90,11 +92,11 @@ class Validation:
 
         Raises:
           guard.Stopped: a signal came; the state is saved and its evaluation still to be done.
-          memory.OutOfMemory, ValueError: as `check`; ChildProcessError: a data worker died.
+          memory.OutOfMemory, ValueError: as `problem` tells; ChildProcessError: a data worker died.
         """
         self.compile()
         config, step, progress = self._config, int(state.step), self._watch.progress
-        batch_size = config.eval.batch_size
+        batch_size, many = config.eval.batch_size, self._run.val_index.num_images >= FEW_IMAGES
         with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
             metrics, _ = evaluate(
                 self._program.result(),
@@ -103,7 +105,8 @@ class Validation:
                 self._run.detector,
                 batch_size=batch_size,
                 sharding=self._run.by_batch,
-                num_workers=config.data.num_workers,
+                # Processes take seconds to start, again at every evaluation.
+                num_workers=config.data.num_workers if many else 0,
                 num_threads=config.data.num_threads,
                 on_bad_image=config.data.on_bad_image,
                 between=lambda: self._stop_if_asked(step),
@@ -178,7 +181,7 @@ class Validation:
                     return
         if bad:
             log.warning("%d validation images cannot be read and will be left out: %s",
-                        len(bad), ", ".join(index.image_paths[i] for i in bad))  # fmt: skip
+                        len(bad), shown([index.image_paths[i] for i in bad]))  # fmt: skip
 
 
 def _bytes_of_each(tree: Any) -> int:

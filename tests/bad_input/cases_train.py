@@ -76,6 +76,7 @@ OVERRIDES = [
     ("means of another scale", "--config.data.mean='(-1,0,300)'", r"config\.data\.mean=\(-1, 0, 300\): must lie in 0\.\.255"),
     ("momentum that diverges", "--config.optimizer.momentum=2", r"config\.optimizer\.momentum=2\.0: must lie in 0\.\.1, below 1"),
     ("decay without factors", "--config.optimizer.decay_epochs='(1,)'", r"config\.optimizer\.decay_factors=\(0\.1, 0\.1\): give one for each"),
+    ("two forms of a warm-up", "--config.optimizer.warmup_share=0.1 --config.optimizer.warmup_epochs=2", r"config\.optimizer\.warmup_epochs=2\.0 and warmup_share=0\.1 are both given: set one"),
     ("decay that goes back", "--config.optimizer.decay_epochs='(5,3)'", r"config\.optimizer\.decay_epochs=\(5, 3\): must rise"),
     ("decay of texts", "--config.optimizer.decay_factors='(\"a\",1)'", r"config\.optimizer\.decay_factors=\('a', 1\): give numbers above 0"),
     ("anchors too few", "--config.anchors.sizes='(10,)'", r"config\.anchors\.sizes=\(10,\): give 3 values for kind='ssd' and config\.model\.num_scales=2"),

@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 
@@ -101,6 +102,8 @@ def _let_go_at_exit() -> None:
     """
 
     def let_go() -> None:
+        # A save that has failed leaves coroutines, of which the collector would warn.
+        warnings.simplefilter("ignore", RuntimeWarning)
         for _ in range(5):
             gc.collect()
             time.sleep(0.1)  # a thread of grain's removes what was let go
