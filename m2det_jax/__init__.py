@@ -4,7 +4,7 @@ Importing the package (or `m2det_jax.ops`) stays light: `restore` and what it ne
 are loaded when first asked for.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["restore"]
 
 
