@@ -8,6 +8,7 @@ Beside them lie the checksums of all files. A checkpoint is saved before its ste
 the evaluation came to is added as Orbax's own item "metrics", which makes it one that may be best.
 """
 
+import functools
 import importlib.metadata
 import logging
 import pathlib
@@ -85,8 +86,9 @@ def check_last_save(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Returns the versions of the packages that a run depends on."""
+    """Returns the versions of the packages that a run depends on; looked up once."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return found | {"m2det_jax": m2det_jax.__version__}
 
