@@ -150,7 +150,7 @@ def test_only_damaged_checkpoints_end_with_a_message(copy, tiny_run):
 
 def test_a_damaged_checkpoint_cannot_be_restored_for_use(copy):
     shutil.rmtree(copy / "checkpoints" / "4" / "model")
-    with pytest.raises(ValueError, match=r"checkpoint 4 .*damaged.*\[2, 3, 4\]"):
+    with pytest.raises(ValueError, match=r"checkpoint 4 .*damaged.*\[2, 3\]"):
         restore(copy)
     assert restore(copy, 3).step == 3
 
