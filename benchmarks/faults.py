@@ -223,9 +223,9 @@ def expected_end(kind: str, status: int, text: str) -> str | None:
     """Says what is wrong with how a command ended after a blow; None: nothing."""
     # A worker that may write no file cannot make shared memory either, and Python 3.11 then tells
     # its resource tracker to forget what was never there. That process of Python's prints this.
-    text = re.sub(
-        r"Traceback .*\n  File .*resource_tracker.py.*\n.*\nKeyError: '/psm_\w+'\n", "", text
-    )
+    if kind == "file size":
+        tracker = r"Traceback .*\n  File .*resource_tracker.py.*\n.*\nKeyError: '/psm_\w+'\n"
+        text = re.sub(tracker, "", text)
     if "Traceback" in text:
         return "a traceback"
     if status == 0 and kind not in ("kill", *DAMAGE):
