@@ -3,6 +3,7 @@
 import importlib
 import io
 import pathlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,8 +16,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 COMMANDS = sorted(
     path.stem
     for path in (REPOSITORY / "benchmarks").glob("*.py")
-    if path.stem not in ("timing", "experiment", "faults", "outcome", "step_numbers")
+    if path.stem not in ("timing", "experiment", "faults", "outcome", "step_numbers", "programs")
 )
+# One of these is in the help of every command.
+OPTIONS = ("--rounds", "--steps", "--numbers", "--rooms", "--candidates")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +48,7 @@ def test_help_names_its_options(name, capsys):
         importlib.import_module(f"benchmarks.{name}").main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert any(option in text for option in ("--rounds", "--steps", "--numbers", "--rooms"))
+    assert any(option in text for option in OPTIONS)
 
 
 def test_runs_as_a_module_from_the_root():
@@ -123,6 +126,31 @@ def test_trained_like_scores_are_near_zero_but_for_some_hundreds():
     assert np.median(probability) < 0.01
     assert 200 < (probability > 0.5).sum() < 400
     assert len(set(np.argwhere(probability > 0.5)[:, 1])) == 20
+
+
+def test_kernels_of_loops_are_read_from_a_compiled_program():
+    programs = importlib.import_module("benchmarks.programs")
+
+    def count_down(x):
+        def one_round(x):
+            return jax.lax.sort(x - 1)  # not fused: two kernels
+
+        return jax.lax.while_loop(lambda x: x.sum() > 0, one_round, x)
+
+    text = jax.jit(count_down).lower(np.ones(64, np.float32)).compile().as_text()
+    (loop,) = programs.loops(text)
+    assert "while" in loop.name and 2 <= loop.body <= 4 and 1 <= loop.condition <= 3
+    assert list(programs.loops(jax.jit(jax.numpy.sum).lower(np.ones(3)).compile().as_text())) == []
+    assert programs.opcode("%a.1 = (f32[2]{0}, /*index=1*/s32[]) while(%b), body=%c") == "while"
+
+
+def test_soft_nms_counts_what_both_ways_take(capsys):
+    soft_nms = importlib.import_module("benchmarks.soft_nms")
+    soft_nms.main(["--classes", "3", "--candidates", "24"])
+    printed = re.findall(r"rounds ([\d.]+) -> ([\d.]+)", capsys.readouterr().out)
+    rounds = [(float(before), float(after)) for before, after in printed]
+    assert len(rounds) == 6
+    assert all(after <= max(1, before / 3) for before, after in rounds)
 
 
 def test_crowded_anchors_are_those_of_the_paper():

@@ -20,10 +20,11 @@ from m2det_jax.ops.boxes import (
     xyxy_to_cxcywh,
 )
 from m2det_jax.ops.candidates import Candidates, merge_candidates, top_candidates
+from m2det_jax.ops.detections import Detections
 from m2det_jax.ops.losses import detection_losses, sigmoid_focal_loss, smooth_l1
 from m2det_jax.ops.matching import Matches, Targets, assign_targets, match
 from m2det_jax.ops.multibox import mine_hard_negatives, multibox_losses
-from m2det_jax.ops.nms import Detections, multiclass_nms, nms, suppress
+from m2det_jax.ops.nms import multiclass_nms, nms, suppress
 from m2det_jax.ops.soft_nms import multiclass_soft_nms, soft_nms, soft_suppress
 
 __all__ = [

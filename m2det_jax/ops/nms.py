@@ -6,27 +6,18 @@ everything runs under jit; batch by vmap. Letters: N boxes, A anchors, C classes
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32, Num
+from jaxtyping import Array, Bool, Int32, Num
 
 from m2det_jax.ops.boxes import ArrayLike, Real, iou
 from m2det_jax.ops.candidates import Candidates, top_candidates
+from m2det_jax.ops.detections import Detections, first_detections, first_kept
 
 # Boxes are settled this many at a time: bounds memory at _TILE * N overlaps, and allows to stop
 # when the outputs are full. Larger tiles mean fewer steps, which is what a GPU wants.
 _TILE = 512
-
-
-class Detections(NamedTuple):
-    """The detections of an image, highest score first, then rows that are not valid."""
-
-    boxes: Float[Array, "*batch K 4"]  # 0 where not valid
-    scores: Float[Array, "*batch K"]  # 0 where not valid
-    labels: Int32[Array, "*batch K"]  # -1 where not valid
-    valid: Bool[Array, "*batch K"]
 
 
 @functools.partial(jax.jit, static_argnames="max_outputs")
@@ -58,7 +49,7 @@ def nms(
     keep = _greedy_keep(
         boxes[order], None, sorted_scores > score_threshold, iou_threshold, max_outputs
     )
-    rank, valid = _first_kept(keep, max_outputs)
+    rank, valid = first_kept(keep, max_outputs)
     return jnp.where(valid, order[rank], 0).astype(jnp.int32), valid
 
 
@@ -118,44 +109,11 @@ def suppress(
         None if class_agnostic else labels,
         scores > score_threshold,
         iou_threshold,
-        scores.shape[0] if max_per_class else max_outputs,  # what a full class keeps counts not
+        scores.shape[0] if max_per_class else max_outputs,  # a full class keeps boxes that go later
     )
-    return best_detections(
+    return first_detections(
         boxes, scores, labels, keep, max_per_class=max_per_class, max_outputs=max_outputs
     )
-
-
-def best_detections(
-    boxes: Float[Array, "N 4"],
-    scores: Float[Array, "N"],
-    labels: Int32[Array, "N"],
-    keep: Bool[Array, "N"],
-    *,
-    max_per_class: int,
-    max_outputs: int,
-) -> Detections:
-    """Returns the first K = max_outputs kept ones of boxes that come by falling score.
-
-    max_per_class: of a class so many at most; 0: no limit.
-    """
-    if max_per_class:
-        keep &= _rank_within(labels, keep) < max_per_class
-    rank, valid = _first_kept(keep, max_outputs)
-    return Detections(
-        boxes=jnp.where(valid[:, None], boxes[rank], 0),
-        scores=jnp.where(valid, scores[rank], 0),
-        labels=jnp.where(valid, labels[rank], -1),
-        valid=valid,
-    )
-
-
-def _rank_within(labels: Array, keep: Array) -> Array:
-    """Returns how many kept boxes [N] of the same class come before each box."""
-    by_label = jnp.argsort(labels, stable=True)
-    before = jnp.cumsum(keep[by_label]) - keep[by_label]
-    sorted_labels = labels[by_label]
-    first = jnp.searchsorted(sorted_labels, sorted_labels, side="left")
-    return jnp.zeros_like(labels).at[by_label].set((before - before[first]).astype(jnp.int32))
 
 
 def _greedy_keep(
@@ -216,15 +174,3 @@ def _settle(suppresses: Array, alive: Array) -> Array:
         return keep, alive & ~(suppresses & keep[:, None]).any(axis=0)
 
     return jax.lax.while_loop(changed, one_round, one_round((alive, alive)))[1]
-
-
-def _first_kept(keep: Array, count: int) -> tuple[Array, Array]:
-    """Returns the positions of the first `count` True values, and which of these are real."""
-    rank = jnp.cumsum(keep) - 1
-    slot = jnp.where(keep & (rank < count), rank, count)
-    positions = (
-        jnp.zeros((count,), jnp.int32)
-        .at[slot]
-        .set(jnp.arange(keep.shape[0], dtype=jnp.int32), mode="drop")
-    )
-    return positions, jnp.arange(count) < keep.sum()

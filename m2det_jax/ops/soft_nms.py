@@ -1,11 +1,17 @@
 """Soft-NMS: boxes that overlap a better one lose score instead of being removed (arXiv 1704.04503).
 
 Exactly the steps of the official code: the box with the highest score is taken, the scores of the
-others decay by their overlap with it, those that fall below a floor are removed, and so on. The
-official code keeps its boxes in one list, swaps the box that it takes to the front and fills the
-place of a removed one with the last; of equal scores it takes the first in the list as it then is.
-That is done here as well, for all groups of boxes at once. All shapes are fixed; batch by vmap.
-Letters: N boxes, A anchors, C classes, G groups, K outputs, P picks of a group.
+others decay by their overlap with it, those that fall below a floor are removed, and so on. This is
+done for all groups of boxes at once, several picks a round of the loop: on a GPU a round costs a
+wait for the host, and each small operation in it a kernel.
+
+The official code keeps its boxes in one list, swaps the box that it takes to the front and fills
+the place of a removed one with the last; of equal scores it takes the first in the list as it then
+is. The list decides nothing where the highest score is always that of one box alone, which is
+nearly always so. Only an image where two boxes share it is done again with the list, pick by pick.
+
+All shapes are fixed; batch by vmap. Letters: N boxes, A anchors, C classes, G groups, K outputs,
+P picks of a group.
 """
 
 import functools
@@ -18,9 +24,19 @@ from jaxtyping import Array, Bool, Float, Int32, Num
 
 from m2det_jax.ops.boxes import ArrayLike, Real, iou
 from m2det_jax.ops.candidates import Candidates, top_candidates
-from m2det_jax.ops.nms import Detections, best_detections
+from m2det_jax.ops.detections import Detections, best_detections
 
 Method = Literal["linear", "gaussian"]
+# Picks in a round of the loop: the more, the fewer rounds, but the larger the program.
+PICKS_PER_ROUND = 8
+
+
+class _Picks(NamedTuple):
+    """The boxes taken of each group, in the order in which they are taken."""
+
+    index: Array  # [G, P] int32 box; 0 where not valid
+    scores: Array  # [G, P] decayed; 0 where not valid
+    valid: Array  # [G, P]
 
 
 class _List(NamedTuple):
@@ -149,12 +165,11 @@ def soft_suppress(
         score_floor,
         min(limit, num_boxes),
     )
-    scores, order = jax.lax.top_k(jnp.where(found, taken, -jnp.inf).reshape(-1), found.size)
     return best_detections(
-        jnp.take_along_axis(boxes, index[:, :, None], axis=1).reshape(-1, 4)[order],
-        scores,
-        jnp.take_along_axis(labels, index, axis=1).reshape(-1)[order],
-        found.reshape(-1)[order],
+        jnp.take_along_axis(boxes, index[:, :, None], axis=1).reshape(-1, 4),
+        taken.reshape(-1),
+        jnp.take_along_axis(labels, index, axis=1).reshape(-1),
+        found.reshape(-1),
         max_per_class=max_per_class,
         max_outputs=max_outputs,
     )
@@ -176,8 +191,65 @@ def _pick(
     decay: Callable[[Array], Array],
     score_floor: Real,
     num_picks: int,
-) -> tuple[Array, Array, Array]:
-    """Takes up to P boxes of every group [G, N]: their indices, scores and validity, [G, P]."""
+) -> _Picks:
+    """Takes up to P boxes of every group [G, N]."""
+    picks, tied = _pick_by_score(boxes, scores, valid, decay, score_floor, num_picks)
+    # Where nothing is tied no box takes part here, and so there is no round.
+    by_list = _pick_by_list(boxes, scores, valid & tied, decay, score_floor, num_picks)
+    return jax.tree.map(lambda new, old: jnp.where(tied, new, old), by_list, picks)
+
+
+def _pick_by_score(
+    boxes: Array,
+    scores: Array,
+    valid: Array,
+    decay: Callable[[Array], Array],
+    score_floor: Real,
+    num_picks: int,
+) -> tuple[_Picks, Array]:
+    """Does what `_pick` does if the second of its results is false: no pick was from a tie."""
+    num_groups, num_boxes = scores.shape
+    place = jnp.arange(num_boxes, dtype=jnp.int32)[None, :]
+
+    def unfinished(state: tuple) -> Array:
+        step, left, _, _, tied = state
+        return (step < num_picks) & (left > -jnp.inf).any() & ~tied
+
+    def take_some(state: tuple) -> tuple:
+        step, left, index, taken, _ = state  # left: [G, N] scores in play, else -inf
+        picked, equal = [], jnp.zeros(left.shape, bool)
+        for _ in range(PICKS_PER_ROUND):
+            box = left.argmax(axis=1, keepdims=True).astype(jnp.int32)  # [G, 1]
+            score = jnp.take_along_axis(left, box, axis=1)
+            picked.append((box, score))
+            in_play = (left > -jnp.inf) & (place != box)
+            equal |= in_play & (left == score) | jnp.isnan(left)
+            chosen = jnp.take_along_axis(boxes, box[:, :, None], axis=1)  # [G, 1, 4]
+            decayed = left * decay(jax.vmap(iou)(chosen, boxes)[:, 0])
+            left = jnp.where(in_play & ~(decayed < score_floor), decayed, -jnp.inf)
+        some_index, some_taken = (jnp.concatenate(x, axis=1) for x in zip(*picked, strict=True))
+        index = jax.lax.dynamic_update_slice_in_dim(index, some_index, step, axis=1)
+        taken = jax.lax.dynamic_update_slice_in_dim(taken, some_taken, step, axis=1)
+        return step + PICKS_PER_ROUND, left, index, taken, equal.any()
+
+    shape = (num_groups, -(-num_picks // PICKS_PER_ROUND) * PICKS_PER_ROUND)
+    left = jnp.where(valid, scores, -jnp.inf)
+    state = (jnp.int32(0), left, jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf))
+    *_, index, taken, tied = jax.lax.while_loop(unfinished, take_some, (*state, jnp.bool_(False)))
+    index, taken = index[:, :num_picks], taken[:, :num_picks]
+    found = taken > -jnp.inf
+    return _Picks(jnp.where(found, index, 0), jnp.where(found, taken, 0), found), tied
+
+
+def _pick_by_list(
+    boxes: Array,
+    scores: Array,
+    valid: Array,
+    decay: Callable[[Array], Array],
+    score_floor: Real,
+    num_picks: int,
+) -> _Picks:
+    """Does what `_pick` does, one pick a round; of equal scores the first in the list."""
     num_groups, num_boxes = scores.shape
     place = jnp.arange(num_boxes)[None, :]
 
@@ -212,7 +284,7 @@ def _pick(
     state = (jnp.int32(0), start, index, jnp.zeros(index.shape, jnp.float32))
     _, left, index, taken = jax.lax.while_loop(unfinished, take_one, state)
     found = jnp.arange(num_picks)[None, :] < left.count[:, None]
-    return jnp.where(found, index, 0), jnp.where(found, taken, 0), found
+    return _Picks(jnp.where(found, index, 0), jnp.where(found, taken, 0), found)
 
 
 def _close_gaps(order: Array, count: Array, gone: Array) -> tuple[Array, Array]:

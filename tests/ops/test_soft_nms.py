@@ -3,10 +3,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from m2det_jax import ops
+from m2det_jax.ops.soft_nms import PICKS_PER_ROUND, _decay, _pick, _pick_by_list, _pick_by_score
 
 FLOOR = 0.001
 
@@ -87,6 +91,124 @@ def test_equals_the_list(method, factor):
         soft_nms(boxes, scores, 7, method, score_floor=floor), (index, taken, valid), strict=True
     ):
         np.testing.assert_array_equal(got, want[:7])
+
+
+_GROUPS, _BOXES = 3, 40
+
+
+@functools.partial(jax.jit, static_argnames=("pick", "method", "num_picks"))
+def picks(pick, boxes, scores, floor, method, num_picks=_BOXES):
+    decay = _decay(method, 0.3, 0.5)
+    return pick(boxes, scores, scores >= floor, decay, floor, num_picks)
+
+
+def groups_of(kind, seed):
+    """Boxes [G, N, 4] and scores [G, N] of a kind that is hard for the order of the picks."""
+    rng = np.random.default_rng(seed)
+    boxes = clustered_boxes(rng, _BOXES, classes=_GROUPS)
+    scores = rng.uniform(0, 1, (_GROUPS, _BOXES)).astype(np.float32)
+    if kind == "spread":
+        boxes += 200 * np.arange(_BOXES, dtype=np.float32)[:, None]
+    elif kind == "one place":
+        boxes = boxes[:, :1] + rng.integers(0, 4, boxes.shape).astype(np.float32)
+    elif kind == "ties":
+        scores = scores.round(1)
+    elif kind == "late tie":  # the second box decays to 0.4, the score of the third
+        boxes += 200 * np.arange(_BOXES, dtype=np.float32)[:, None]
+        boxes[:, :2] = [[0, 0, 30, 10], [10, 0, 40, 10]]
+        scores[:, :3] = 0.9, 0.8, 0.4
+    elif kind == "one group tied":
+        scores[1] = 0.5
+    elif kind == "degenerate":
+        boxes[:, ::3, 2:] = boxes[:, ::3, :2]  # without area
+        boxes[0, 1], scores[0, 2], scores[1, 3], scores[2] = np.inf, np.nan, np.inf, 0
+        boxes[1, 5] = np.nan
+    return boxes, scores
+
+
+KINDS = ["random", "spread", "one place", "ties", "late tie", "one group tied", "degenerate"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_several_picks_a_round_equal_one_at_a_time_bit_for_bit(method, kind):
+    for seed in range(6):
+        boxes, scores = groups_of(kind, seed)
+        floor = np.float32((0.001, 0.1, 0.3)[seed % 3])
+        expected = picks(_pick_by_list, boxes, scores, floor, method)
+        for got, want in zip(picks(_pick, boxes, scores, floor, method), expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+        _, tied = picks(_pick_by_score, boxes, scores, floor, method)
+        if kind in ("random", "spread", "one place"):
+            assert not tied
+        elif kind in ("ties", "one group tied") or (kind, method) == ("late tie", "linear"):
+            assert tied
+    assert expected.valid.any()
+
+
+def test_rounds_are_an_eighth_of_the_picks(monkeypatch):
+    rounds = []
+
+    def in_python(unfinished, one_round, state):
+        while unfinished(state):
+            rounds.append(1)
+            state = one_round(state)
+        return state
+
+    monkeypatch.setattr(jax.lax, "while_loop", in_python)
+    boxes, scores = groups_of("spread", 0)
+    decay, floor = _decay("linear", 0.3, 0.5), np.float32(0.001)
+    _pick(*map(jnp.asarray, (boxes, scores, scores >= floor)), decay, floor, _BOXES)
+    most = (scores >= floor).sum(axis=1).max()
+    assert len(rounds) == -(-most // PICKS_PER_ROUND) == 5
+
+
+def float32_overlap(a, b):
+    """The IoU as the package computes it, each operation rounded to float32."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = width * height if width > 0 and height > 0 else np.float32(0)
+    areas = [max(x[2] - x[0], np.float32(0)) * max(x[3] - x[1], np.float32(0)) for x in (a, b)]
+    union = areas[0] + areas[1] - intersection
+    return intersection / union if union > 0 else np.float32(0)
+
+
+def float32_list(boxes, scores, floor):
+    """As `by_list`, linear, bit for bit."""
+    entries = [[i, score] for i, score in enumerate(scores) if score >= floor]
+    for front in range(len(entries)):
+        if front >= len(entries):
+            break
+        best = max(range(front, len(entries)), key=lambda place: (entries[place][1], -place))
+        entries[front], entries[best] = entries[best], entries[front]
+        place = front + 1
+        while place < len(entries):
+            entry = entries[place]
+            iou = float32_overlap(boxes[entries[front][0]], boxes[entry[0]])
+            entry[1] = entry[1] * (np.float32(1) - iou) if iou > np.float32(0.3) else entry[1]
+            if entry[1] < floor:
+                entries[place] = entries[-1]
+                entries.pop()
+            else:
+                place += 1
+    return entries
+
+
+@given(
+    corners=st.lists(st.tuples(*[st.integers(0, 12)] * 4), min_size=12, max_size=12),
+    tenths=st.lists(st.integers(0, 10), min_size=12, max_size=12),
+    noise=st.booleans(),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_boxes_equal_the_naive_loop_bit_for_bit(corners, tenths, noise):
+    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in corners], np.float32)
+    scores = np.array(tenths, np.float32) / np.float32(10)
+    if noise:  # hardly any ties
+        scores *= np.linspace(0.9, 1, 12, dtype=np.float32)
+    expected = float32_list(boxes, scores, np.float32(0.05))
+    index, taken, valid = soft_nms(boxes, scores, 12, "linear", score_floor=np.float32(0.05))
+    assert int(valid.sum()) == len(expected)
+    assert index[: len(expected)].tolist() == [i for i, _ in expected]
+    assert taken[: len(expected)].tolist() == [float(score) for _, score in expected]
 
 
 def test_of_equal_scores_the_first_in_the_list_is_taken():
