@@ -218,10 +218,31 @@ def test_backbones_bring_their_preprocessing(tmp_path):
         assert "--config.data.mean='(123.0, 117.0, 104.0)'" in CAFFE.flags()
         with pytest.raises(ValueError, match="want other images"):
             pretrained.load_backbone(ssd_config(path, **right | {"channel_order": "rgb"}))
-        loaded = pretrained.load_backbone(ssd_config(path, **right))
+        loaded = pretrained.load_backbone(ssd_config(path, **right)).variables
         support.assert_trees_equal(loaded, pretrained.read(file).variables)
-    support.assert_trees_equal(pretrained.load_backbone(ssd_config(other)), loaded)
+    support.assert_trees_equal(pretrained.load_backbone(ssd_config(other)).variables, loaded)
     assert "exists already" in error_of("backbone", file, "--output", folder)
+
+
+def test_convolutions_alone_train_with_a_random_rest(tmp_path, drawn_files):
+    """From the file, and from the folder that convert writes of it."""
+    file, folder = tmp_path / "vgg16.safetensors", tmp_path / "folder"
+    shapes = torch_form.vgg(width=THIN)
+    tensors = torch_form.drawn({n: s for n, s in shapes.items() if n.startswith("features.")})
+    save_file(tensors, file)
+    run("backbone", file, "--output", folder)
+    config = support.tiny_config(drawn_files)
+    config.model.backbone_norm = False
+    detector = prepare.build_detector(config, ("a", "b"))
+    untrained = prepare.initial_variables(config, detector)["params"]["backbone"]
+    for path in (file, folder):
+        config.model.backbone_weights = str(path)
+        backbone = prepare.initial_variables(config, detector)["params"]["backbone"]
+        assert backbone.keys() == untrained.keys()
+        for name in ("conv6", "conv7"):
+            support.assert_trees_equal(backbone[name], untrained[name])
+        kernel = tensors["features.28.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(backbone["conv5_3"]["conv"]["kernel"], kernel)
 
 
 def test_backbone_weights_of_another_network_name_the_keys(tmp_path):

@@ -166,7 +166,8 @@ def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
     if config.init_from:
         return start_from(config, detector, variables)
     if model.backbone_weights:
-        variables = with_backbone(variables, load_backbone(config))
+        loaded = load_backbone(config)
+        variables = with_backbone(variables, loaded.variables, loaded.absent)
     elif model.backbone.startswith("vgg") and not model.backbone_norm:
         log.warning(
             "WARNING: a VGG without BatchNorm starts from random weights and will learn slowly or "

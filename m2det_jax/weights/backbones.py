@@ -37,6 +37,7 @@ class BackboneWeights:
         backbone, width, norm: as in config.model: backbone, backbone_width, backbone_norm.
         variables: {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
         preprocessing: what the network must see.
+        absent: modules of the backbone that the file does not have; they start at random.
     """
 
     backbone: str
@@ -44,6 +45,7 @@ class BackboneWeights:
     norm: bool
     variables: dict
     preprocessing: Preprocessing
+    absent: tuple[str, ...] = ()
 
 
 def read_backbone(path: str | os.PathLike) -> BackboneWeights:
@@ -52,7 +54,8 @@ def read_backbone(path: str | os.PathLike) -> BackboneWeights:
     VGG's fully connected layers become conv6 and conv7 by taking every third of fc6's 7 x 7 taps
     and every fourth of both layers' 4096 units, as SSD does (arXiv 1512.02325, section 3.1). In a
     VGG with BatchNorm the convolutions' biases move into the running means, which is the same
-    function. The ImageNet classifier is not used, and the log says so.
+    function. The ImageNet classifier is not used, and the log says so. A VGG file with the
+    convolutions alone is taken: conv6 and conv7 are then absent, which the log says too.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -68,12 +71,19 @@ def read_backbone(path: str | os.PathLike) -> BackboneWeights:
     log.info("%s: %s of width %g%s; not used, the ImageNet classifier: %s", path, kind.backbone,
              kind.width, " with BatchNorm" if kind.norm else "",
              ", ".join(classifier) or "(none there)")  # fmt: skip
+    if kind.absent:
+        log.info("%s: no fully connected layers in it; of the backbone, %s start at random", path,
+                 " and ".join(kind.absent))  # fmt: skip
     log.info("%s: preprocessing %s (%s)", path, preprocessing.flags(), why)
-    return BackboneWeights(kind.backbone, kind.width, kind.norm, variables, preprocessing)
+    return BackboneWeights(
+        kind.backbone, kind.width, kind.norm, variables, preprocessing, kind.absent
+    )
 
 
-def with_backbone(variables: Mapping, backbone: Mapping) -> dict:
+def with_backbone(variables: Mapping, backbone: Mapping, absent: tuple[str, ...] = ()) -> dict:
     """Return `variables` of an M2Det with its backbone's replaced by `backbone`.
+
+    Modules that `backbone` lacks, named in `absent`, keep the values that they have.
 
     Raises:
         ValueError: listing every tensor that one of the two lacks or that differs in shape.
@@ -81,7 +91,10 @@ def with_backbone(variables: Mapping, backbone: Mapping) -> dict:
     replaced = dict(variables)
     problems = []
     for collection, loaded in backbone.items():
-        old = flatten_dict(variables[collection].get("backbone", {}), sep="/")
+        initial = variables[collection].get("backbone", {})
+        if kept := {name: initial[name] for name in absent if name in initial}:
+            loaded = {**loaded, **kept}
+        old = flatten_dict(initial, sep="/")
         new = flatten_dict(loaded, sep="/")
         for name in sorted(old.keys() | new.keys()):
             ours, theirs = (tree[name].shape if name in tree else None for tree in (old, new))
@@ -96,6 +109,7 @@ def with_backbone(variables: Mapping, backbone: Mapping) -> dict:
 def _variables(kind: Recognised, tensors: Mapping[str, np.ndarray], origin: str) -> dict:
     model = make_backbone(kind.backbone, width=kind.width, norm=kind.norm)
     shapes = flatten_dict(variable_shapes(model, _IMAGE_SIZE), sep="/")
+    shapes = {path: leaf for path, leaf in shapes.items() if path.split("/")[1] not in kind.absent}
     wanted = {path: (_names(kind, path), leaf.shape) for path, leaf in shapes.items()}
     if not kind.backbone.startswith("vgg"):
         filled = fill(wanted, tensors, origin=origin)
@@ -108,7 +122,7 @@ def _variables(kind: Recognised, tensors: Mapping[str, np.ndarray], origin: str)
         kernel = shapes[path.replace("bias", "kernel")].shape
         wanted[path] = (_names(kind, path), kernel[-1:])
     filled = fill(wanted, tensors, origin=origin)
-    if not kind.reduced:
+    if not kind.reduced and not kind.absent:
         _thin(filled)
     for path in biases if kind.norm else ():
         mean = path.replace("params", "batch_stats").replace("conv/bias", "norm/mean")

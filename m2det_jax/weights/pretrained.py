@@ -20,8 +20,8 @@ from m2det_jax.weights.preprocessing import Preprocessing
 log = logging.getLogger("m2det_jax")
 
 
-def load_backbone(config: ConfigDict) -> dict:
-    """Returns the variables of the backbone that config.model.backbone_weights names.
+def load_backbone(config: ConfigDict) -> BackboneWeights:
+    """Returns the backbone that config.model.backbone_weights names.
 
     Raises:
       ValueError, FileNotFoundError: the weights cannot be read, are of another backbone, or want
@@ -38,7 +38,7 @@ def load_backbone(config: ConfigDict) -> dict:
             "them with --mean, --std and --channel_order; docs/weights.md)"
         )
     log.info("backbone weights: %s, all tensors loaded", path)
-    return loaded.variables
+    return loaded
 
 
 def read(path: str | pathlib.Path) -> BackboneWeights:
@@ -54,6 +54,7 @@ def save(folder: str | pathlib.Path, weights: BackboneWeights, origin: str) -> N
     """
     meta = {
         "backbone": {key: getattr(weights, key) for key in ("backbone", "width", "norm")},
+        "absent": list(weights.absent),
         "preprocessing": dataclasses.asdict(weights.preprocessing),
         "converted_from": origin,
     }
@@ -74,7 +75,9 @@ def _read_folder(folder: pathlib.Path) -> BackboneWeights:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = manager.restore(0, args=args).meta
             kind, preprocessing = meta["backbone"], meta["preprocessing"]
-            args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(**kind)))
+            absent = tuple(meta.get("absent", ()))  # not in folders of before 0.3
+            abstract = _abstract(**kind, absent=absent)
+            args = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
             variables = jax.device_get(manager.restore(0, args=args).model)
         except Exception as error:  # whatever Orbax raises of a damaged or another checkpoint
             raise InputError(
@@ -84,13 +87,17 @@ def _read_folder(folder: pathlib.Path) -> BackboneWeights:
     preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in preprocessing.items()}
     return BackboneWeights(
         **kind, variables={"batch_stats": {}} | variables,
-        preprocessing=Preprocessing(**preprocessing),
+        preprocessing=Preprocessing(**preprocessing), absent=absent,
     )  # fmt: skip
 
 
-def _abstract(backbone: str, width: float, norm: bool) -> dict:
+def _abstract(backbone: str, width: float, norm: bool, absent: tuple[str, ...]) -> dict:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = variable_shapes(make_backbone(backbone, width=width, norm=norm), (64, 64))
+    shapes = {
+        collection: {name: tree for name, tree in modules.items() if name not in absent}
+        for collection, modules in shapes.items()
+    }
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 

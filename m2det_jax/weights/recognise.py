@@ -32,12 +32,14 @@ class Recognised:
         width: factor on the numbers of channels.
         norm: a VGG with BatchNorm.
         reduced: VGG16 with fc6 and fc7 already made convolutions: SSD's vgg16_reducedfc.
+        absent: our modules that the file has nothing for.
     """
 
     backbone: str
     width: float = 1.0
     norm: bool = False
     reduced: bool = False
+    absent: tuple[str, ...] = ()
 
 
 def recognise(tensors: Mapping[str, np.ndarray], origin: str) -> Recognised:
@@ -111,7 +113,9 @@ def _vgg(tensors: Mapping[str, np.ndarray]) -> Recognised | None:
     if name is None or "features.0.weight" not in tensors:
         return None
     norm = "features.1.running_mean" in tensors
-    return Recognised(name, _outputs(tensors, "features.0.weight") / 64, norm=norm)
+    convolutions_alone = all(name.startswith("features.") for name in tensors)
+    absent = ("conv6", "conv7") if convolutions_alone else ()
+    return Recognised(name, _outputs(tensors, "features.0.weight") / 64, norm=norm, absent=absent)
 
 
 def _outputs(tensors: Mapping[str, np.ndarray], name: str) -> int:

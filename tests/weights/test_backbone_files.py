@@ -154,6 +154,21 @@ def test_every_tensor_of_a_file_lands_at_its_place(tmp_path, file):
     assert loaded.preprocessing == (CAFFE if file == "SSD's" else IMAGENET)
 
 
+def test_convolutions_alone_are_taken_and_the_rest_is_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
+    caplog.set_level(logging.INFO, "m2det_jax")
+    shapes = torch_form.vgg(width=THIN)
+    alone = {n: s for n, s in shapes.items() if n.startswith("features.")}
+    tensors = {n: t.astype(np.float16) for n, t in torch_form.drawn(alone).items()}
+    loaded = read_backbone(saved(tmp_path, tensors))
+    assert "of the backbone, conv6 and conv7 start at random" in caplog.text
+    assert (loaded.backbone, loaded.absent) == ("vgg16", ("conv6", "conv7"))
+    assert len(loaded.variables["params"]) == 13
+    cut = {n: s for n, s in shapes.items() if not n.startswith("classifier.0")}
+    with pytest.raises(ValueError, match="missing: classifier.0.weight"):
+        read_backbone(saved(tmp_path, torch_form.drawn(cut)))
+
+
 def test_biases_before_a_batch_norm_move_into_its_mean(tmp_path):
     tensors = torch_form.drawn(torch_form.vgg(width=THIN, batch_norm=True))
     stats = read_backbone(saved(tmp_path, tensors)).variables["batch_stats"]
