@@ -1,0 +1,1 @@
+"""One command that measures everything on a machine with a GPU: `python -m benchmarks.gpu`."""
