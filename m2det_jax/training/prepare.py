@@ -70,7 +70,7 @@ class Run:
 
 
 def prepare(config: Config, workdir: pathlib.Path) -> Run:
-    """Checks the config, reads the data, and builds model, optimiser and steps.
+    """Reads the data of a checked config, and builds model, optimiser and steps.
 
     Raises:
       ValueError, FileNotFoundError: config or data do not fit; the message says what to do.
