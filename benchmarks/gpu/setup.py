@@ -4,9 +4,8 @@ import dataclasses
 import pathlib
 import time
 
-from ml_collections import ConfigDict
-
 from benchmarks import experiment
+from m2det_jax.config import Config
 from m2det_jax.data.synthetic import DatasetFiles, draw_dataset
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -45,7 +44,7 @@ class Setup:
         """Seconds until the part is ended."""
         return self.end - time.monotonic()
 
-    def config(self, name: str, *overrides: str) -> ConfigDict:
+    def config(self, name: str, *overrides: str) -> Config:
         """Returns an experiment with overrides; in the reduced form a tiny network of its kind."""
         return experiment.load(name, [*(REDUCED if self.reduced else ()), *overrides])
 
