@@ -37,11 +37,9 @@ def main(argv: list[str]) -> None:
     config = command_line.CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
 
-    def run():
+    with runtime.one_line_errors(interrupted=runtime.GOES_ON):
         runtime.start(config.platform, config.deterministic, config.distributed.to_dict())
         train(config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
-
-    runtime.one_line_errors(run, interrupted=runtime.GOES_ON)
 
 
 def cli() -> None:
