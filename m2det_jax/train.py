@@ -8,6 +8,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
+from m2det_jax.config import Config, resolve
 from m2det_jax.config.paths import absolute_paths
 from m2det_jax.run.checkpoint import check_last_save, open_manager, save
 from m2det_jax.run.devices import put_batch
@@ -31,10 +32,13 @@ from m2det_jax.training.validation import Validation
 log = logging.getLogger("m2det_jax")
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: bool = False) -> dict:
+def train(
+    config: ConfigDict | Config, workdir: pathlib.Path, *, allow_config_change: bool = False
+) -> dict:
     """Trains until the plan is done, resuming from workdir's latest checkpoint where there is one.
 
     Args:
+        config: as an experiment returns it; nothing after this function sees a ConfigDict.
         allow_config_change: resume although keys differ that change the result.
 
     Returns:
@@ -43,7 +47,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
     Raises:
         Stopped: SIGTERM, SIGINT or SIGHUP came; the state is saved. For others see `explained`.
     """
-    config = absolute_paths(config)  # of the folder that it is started in
+    config = absolute_paths(resolve(config))  # of the folder that it is started in
     with explained(config, workdir) as costs, contextlib.ExitStack() as stack:
         enter = stack.enter_context
         lock = enter(WorkdirLock(workdir, enabled=jax.process_index() == 0))

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Iterator
 
 import jax
-from ml_collections import ConfigDict
 
 from m2det_jax.build import augment_settings, train_sizes
+from m2det_jax.config import Config
 from m2det_jax.data import train_batches
 from m2det_jax.draw import training_sheet
 from m2det_jax.run import readers
@@ -17,7 +17,7 @@ from m2det_jax.training.prepare import Run
 log = logging.getLogger("m2det_jax")
 
 
-def training_readers(config: ConfigDict) -> readers.Readers:
+def training_readers(config: Config) -> readers.Readers:
     """Returns who reads the training images of this process."""
     pixels = max(height * width for height, width in train_sizes(config))
     return readers.local_readers(
@@ -29,7 +29,7 @@ def training_readers(config: ConfigDict) -> readers.Readers:
 
 
 def open_batches(
-    config: ConfigDict, run: Run, start_step: int, chosen: readers.Readers | None = None
+    config: Config, run: Run, start_step: int, chosen: readers.Readers | None = None
 ) -> Iterator[dict]:
     """Opens the training data at the batch after `start_step`; close what it returns.
 
@@ -53,9 +53,7 @@ def open_batches(
     )
 
 
-def save_samples(
-    config: ConfigDict, files: Outputs, run: Run, batch: dict, history: History
-) -> None:
+def save_samples(config: Config, files: Outputs, run: Run, batch: dict, history: History) -> None:
     """Writes the first augmented pictures with their boxes, as the model is about to see them."""
     sheet = training_sheet(batch, run.detector.class_names, config.log.sample_images)
     if sheet is None:

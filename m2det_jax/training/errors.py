@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 
 import jax
-from ml_collections import ConfigDict
 
 from m2det_jax.build import memory_settings
+from m2det_jax.config import Config
 from m2det_jax.data import UnreadableImage
 from m2det_jax.errors import InputError
 from m2det_jax.run import checksums, memory
@@ -29,9 +29,7 @@ _DISK = {
 
 
 @contextlib.contextmanager
-def explained(
-    config: ConfigDict, workdir: pathlib.Path
-) -> Iterator[dict[tuple[int, int], StepCost]]:
+def explained(config: Config, workdir: pathlib.Path) -> Iterator[dict[tuple[int, int], StepCost]]:
     """Adds to the errors of a training run what to change, and what it can be resumed from.
 
     Gives a dict of the train steps' costs by image size (height, width), to be filled as they are
@@ -104,7 +102,7 @@ def disk_trouble(error: BaseException) -> str | None:
     return str(error).splitlines()[0] if number == errno.ENOENT else _DISK.get(number)
 
 
-def _step_advice(config: ConfigDict, costs: dict[tuple[int, int], StepCost]) -> str:
+def _step_advice(config: Config, costs: dict[tuple[int, int], StepCost]) -> str:
     settings, cost = memory_settings(config), None
     if costs:
         size = max(costs, key=lambda size: costs[size].memory)
@@ -112,7 +110,7 @@ def _step_advice(config: ConfigDict, costs: dict[tuple[int, int], StepCost]) -> 
     return memory.train_advice(settings, cost, memory.available())
 
 
-def _about_images(error: NonFiniteLoss, config: ConfigDict) -> str:
+def _about_images(error: NonFiniteLoss, config: Config) -> str:
     mixing = [name for name in ("mosaic", "paste", "mixup") if name in config.augment.pipeline]
     others = f" (beside what {', '.join(mixing)} added)" if mixing else ""
     return (

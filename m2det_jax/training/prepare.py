@@ -10,17 +10,18 @@ from typing import Any
 import jax
 import optax
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
 from m2det_jax.build import (
     augment_settings,
+    backbone_settings,
     build_detector,
     make_anchors,
     memory_settings,
     step_settings,
     train_sizes,
 )
-from m2det_jax.config.checks import validate, validate_classes
+from m2det_jax.config import Config
+from m2det_jax.config.checks import validate_classes
 from m2det_jax.data import DetectionIndex, describe_augmentation
 from m2det_jax.data.size_cache import SizeCache
 from m2det_jax.datasets import record
@@ -70,13 +71,12 @@ class Run:
     sizes: SizeCache
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
-    """Checks the config, reads the data, and builds model, optimiser and steps.
+def prepare(config: Config, workdir: pathlib.Path) -> Run:
+    """Reads the data of a checked config, and builds model, optimiser and steps.
 
     Raises:
         InputError, FileNotFoundError: config or data do not fit; the message says what to do.
     """
-    validate(config)
     devices.check_divisible("config.batch_size", config.batch_size, config.accumulation)
     devices.check_divisible("config.eval.batch_size", config.eval.batch_size)
     augmentation = describe_augmentation(augment_settings(config), train_sizes(config))
@@ -122,7 +122,7 @@ def _state_shapes(
 
 
 def _train_steps(
-    config: ConfigDict,
+    config: Config,
     detector: Detector,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -148,7 +148,7 @@ def _train_steps(
 
 
 def compile_steps(
-    config: ConfigDict,
+    config: Config,
     run: Run,
     state: TrainState,
     batch: dict[str, Any],
@@ -209,7 +209,7 @@ def compile_traced(
     return program, cost
 
 
-def first_state(config: ConfigDict, run: Run) -> TrainState:
+def first_state(config: Config, run: Run) -> TrainState:
     """Returns the state before the first step, placed on all devices.
 
     Raises:
@@ -224,7 +224,7 @@ def first_state(config: ConfigDict, run: Run) -> TrainState:
         return devices.place(state, where)
 
 
-def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
+def initial_variables(config: Config, detector: Detector) -> dict[str, Any]:
     """Returns variables to start with: random from the seed, or from the files of a config."""
     variables = init_variables(
         detector.model, detector.resize.image_size, config.seed, prior=detector.class_prior
@@ -233,7 +233,7 @@ def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
     if config.init_from:
         return start_from(config, detector, variables)
     if model.backbone_weights:
-        variables = with_backbone(variables, load_backbone(config))
+        variables = with_backbone(variables, load_backbone(backbone_settings(config)))
     elif model.backbone.startswith("vgg") and not model.backbone_norm:
         log.warning(
             "WARNING: a VGG without BatchNorm starts from random weights and will learn slowly or "

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
-from m2det_jax.config import FREE_KEYS, OWN_KEYS
-from m2det_jax.config.experiments import flatten, stored_config
+from m2det_jax.config import FREE_KEYS, OWN_KEYS, Config
+from m2det_jax.config.dotted import flatten, to_dict
+from m2det_jax.config.stored import stored_config
 from m2det_jax.datasets import record
 from m2det_jax.errors import InputError
 from m2det_jax.run import checkpoint, checksums, devices
@@ -64,7 +64,7 @@ class Start:
     totals: dict[str, Any]
 
 
-def fresh_state(config: ConfigDict, run: Run, workdir: pathlib.Path) -> TrainState | None:
+def fresh_state(config: Config, run: Run, workdir: pathlib.Path) -> TrainState | None:
     """Returns the state before the first step; None where the workdir has checkpoints.
 
     Raises:
@@ -83,7 +83,7 @@ def start_or_resume(
     run: Run,
     state: TrainState | None,
     manager: ocp.CheckpointManager,
-    config: ConfigDict,
+    config: Config,
     allow_config_change: bool = False,
 ) -> tuple[TrainState, Start]:
     """Returns where a run goes on: from its latest checkpoint, or from the state before step 1.
@@ -123,7 +123,7 @@ def start_or_resume(
     return state, Start(step, bool(evaluation), pending, interval, totals)
 
 
-def _refuse_unlike_processes(run: Run, config: ConfigDict) -> None:
+def _refuse_unlike_processes(run: Run, config: Config) -> None:
     common = {key: value for key, value in flatten(config).items() if key not in OWN_KEYS}
     devices.refuse_unlike("the config", repr(sorted(common.items())))
     data = [run.train_index.class_names, sorted(run.fingerprints.items())]
@@ -145,7 +145,7 @@ def _refuse_converted(manager: ocp.CheckpointManager) -> None:
 
 
 def refuse_other_run(
-    meta: dict, config: ConfigDict, run: Run, folder: pathlib.Path, allowed: bool
+    meta: dict, config: Config, run: Run, folder: pathlib.Path, allowed: bool
 ) -> None:
     """Refuses checkpoints that this config and this data would not have led to.
 
@@ -188,7 +188,7 @@ def refuse_other_run(
     log.warning("going on although the run would have gone another way: %s", listed)
 
 
-def changed_keys(before: ConfigDict, config: ConfigDict) -> tuple[list[str], list[str]]:
+def changed_keys(before: Config, config: Config) -> tuple[list[str], list[str]]:
     """Compares a config with the one that a checkpoint was saved with.
 
     Returns:
@@ -202,7 +202,7 @@ def changed_keys(before: ConfigDict, config: ConfigDict) -> tuple[list[str], lis
     return lines
 
 
-def nothing_to_do(config: ConfigDict, run: Run, start: Start) -> bool:
+def nothing_to_do(config: Config, run: Run, start: Start) -> bool:
     """Tells, and logs, whether a run that starts there is over."""
     if start.step >= run.plan.stop:
         key = "epochs" if run.plan.stop == run.plan.steps else "max_steps"
@@ -215,12 +215,12 @@ def nothing_to_do(config: ConfigDict, run: Run, start: Start) -> bool:
     return over
 
 
-def out_of_patience(config: ConfigDict, totals: dict[str, Any]) -> bool:
+def out_of_patience(config: Config, totals: dict[str, Any]) -> bool:
     """Tells whether the run has had config.eval.patience evaluations without a better AP."""
     return 0 < config.eval.patience <= totals["evaluations_since_best"]
 
 
-def write_beside(config: ConfigDict, run: Run, workdir: pathlib.Path) -> Outputs | None:
+def write_beside(config: Config, run: Run, workdir: pathlib.Path) -> Outputs | None:
     """Writes the config and what is known of the data beside the checkpoints.
 
     Returns:
@@ -246,7 +246,7 @@ def write_beside(config: ConfigDict, run: Run, workdir: pathlib.Path) -> Outputs
 
 @contextlib.contextmanager
 def open_progress(
-    config: ConfigDict, run: Run, start: Start, workdir: pathlib.Path
+    config: Config, run: Run, start: Start, workdir: pathlib.Path
 ) -> Iterator[Progress]:
     """Opens the history of a run, and gives what follows the loop from `start` on."""
     first = jax.process_index() == 0
@@ -268,20 +268,20 @@ def open_progress(
         yield progress
 
 
-def describe_run(config: ConfigDict, run: Run, totals: dict[str, Any]) -> dict[str, Any]:
+def describe_run(config: Config, run: Run, totals: dict[str, Any]) -> dict[str, Any]:
     """Returns what is saved with a checkpoint beside its arrays, as JSON values."""
     names, ids = run.train_index.class_names, run.train_index.class_ids
-    return checkpoint.make_meta(config, names, totals, run.fingerprints, ids)
+    return checkpoint.make_meta(to_dict(config), names, totals, run.fingerprints, ids)
 
 
-def write_config(files: Outputs, config: ConfigDict) -> None:
+def write_config(files: Outputs, config: Config) -> None:
     """Writes the config beside the run: for people, and for `--workdir` alone to resume by.
 
     Raises:
         InputError: there is one that was changed since a run wrote it, and says something else.
     """
     path = files.folder / "config.json"
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    text = json.dumps(to_dict(config), indent=2) + "\n"
     if path.is_file() and _read_json(path) == json.loads(text):
         if not files.wrote(path.name):  # changed by the user, and taken
             files.record(path.name)
