@@ -18,7 +18,6 @@ from m2det_jax.run.state import create_train_state
 from m2det_jax.training.step import make_train_step
 
 SIZE = (64, 96)
-MOMENTUM = 0.9
 
 
 class Toy(nn.Module):
@@ -27,13 +26,16 @@ class Toy(nn.Module):
     anchors: int
     classes: int
     norm: bool
+    norm_momentum: float = 0.9
+    norm_axis: str | None = None
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images, *, train):
         x = images.reshape(images.shape[0], 8, 8, 8, 12, 3).mean(axis=(2, 4))  # [B, 8, 8, 3]
         x = nn.Conv(8, (3, 3), name="conv")(x)
         if self.norm:
-            x = batch_norm(MOMENTUM, jnp.float32, train=train, name="norm")(x)
+            x = batch_norm(self, train=train, name="norm")(x)
         else:
             self.variable("batch_stats", "unused", jnp.zeros, ())
         x = jnp.tanh(x).mean(axis=(1, 2))  # [B, 8]

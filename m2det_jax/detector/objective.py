@@ -7,12 +7,17 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from m2det_jax import ops
 from m2det_jax.detector.detector import Detector
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Batch = dict[str, Shaped[Array, "B ..."]]
+Metrics = dict[str, Float[Array, ""]]
+
+# What `losses_of` returns, in the order of figures in files. The first is minimised; the last is no
+# loss, but what the others are divided by.
+LOSSES = ("loss", "loss_class", "loss_box", "num_positives")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,11 @@ def make_targets(detector: Detector, settings: StepSettings, batch: Batch) -> op
 def losses_of(
     outputs: dict[str, jax.Array], targets: ops.Targets, settings: StepSettings, num_positives=None
 ) -> Metrics:
-    """Returns loss, loss_class, loss_box and num_positives of raw outputs against targets."""
+    """Returns the LOSSES of raw outputs against targets.
+
+    Args:
+        num_positives: see `ops.detection_losses`; None: those of the targets.
+    """
     common = dict(
         beta=settings.smooth_l1_beta, box_weight=settings.box_weight, num_positives=num_positives
     )
