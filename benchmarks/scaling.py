@@ -3,10 +3,10 @@
     python -m benchmarks.scaling [--config vgg320 vgg512 vgg800] [--numbers FILE.json]
 
 Compiles the train step of each experiment for 8 virtual CPU devices, with one image on each, and
-reads from the program: operations, memory, and the bytes of all all-reduces. From these and the
-data sheet of a GPU it estimates weak scaling; docs/scaling.md has the result and what is assumed.
-With --numbers the figures are read from that file where it has them, and kept there: compiling
-takes a minute or more for each experiment. No step is run.
+reads from the program: operations, memory, and the bytes of all messages between devices. From
+these and the data sheet of a GPU it estimates weak scaling; docs/scaling.md has the result and what
+is assumed. With --numbers the figures are read from that file where it has them, and kept there:
+compiling takes a minute or more for each experiment. No step is run.
 """
 
 import argparse
@@ -26,9 +26,9 @@ _ROWS = (  # title, number, unit, digits
     ("temporaries of a step, MB (compiled, float32)", "temporaries", 1e6, 1),
     ("of it beside the gradients: activations, MB", "activations", 1e6, 1),
     ("kept for the backward pass, MB an image (traced, bfloat16)", "kept_bfloat16", 1e6, 1),
-    ("all-reduced, MB (compiled)", "reduced", 1e6, 3),
+    ("between devices, MB (compiled)", "reduced", 1e6, 3),
     ("of it beside the gradients, MB", "beside", 1e6, 3),
-    ("all-reduces under 64 KiB (compiled)", "small_reductions", 1, 0),
+    ("messages under 64 KiB (compiled)", "small_reductions", 1, 0),
 )
 
 

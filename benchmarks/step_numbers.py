@@ -23,15 +23,17 @@ from m2det_jax.training.plan import make_optimizer_settings, make_plan
 from m2det_jax.training.step import make_train_step
 
 DEVICES, CLASSES, OBJECTS, NUM_IMAGES = 8, 80, 64, 1000
-SMALL = 2**16  # an all-reduce of fewer bytes takes as long as one of none
+SMALL = 2**16  # a message of fewer bytes takes as long as one of none
 # Of the machine code alone, which is not run; memory and operations stay what they are.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _ITEM = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "f32": 4, "s32": 4, "u32": 4}
 
 
-def all_reduces(hlo: str) -> list[int]:
-    """Returns the bytes of every all-reduce in the text of a compiled program."""
-    found = re.findall(r"^ *(?:ROOT )?\S+ = (.*?) all-reduce(?:-start)?\(", hlo, re.MULTILINE)
+def messages(hlo: str) -> list[int]:
+    """Returns the bytes of every message between devices in the text of a compiled program."""
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    made = rf"^ *(?:ROOT )?\S+ = (.*?) (?:{kinds})(?:-start)?\("
+    found = re.findall(made, hlo, re.MULTILINE)
     return [
         sum(
             _ITEM[kind] * math.prod(int(n) for n in shape.split(",") if n)
@@ -80,13 +82,14 @@ def read_program(config: Config) -> dict[str, int]:
         "mask": shape(objects, bool),
     }
     replicated, by_batch = devices.data_mesh()
-    step = make_train_step(detector, optimizer, make_schedule(settings), step_settings(config))
+    schedule, mesh = make_schedule(settings), replicated.mesh
+    step = make_train_step(detector, optimizer, schedule, step_settings(config), mesh)
     traced = jax.jit(
         step, donate_argnums=0, in_shardings=(replicated, by_batch),
         out_shardings=(replicated, replicated),
     ).trace(state, batch)  # fmt: skip
     compiled = traced.lower().compile(compiler_options=QUICK)
-    cost, reduced = read_cost(traced, compiled), all_reduces(compiled.as_text())
+    cost, reduced = read_cost(traced, compiled), messages(compiled.as_text())
     return {
         "flops": cost.flops // DEVICES,
         "compiler_flops": cost.compiler_flops,

@@ -189,6 +189,7 @@ def step_settings(config: Config) -> StepSettings:
         accumulation=config.accumulation,
         skip_nonfinite=config.on_nonfinite == "skip",
         norm_warmup=config.optimizer.norm_warmup,
+        norm_over=config.model.norm_over,
     )
 
 

@@ -232,7 +232,7 @@ def test_all_reduces_are_read_from_a_compiled_program(step_numbers):
 
     step = jax.jit(gradient, in_shardings=(replicated, by_batch), out_shardings=replicated)
     shapes = jax.ShapeDtypeStruct((5, 3), np.float32), jax.ShapeDtypeStruct((16, 5), np.float32)
-    found = step_numbers.all_reduces(step.lower(*shapes).compile().as_text())
+    found = step_numbers.messages(step.lower(*shapes).compile().as_text())
     assert sum(found) in (5 * 3 * 4 + 4, 5 * 4 + 4)  # XLA may reduce before it broadcasts
 
 
@@ -242,7 +242,7 @@ def test_all_reduces_of_every_form_are_counted(step_numbers):
   ROOT %a.2 = (f32[64]{0}, bf16[2,2]{1,0}, pred[]) all-reduce-start(%y, %z), channel_id=2
   %fusion = f32[64]{0} fusion(%all-reduce.2), kind=kLoop
 """
-    assert step_numbers.all_reduces(text) == [4 * 9 * 256 * 256, 4 * 64 + 2 * 4 + 1]
+    assert step_numbers.messages(text) == [4 * 9 * 256 * 256, 4 * 64 + 2 * 4 + 1]
 
 
 def test_all_reduce_takes_what_a_ring_takes(scaling):

@@ -110,38 +110,44 @@ def numbers(shape) -> int:
     return math.prod(shape)
 
 
-def kinds(found) -> tuple[list, list, list]:
-    """Sorts what is reduced into (gradients, batch statistics with their gradients, others)."""
-    sorted_out = [], [], []
-    for name, dtype, shape in found:
-        norm = "/norm/" in name
-        gradient = "transpose(jvp" in name and not norm
-        sorted_out[0 if gradient else 1 if norm else 2].append((dtype, numbers(shape)))
-    return sorted_out
+def sizes_of(tree) -> collections.Counter:
+    return collections.Counter(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def sizes_of(params, *, norm: bool) -> collections.Counter:
-    return collections.Counter(
-        ("f32", leaf.size)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if ("'norm'" in jax.tree_util.keystr(path)) == norm
-    )
+def reductions_of(small) -> list[int]:
+    """Checks what the devices add up: gradients and averages once each. Returns all messages.
+
+    Each as (kind, numbers).
+    """
+    text, state = small.compiled.as_text(), small.initial
+    reduced = [(dtype, numbers(shape)) for _, dtype, shape in collectives(text, "all-reduce")]
+    found = collections.Counter(size for _, size in reduced)
+    # Every kernel, bias and running average once: none left out, none twice.
+    expected = sizes_of(state.params) + sizes_of(state.batch_stats)
+    others = found - expected
+    assert not expected - found
+    assert sum(others.values()) <= FEW and max(others) == 1
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert 4 * weights <= sum(BYTES[dtype] * size for dtype, size in reduced) < 4.02 * weights
+    return [
+        (kind, numbers(shape))
+        for kind in ("all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+        for _, _, shape in collectives(text, kind)
+    ]
 
 
-def test_gradients_are_reduced_once_and_nothing_else_is_large():
+def test_gradients_are_reduced_once_and_statistics_take_a_message_a_pass():
     small = support.small_step(8)
-    params = small.initial.params
-    gradients, norms, others = kinds(collectives(small.compiled.as_text(), "all-reduce"))
-    # Every kernel and bias once: none left out, none twice. Those of norms are sums that their
-    # batch statistics' gradients need as well, so XLA shares them.
-    assert collections.Counter(gradients) == sizes_of(params, norm=False)
-    for size, count in sizes_of(params, norm=True).items():
-        # Forward mean and variance, their gradients, and scale and bias (two arrays in params).
-        assert count <= collections.Counter(norms)[size] <= 3 * count, size
-    assert len(others) <= FEW and max(n for _, n in others) == 1
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    everything = sum(BYTES[d] * n for d, n in (*gradients, *norms, *others))
-    assert 4 * weights <= everything < 4.02 * weights
+    channels = [x.size for x in jax.tree.leaves(small.initial.batch_stats)][::2]  # of each norm
+    messages = collections.Counter(reductions_of(small))
+    # Forward mean and variance of every device; backward the gradients of a device's own.
+    gathered = collections.Counter(("all-gather", 8 * 2 * size) for size in channels)
+    scattered = collections.Counter(("reduce-scatter", 2 * size) for size in channels)
+    assert messages == gathered + scattered
+
+
+def test_statistics_of_each_device_take_no_message():
+    assert reductions_of(support.small_step(8, model__norm_over="device")) == []
 
 
 def test_accumulated_gradients_are_reduced_once_a_step():

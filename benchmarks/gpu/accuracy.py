@@ -13,8 +13,8 @@ import jax
 from benchmarks.gpu.report import Report, Skip
 from benchmarks.gpu.setup import Setup
 from m2det_jax import evaluate, runtime
-from m2det_jax.run.guard import Stopped
 from m2det_jax.run.history import read_history
+from m2det_jax.run.signals import Stopped
 from m2det_jax.train import train
 
 SECONDS = 180

@@ -91,8 +91,10 @@ def compare_resumed(setup: Setup, report: Report) -> None:
         saved = killed / "checkpoints" / "00000004"
         while not saved.is_dir() and process.poll() is None and setup.seconds_left > 0:
             time.sleep(0.01)
-        report.add("kill -9", before_its_end=process.poll() is None)
-        os.killpg(process.pid, signal.SIGKILL)
+        running = process.poll() is None
+        report.add("kill -9", before_its_end=running)
+        if running:
+            os.killpg(process.pid, signal.SIGKILL)
     resumed = "resuming from step" in finished(command(setup, killed))
     compared = finished([sys.executable, "-c", COMPARE, str(whole), str(killed)], platform="cpu")
     differences = compared.stdout.strip().rpartition("differences: ")[2]

@@ -106,6 +106,11 @@ def _together(config: Config) -> Iterator[str]:
             "config.model.norm_momentum=1.0 keeps BatchNorm's averages as they are: there is no "
             "config.optimizer.norm_warmup for it"
         )
+    if model.norm_over == "device" and config.sharding == "fsdp":
+        yield (
+            "config.model.norm_over='device' with config.sharding='fsdp': XLA splits the work and "
+            "takes statistics over all devices; give 'global' or config.sharding='replicated'"
+        )
     if config.accumulation > 0 and config.batch_size % config.accumulation:
         yield (
             f"config.batch_size={config.batch_size} is not a multiple of "

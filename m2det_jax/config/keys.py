@@ -201,6 +201,8 @@ class Model:
     largest_scale_norm: bool = key(False)  # official code: BatchNorm on the largest scale
     norm_momentum: float = key(0.99, share)  # share of BatchNorm's running averages that a step
     #   keeps
+    norm_over: str = key("global", one_of("global", "device"))  # BatchNorm's statistics: of the
+    #   images of all devices, or of each device's own, without a message (docs/gpu.md)
     upsample: str = key("nearest", one_of("nearest", "bilinear"))
     head: str = key("conv", one_of("conv", "retinanet"))  # one 3x3 convolution a scale;
     #   "retinanet": five, shared by all scales

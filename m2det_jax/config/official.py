@@ -17,7 +17,7 @@ _FORM = (
 _OPEN = frozenset(
     "model.backbone model.backbone_weights model.backbone_official_stride model.frozen_stages "
     "model.num_levels model.num_scales model.reduced_channels model.tum_width model.tum_out "
-    "model.sfam model.norm_momentum model.dtype anchors.positive_threshold "
+    "model.sfam model.norm_momentum model.norm_over model.dtype anchors.positive_threshold "
     "anchors.negative_threshold".split()
 )
 

@@ -36,6 +36,7 @@ class StepSettings:
     accumulation: int
     skip_nonfinite: bool = False
     norm_warmup: bool = False
+    norm_over: str = "global"
 
 
 def make_targets(detector: Detector, settings: StepSettings, batch: Batch) -> ops.Targets:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from m2det_jax.model.norm import BatchNorm
+
 NORM_EPSILON = 1e-5
 # The official code's 0.01 in PyTorch's sense; in Flax's it is the share of the old value kept.
 NORM_MOMENTUM = 0.99
@@ -62,7 +64,7 @@ class ConvBlock(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
-def batch_norm(module: nn.Module, *, train: bool, name: str) -> nn.BatchNorm:
+def batch_norm(module: nn.Module, *, train: bool, name: str) -> BatchNorm:
     """Return the BatchNorm used everywhere; statistics are float32 whatever the dtype is.
 
     Args:
@@ -71,15 +73,12 @@ def batch_norm(module: nn.Module, *, train: bool, name: str) -> nn.BatchNorm:
             the images that the program sees, which outside shard_map is the whole batch.
         train: use the statistics of the batch, and update the running averages.
     """
-    return nn.BatchNorm(
+    return BatchNorm(
         use_running_average=not train,
         momentum=module.norm_momentum,
         epsilon=NORM_EPSILON,
-        dtype=module.dtype,
         axis_name=module.norm_axis,
-        # E[x^2] - E[x]^2 cancels: one device and eight would soon differ by it (a hundred times
-        # more in the gradient's norm after three steps).
-        use_fast_variance=False,
+        dtype=module.dtype,
         name=name,
     )
 

@@ -27,6 +27,7 @@ _NO_MATTER = (
     "model.backbone_weights",
     "model.frozen_stages",
     "model.norm_momentum",
+    "model.norm_over",
     "model.dtype",
 )
 

@@ -72,8 +72,7 @@ def accumulate(grad_fn: Callable, parts: int) -> Callable:
 def on_each_device(grad_fn: Callable, mesh: Mesh) -> Callable:
     """Returns a gradient function in which each device of a mesh takes its own images.
 
-    Values, aux and gradients are added up over the devices, once; the stats must be the same on
-    all of them.
+    Values, aux and gradients are added up over the devices, once, and the stats are averaged.
 
     Args:
         grad_fn: as that of `accumulate`.
@@ -84,10 +83,10 @@ def on_each_device(grad_fn: Callable, mesh: Mesh) -> Callable:
 
     def on_device(params, stats, batch, shared):
         # As weights of this device alone; jax would add up the gradients of shared ones at once.
-        own = jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), params)
+        own, stats = jax.lax.pcast((params, stats), axis, to="varying")
         (value, (aux, stats)), gradients = grad_fn(own, stats, batch, shared)
         value, aux, gradients = jax.lax.psum((value, aux, gradients), axis)
-        return (value, (aux, stats)), gradients
+        return (value, (aux, jax.lax.pmean(stats, axis))), gradients
 
     in_specs = whole, whole, split, whole
     return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=whole)
@@ -126,13 +125,14 @@ def make_train_step(
 
     With skip_nonfinite a loss or gradient that is not finite changes nothing but the step's number.
 
-    mesh: of one axis, along which batches are split, where every device has the whole state: with
-    accumulation the devices then add up their gradients once, after the last part. Without it XLA
-    places that, and may do it for each part.
+    mesh: of one axis, along which batches are split, where every device has the whole state: the
+    devices then add up their gradients once, after the last part, and BatchNorm's statistics are
+    taken over all of them or, with settings.norm_over "device", over the images of each. Without it
+    XLA places what is communicated, and the statistics are always over all.
     """
     parts, model = settings.accumulation, detector.model
-    each_alone = mesh is not None and parts > 1
-    if each_alone:
+    each_alone = mesh is not None and mesh.size > 1
+    if each_alone and settings.norm_over == "global":
         model = model.clone(norm_axis=mesh.axis_names[0])
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
