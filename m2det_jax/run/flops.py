@@ -46,6 +46,8 @@ def _count_equation(equation) -> int:
         raise ValueError("cannot count a while loop: the number of rounds is not known")
     if name == "cond":
         return max(inner)
+    if name == "shard_map":  # inside are the shapes of one device
+        return equation.params["mesh"].size * sum(inner)
     return equation.params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
 
 

@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
 from m2det_jax.model import M2Det, official_form, variable_shapes
+from m2det_jax.run.devices import data_mesh
 from m2det_jax.run.flops import count_flops
 
 
@@ -26,6 +28,14 @@ def test_hand_counted_operations():
     assert grouped == 2 * (2 * 4 * 3 * 8) * (9 * 2)
     nested = jax.jit(lambda x, m: jax.nn.relu(jax.jit(jnp.dot)(x, m)))
     assert count_flops(nested, x, matrix) == product
+
+
+def test_all_devices_of_a_mapped_axis_count():
+    mesh = data_mesh()[0].mesh
+    split = PartitionSpec(*mesh.axis_names)
+    x, matrix = jnp.zeros((16, 4)), jnp.zeros((4, 6))
+    mapped = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split)
+    assert mesh.size == 8 and count_flops(mapped, x, matrix) == count_flops(jnp.dot, x, matrix)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
