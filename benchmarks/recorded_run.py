@@ -106,12 +106,15 @@ def record_config_readers(readers: dict[str, set[str]]) -> None:
 class BoxRoad:
     """Follows one box through the calls of the package, by `sys.setprofile`.
 
-        A function holds the box if its arguments, variables and result together have all of
-        COORDINATES; while the train step is traced, if they have an array that jax computes from the
-        boxes of the batch, up to the return of the function that has called the model and returns the
-    XX
-        Attributes:
-          holds, road: {file: {function: its first line}}.
+    A function holds the box if its arguments, variables and result together have all of
+    COORDINATES; while the train step is traced, if they have an array that jax computes from the
+    boxes of the batch. That ends when the function that has called the model returns the loss. A
+    function is on the road if it holds the box and hands it on: by its result, to a function on the
+    road that it calls, to the compiled step, or to an object that it makes, if a method of that is
+    on the road.
+
+    Attributes:
+        holds, road: {file: {function: its first line}}.
     """
 
     def __init__(self) -> None:

@@ -56,11 +56,11 @@ class Roads:
     """What is recorded of a commit.
 
     Attributes:
-      calls, with_parts: the calls open at "model" and "step", without and with accumulation.
-      holds, road: {file: {function: its first line}}.
-      readers: {file: functions that read a ConfigDict}.
-      named: modules whose source names ConfigDict.
-      small: {module: lines} of those with one importer.
+        calls, with_parts: the calls open at "model" and "step", without and with accumulation.
+        holds, road: {file: {function: its first line}}.
+        readers: {file: functions that read a ConfigDict}.
+        named: modules whose source names ConfigDict.
+        small: {module: lines} of those with one importer.
     """
 
     calls: dict[str, list[Call]]
@@ -91,15 +91,14 @@ def record(tree: pathlib.Path, folder: pathlib.Path, arguments: Sequence[str]) -
     """Runs a verb of a tree, recorded; returns what recorded_run has written.
 
     Raises:
-      RuntimeError: the run failed; the message has the end of its log.
+        RuntimeError: the run failed; the message has the end of its log.
     """
     out = folder / "recorded.json"
-    environment = os.environ | {
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        **os.environ,
         "PYTHONPATH": str(tree),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-            "JAX_COMPILATION_CACHE_DIR", str(folder / "cache")
-        ),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "M2DET_TRACEBACK": "1",
     }
@@ -110,19 +109,22 @@ def record(tree: pathlib.Path, folder: pathlib.Path, arguments: Sequence[str]) -
     return json.loads(out.read_text())
 
 
+def training(data: pathlib.Path, steps: int) -> list[str]:
+    """Returns the verb and the flags of a tiny training, all but --workdir."""
+    keys = [f"data.{name}_csv={data / name}.csv" for name in ("train", "val", "classes")]
+    keys += [f"data.image_size=({HEIGHT}, {WIDTH})", f"batch_size={IMAGES}", f"epochs={steps}"]
+    return ["main", "--config=experiments/quickstart.py", *(f"--config.{k}" for k in keys + TINY)]
+
+
 def read_roads(tree: pathlib.Path, commit: str, folder: pathlib.Path, steps: int) -> Roads:
     """Trains, evaluates and predicts by the code of a tree, recorded.
 
     Args:
-      commit: of which the tree is a checkout; "": the working tree.
-      folder: empty; for data, workdirs and logs.
+        commit: of which the tree is a checkout; "": the working tree.
+        folder: empty; for data, workdirs and logs.
     """
     draw_data(folder)
-    csv = {name: folder / f"{name}.csv" for name in ("train", "val", "classes")}
-    keys = [f"data.{name}_csv={path}" for name, path in csv.items()]
-    keys += [f"data.image_size=({HEIGHT}, {WIDTH})", f"batch_size={IMAGES}", f"epochs={steps}"]
-    train = ["main", "--config=experiments/quickstart.py"]
-    train += [f"--config.{key}" for key in [*keys, *TINY]]
+    train = training(folder, steps)
     run = functools.partial(record, tree, folder)
     workdir = f"--workdir={folder / 'run'}"
     trained = run(["--box", *train, workdir])
@@ -150,7 +152,7 @@ def hops(calls: dict[str, list[Call]], *, wrapper: bool = False) -> list[Call]:
     """Returns the calls from `main` to the one of `model.apply`; wrapper: with the error wrapper.
 
     Args:
-      calls: open at "model", and at "step" where that is called as a compiled program.
+        calls: open at "model", and at "step" where that is called as a compiled program.
     """
     road = calls["model"]
     if "step" in calls:

@@ -13,9 +13,9 @@ BEFORE and AFTER are commits; AFTER is the working tree if it is left out. The c
   samples                augmented batches of `quickstart`, and with every step in the pipeline, two
                          sizes, letterbox and repeated images: 320 samples each
 
-Every computation has a process of its own in a checkout of its commit. A line a case has the hashes
-of all arrays, and says "equal", or which arrays differ and by how much. The status is 1 if any does.
-ARGUMENTS are given to each training, such as --config.model.backbone_width=0.125.
+Every computation has a process of its own in a checkout of its commit. A line a case has the
+hashes of all arrays, and says "equal", or how many arrays differ and by how much. The status is 1
+if any does. ARGUMENTS are given to each training, such as --config.model.backbone_width=0.125.
 """
 
 import argparse
@@ -34,6 +34,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -94,11 +95,11 @@ class Bench:
     """What the cases share.
 
     Attributes:
-      folder: for data, workdirs and outputs.
-      images: number of training images.
-      steps: of each training; 0: as TRAININGS says.
-      batches: of eight samples.
-      arguments: for each training.
+        folder: for data, workdirs and outputs.
+        images: number of training images.
+        steps: of each training; 0: as TRAININGS says.
+        batches: of eight samples.
+        arguments: for each training.
     """
 
     folder: pathlib.Path
@@ -125,8 +126,8 @@ class Bench:
         """Returns the arrays of a case, as the code of a tree computes them.
 
         Args:
-          checkpoint: workdir of a training, for OTHERS but samples.
-          name: of the tree, for files.
+            checkpoint: workdir of a training, for OTHERS but samples.
+            name: of the tree, for files.
         """
         out = self.folder / f"{case}_{name}"
         if training := TRAININGS.get(case):
@@ -172,10 +173,10 @@ def start(
     """Runs Python on virtual CPU devices, with the package of a tree.
 
     Args:
-      folder: of the compilation caches, one a tree, unless the environment names one.
+        folder: of the compilation caches, one a tree, unless the environment names one.
 
     Raises:
-      RuntimeError: it ended with another status than 0; the message has the end of its log.
+        RuntimeError: it ended with another status than 0; the message has the end of its log.
     """
     count = "--xla_force_host_platform_device_count"
     flags = re.sub(rf"{count}=\d+", "", os.environ.get("XLA_FLAGS", ""))
@@ -197,6 +198,7 @@ def start(
 
 def checkpoint_arrays(workdir: pathlib.Path) -> Arrays:
     """Returns all arrays of the newest checkpoint, read by Orbax alone."""
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what it does not need
     steps = sorted((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
     arrays = {}
     for item in ("model", "train"):
