@@ -190,7 +190,7 @@ class BoxRoad:
             return False
         _note(self.holds, frame.f_code)
         own = values.get("self")
-        if not handed_on and self._found_in(result) != ALL:
+        if not handed_on and (result is own or self._found_in(result) != ALL):
             if frame.f_code.co_name == "__init__":
                 self._made[id(own)] = own, [frame.f_code, *self._callers_with_box()]
             return False
