@@ -46,7 +46,7 @@ def seconds_of_run(
     """Trains by the code of a tree, and returns the seconds from start to end.
 
     Raises:
-      RuntimeError: it ended with another status than 0; the message has the end of its log.
+        RuntimeError: it ended with another status than 0; the message has the end of its log.
     """
     command = [sys.executable, "-m", "m2det_jax.main", "--workdir", str(workdir), *arguments]
     environment = os.environ | {"PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": str(cache)}

@@ -35,7 +35,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """Returns an experiment's config with overrides "section.key=value".
 
     Raises:
-      KeyError, TypeError, ValueError: no such key, a value of another type or that does not fit.
+        KeyError, TypeError, ValueError: no such key, a value of another type or that does not fit.
     """
     config = load_experiment(name).lock()
     for override in overrides:

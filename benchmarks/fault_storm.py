@@ -107,8 +107,8 @@ def one_round(
     """Strikes a command that runs, and starts it again.
 
     Returns:
-      (the second command, running; or None: the first ended before it was struck,
-      what was seen, what went wrong).
+        (the second command, running; or None: the first ended before it was struck,
+        what was seen, what went wrong).
     """
     struck = faults.wait_for(moment, training, workdir, draw)
     before = ([0, *finished_steps(workdir)])[-1]

@@ -49,7 +49,7 @@ class Training:
         """Returns True as soon as it happened, False if the command ended before.
 
         Raises:
-          TimeoutError: neither came.
+            TimeoutError: neither came.
         """
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:

@@ -83,9 +83,9 @@ def estimate(
     """Estimates a step of `per_gpu` images on each of so many GPUs.
 
     Returns:
-      Seconds: compute, gradients (their all-reduce), statistics (the small all-reduces of batch
-      statistics, one after the other, which nothing hides). Shares of the speed of one GPU, 0..1:
-      without (gradients wait for the whole backward pass) and with overlap.
+        Seconds: compute, gradients (their all-reduce), statistics (the small all-reduces of batch
+        statistics, one after the other, which nothing hides). Shares of the speed of one GPU, 0..1:
+        without (gradients wait for the whole backward pass) and with overlap.
     """
     compute = per_gpu * numbers["flops"] / (gpu.peak * assumed.utilisation)
     gradients = all_reduce_seconds(numbers["reduced"], gpus, gpu)

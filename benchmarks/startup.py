@@ -38,7 +38,7 @@ def seconds_to_first_step(arguments: list[str], cache: pathlib.Path) -> float:
     """Starts a training command and returns the seconds until it has logged its first step.
 
     Raises:
-      RuntimeError: it ended without; the message holds what it wrote.
+        RuntimeError: it ended without; the message holds what it wrote.
     """
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     start = time.perf_counter()

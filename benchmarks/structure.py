@@ -31,11 +31,11 @@ class Structure:
     """What is counted of a package.
 
     Attributes:
-      files: number of Python files of each folder, the root being "".
-      arrows: the rooms that each room imports.
-      floors: of each room, from 0.
-      file_lines, function_lines: length of each module and of each function or method.
-      one_importer: modules that one other alone imports.
+        files: number of Python files of each folder, the root being "".
+        arrows: the rooms that each room imports.
+        floors: of each room, from 0.
+        file_lines, function_lines: length of each module and of each function or method.
+        one_importer: modules that one other alone imports.
     """
 
     files: dict[str, int]

@@ -85,8 +85,8 @@ def print_speed(name: str, flops: float, samples: Sequence[float], gemm: Sequenc
     """Prints GFLOP/s of the median round beside the GEMM peak: the best of its rounds.
 
     Args:
-      flops: floating-point operations of one round of `samples`, two per multiply-add.
-      gemm: seconds of the rounds of `gemm(default_gemm_size())`.
+        flops: floating-point operations of one round of `samples`, two per multiply-add.
+        gemm: seconds of the rounds of `gemm(default_gemm_size())`.
     """
     speed = flops / statistics.median(samples)
     peak = 2 * default_gemm_size() ** 3 / min(gemm)

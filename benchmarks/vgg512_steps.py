@@ -76,8 +76,8 @@ def report(
     """Prints the findings; returns whether all are as they should be.
 
     Args:
-      losses, untrained: of every step, in training and by the initial weights on the same batch.
-      memory: peak of the process when training had ended, bytes.
+        losses, untrained: of every step, in training and by the initial weights on the same batch.
+        memory: peak of the process when training had ended, bytes.
     """
     before, after = last_quarter(untrained), last_quarter(losses)
     steps = sum(count for name, count in compilations.items() if "train_step" in name)

@@ -62,15 +62,15 @@ class Case:
     """One bad input.
 
     Attributes:
-      verb: a key of VERBS.
-      name: what is wrong, in words.
-      line: the command line behind the verb, in a folder with FILES and what `files` changes.
-      expected: regular expressions that the message must match.
-      files: files of other content; None leaves one out.
-      sets: data sets of other formats to write into folders of that name.
-      make: what else is done to the folder before.
-      status: of the process; 2: argparse's own message, behind the usage.
-      message: the whole of it, where it is known; what `shape` is taken of.
+        verb: a key of VERBS.
+        name: what is wrong, in words.
+        line: the command line behind the verb, in a folder with FILES and what `files` changes.
+        expected: regular expressions that the message must match.
+        files: files of other content; None leaves one out.
+        sets: data sets of other formats to write into folders of that name.
+        make: what else is done to the folder before.
+        status: of the process; 2: argparse's own message, behind the usage.
+        message: the whole of it, where it is known; what `shape` is taken of.
     """
 
     verb: str
