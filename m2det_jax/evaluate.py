@@ -1,7 +1,7 @@
 """Evaluation of a trained detector: the COCO table, VOC AP50 and AP per class.
 
-    python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
-    python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --split val2017
+python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
+python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --split val2017
 """
 
 import argparse

@@ -210,7 +210,7 @@ def test_an_image_list_keeps_its_ids(whole, tmp_path):
         ('{"images": []}', 'no "images" in it'),
         ('{"images": {}}', r"list\.json: line 1"),
         ('{"images": [1]}', r"images\[0\]: an object with id and file_name expected"),
-        ('{"images": [{"file_name": "a"}]}', r"images\[0\]: id: a number or text .* None"),
+        ('{"images": [{"file_name": "a"}]}', r"images\[0\]: id: a unique number .* None"),
         ('{"images": [{"id": true, "file_name": "a"}]}', r"images\[0\]: id: .* True"),
         ('{"images": [{"id": 1}]}', r"images\[0\]: file_name: a path expected, got None"),
         ('{"images": [{"id": 1, "file_name": " "}]}', r"images\[0\]: file_name"),

@@ -16,7 +16,7 @@ from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
 from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
 from m2det_jax.pages.markup import printable
-from m2det_jax.predict.inputs import find_inputs, index_inputs, picture_names
+from m2det_jax.predict.inputs import Inputs, find_inputs, index_inputs, picture_names
 from m2det_jax.predict.outputs import LINES, NAMED, RESULTS, Record, drawing, write_results
 from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
@@ -74,8 +74,7 @@ def predict(
         root: folder of the images of a list; "": the folder of the list.
         threshold: lowest score that is drawn and written, 0..1; replaces the one of config.eval.
         batch_size: images per call, over all devices; 0: one per device.
-        num_workers: worker processes that read images; -1: chosen for the host.
-        num_threads: reading threads of each process; -1: chosen for the host.
+        num_workers, num_threads: processes that read images, and threads of each; -1: automatic.
         pictures: write pictures too, not only JSON.
         strict: an image that cannot be read is an error.
         overrides: changes of config.eval, such as "eval.nms=soft_linear".
@@ -84,8 +83,7 @@ def predict(
         The numbers of images and detections, and the output folder.
 
     Raises:
-        InputError: if no image can be read, a file of the user would be replaced, or a flag is
-            wrong.
+        InputError: if no image can be read, a user's file would be replaced, or a flag is wrong.
     """
     _check_flags(threshold, batch_size, overrides)
     restored = restore(workdir, checkpoint, overrides)
@@ -96,9 +94,7 @@ def predict(
     inputs = find_inputs(paths, root, outputs)
     names = picture_names(inputs.paths) if pictures else []
     outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])
-    index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
-    if problems and (strict or not kept):
-        raise InputError(_too_bad(problems, len(inputs.paths), strict))
+    index, kept, problems = _readable_images(inputs, restored, strict)
     batch_size = devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
@@ -177,6 +173,16 @@ def detect_batches(
         )
         for found, placing in one_behind(dispatched):
             yield to_original(jax.device_get(found), placing, index)
+
+
+def _readable_images(
+    inputs: Inputs, restored: Restored, strict: bool
+) -> tuple[DetectionIndex, list[int], dict[int, str]]:
+    """Returns what `index_inputs` does; raises InputError if too many images cannot be read."""
+    index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
+    if problems and (strict or not kept):
+        raise InputError(_too_bad(problems, len(inputs.paths), strict))
+    return index, kept, problems
 
 
 def _check_flags(threshold: float, batch_size: int, overrides: Sequence[str]) -> None:
