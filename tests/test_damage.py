@@ -73,11 +73,11 @@ ARRAY, META, SUMS = "model/d/array", "meta", "checksums.json"
         (lambda f: (f / META).unlink(), f"{META} is missing"),
         (lambda f: shutil.rmtree(f / "model"), f"{ARRAY} is missing"),
         (lambda f: ((f / META).unlink(), (f / META).mkdir()), f"{META} is missing"),
-        (lambda f: (f / SUMS).write_bytes((f / SUMS).read_bytes()[:30]), f"{SUMS} is not what"),
-        (lambda f: (f / SUMS).write_bytes(b""), f"{SUMS} is not what"),
-        (lambda f: (f / SUMS).write_text("[]"), f"{SUMS} is not what"),
-        (lambda f: (f / SUMS).write_text('{"crc32": {"meta": 3}}'), f"{SUMS} is not what"),
-        (lambda f: (f / SUMS).write_bytes(b"\xff\xfe"), f"{SUMS} is not what"),
+        (lambda f: (f / SUMS).write_bytes((f / SUMS).read_bytes()[:30]), f"{SUMS} is not a list"),
+        (lambda f: (f / SUMS).write_bytes(b""), f"{SUMS} is not a list"),
+        (lambda f: (f / SUMS).write_text("[]"), f"{SUMS} is not a list"),
+        (lambda f: (f / SUMS).write_text('{"crc32": {"meta": 3}}'), f"{SUMS} is not a list"),
+        (lambda f: (f / SUMS).write_bytes(b"\xff\xfe"), f"{SUMS} is not a list"),
     ],
 )
 def test_damage_is_found_and_named(change, said, folder):
