@@ -79,8 +79,7 @@ def compare(before: Sources, after: Sources) -> list[Pair]:
     compared with the function of that name which has left another module, if there is only one.
 
     Args:
-        before: source text by dotted module name.
-        after: likewise.
+        before, after: source text by dotted module name.
     """
     old, new = _by_place(before), _by_place(after)
     gone = collections.defaultdict(list)

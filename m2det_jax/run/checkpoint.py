@@ -203,7 +203,7 @@ def restore_latest(
         manager: the open checkpoints.
         state: a state with the shapes, dtypes and shardings to restore. The number of devices and
             processes may differ from that of the saved run.
-        running_metrics: likewise for the running metrics.
+        running_metrics: running metrics with the shapes, dtypes and shardings to restore.
 
     Returns:
         (state, running metrics, meta), or None if there is no checkpoint.

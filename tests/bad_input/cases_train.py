@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""What training and the demo refuse: configs, workdirs, weights and data."""
+"""Bad inputs of training and the demo: configs, workdirs, weights and data."""
 
 import functools
 import shutil
@@ -13,7 +13,7 @@ train, demo = functools.partial(Case, "train"), functools.partial(Case, "demo")
 
 
 def write(name: str, content: str):
-    """Writes a file, or into all files that a pattern finds."""
+    """Writes a file, or all files that match a pattern."""
 
     def make(folder):
         for path in list(folder.glob(name)) or [folder / name]:
@@ -23,7 +23,7 @@ def write(name: str, content: str):
 
 
 def folder(name: str):
-    """Puts a folder where a file is or should be."""
+    """Creates a folder in place of a file."""
 
     def make(root):
         (root / name).unlink(missing_ok=True)
@@ -33,7 +33,7 @@ def folder(name: str):
 
 
 def file(name: str):
-    """Puts a file where a folder is or should be."""
+    """Creates a file in place of a folder."""
 
     def make(root):
         shutil.rmtree(root / name, ignore_errors=True)

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""What evaluate, predict and check refuse."""
+"""Bad inputs of evaluate, predict and check."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ def remove(name: str):
 
 
 def cut(pattern: str, keep: int):
-    """Cuts all files of a pattern short."""
+    """Truncates all files that match a pattern to `keep` bytes."""
 
     def make(root):
         for path in root.glob(pattern):
@@ -34,7 +34,7 @@ def cut(pattern: str, keep: int):
 
 
 def flip(pattern: str):
-    """Turns one bit in the middle of the first file of a pattern."""
+    """Flips one bit in the middle of the first file that matches a pattern."""
 
     def make(root):
         path = sorted(root.glob(pattern))[0]
@@ -46,7 +46,7 @@ def flip(pattern: str):
 
 
 def stored(change):
-    """Changes the meta of the newest checkpoint, without the checksums that would tell."""
+    """Changes the meta of the newest checkpoint, and removes the checksums that would show it."""
 
     def make(root):
         path = root / "run/checkpoints/6/meta/metadata"
