@@ -173,10 +173,10 @@ def test_a_step_is_compiled_once_a_size_and_reported_before_it_runs(log_of_run, 
     assert metrics["loss"] == 961 * 2 * 8 * 5 * 18 and len(traces) == 2
     reports = [r.getMessage() for r in log_of_run.records if "memory" in r.getMessage()]
     assert ["6 x 8, batch 2" in reports[0], "4 x 8, batch 2" in reports[1]] == [True, True]
-    assert "160 FLOP a step over 1 device" in reports[1]  # [2, 8] times [8, 5]
+    assert "160 FLOP per step over 1 device" in reports[1]  # [2, 8] times [8, 5]
     assert f"state and batch {160 + 2 * 4 * 8 * 3} B" in reports[1]
     # The loss, and pointers to both results.
-    assert "results 180 B, of which 160 B in the place of the old state" in reports[1]
+    assert "results 180 B (160 B of them in the memory of the old state)" in reports[1]
     assert "% of the " in reports[1]
 
 
