@@ -111,9 +111,14 @@ def _by_place(sources: Sources) -> dict[tuple[str, str], Texts]:
 
 
 def match(before: Sequence[str], after: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns pairs (before, after) of the most similar messages; equal ones are left out."""
+    """Returns pairs (before, after) of messages; equal messages are left out.
+
+    If as many messages have gone as have come, they are paired in order, else by similarity.
+    """
     old = list((collections.Counter(before) - collections.Counter(after)).elements())
     new = list((collections.Counter(after) - collections.Counter(before)).elements())
+    if len(old) == len(new):
+        return list(zip(old, new, strict=True))
     ratios = {
         (i, j): difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
         for i, a in enumerate(old)

@@ -367,8 +367,12 @@ def test_wording_pairs_what_differs_before_and_after():
         ("p.new.moved, message", "a b c", "a b d"),
     ]
     assert wording.compare(after, after) == []
-    assert wording.match(["all of this", "xyz qrs uvw"], ["0123 45 67", "all of that"]) == [
+    assert wording.match(["a b c", "all of this", "xyz"], ["0123 45 67", "all of that"]) == [
         ("all of this", "all of that")
+    ]
+    assert wording.match(["same", "a b c", "xyz"], ["x y z", "a b", "same"]) == [
+        ("a b c", "x y z"),
+        ("xyz", "a b"),
     ]
 
 
