@@ -1,5 +1,6 @@
 """Numbers of a train step (operations, memory, all-reduces), read from its program."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,10 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from benchmarks import experiment
 from m2det_jax.build import build_detector, step_settings
+from m2det_jax.config import Config
 from m2det_jax.detector.detector import Detector
 from m2det_jax.model import variable_shapes
 from m2det_jax.run import devices
@@ -63,14 +64,14 @@ def saved_bytes(detector: Detector, variables: dict, batch_size: int) -> int:
     return bytes_of(kept)
 
 
-def read_program(config: ConfigDict) -> dict[str, int]:
+def read_program(config: Config) -> dict[str, int]:
     """Compiles the train step for DEVICES devices, one image on each; returns numbers per device.
 
     Returns:
         Operations ("flops", "compiler_flops") and bytes (all others, except "small_reductions": the
         number of all-reduces under SMALL bytes).
     """
-    config.batch_size = DEVICES
+    config = dataclasses.replace(config, batch_size=DEVICES)
     detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
     settings = make_optimizer_settings(config, make_plan(config, NUM_IMAGES), NUM_IMAGES)
     optimizer = make_optimizer(settings, detector.model.frozen_paths())

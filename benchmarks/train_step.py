@@ -9,14 +9,15 @@ activations; all else counts as nothing.
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
 import jax
-from ml_collections import ConfigDict
 
 from benchmarks import experiment, timing
 from m2det_jax.build import step_settings
+from m2det_jax.config import Config
 from m2det_jax.detector.detector import Detector
 from m2det_jax.run.devices import place
 from m2det_jax.run.state import TrainState, create_train_state
@@ -28,7 +29,7 @@ NUM_IMAGES = 1000  # of an assumed training set; the schedule needs a length
 
 
 def build_step(
-    config: ConfigDict, detector: Detector, variables: dict
+    config: Config, detector: Detector, variables: dict
 ) -> tuple[jax.stages.Wrapped, TrainState]:
     """Returns (the jitted step, which donates the state; the first state), on one device."""
     plan = make_plan(config, NUM_IMAGES)
@@ -51,7 +52,7 @@ def endless(step: Callable, state: TrainState, batch: dict) -> Callable[[], jax.
     return next_step
 
 
-def measure(config: ConfigDict, *, classes: int, objects: int, rounds: int) -> None:
+def measure(config: Config, *, classes: int, objects: int, rounds: int) -> None:
     """Prints compile time, time per step, images per second, and the share of the GEMM peak."""
     batch_size = config.batch_size
     detector, variables = experiment.detector_with_variables(config, classes)
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args(argv)
     config = experiment.load(args.config, args.set)
-    config.batch_size = args.batch_size or config.batch_size
+    config = dataclasses.replace(config, batch_size=args.batch_size or config.batch_size)
     jax.config.update("jax_enable_compilation_cache", False)
     timing.print_machine()
     print(f"{args.config}: {config.data.image_size}, {args.classes} classes, {config.model.dtype}")

@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from m2det_jax.build import build_detector
-from m2det_jax.config.checks import validate
-from m2det_jax.config.experiments import stored_config
+from m2det_jax.config import Config, resolve
+from m2det_jax.config.stored import stored_config
 from m2det_jax.detector.detector import Detector
 from m2det_jax.errors import InputError
 from m2det_jax.model import variable_shapes
@@ -35,7 +34,7 @@ class Restored:
     detector: Detector
     variables: dict[str, Any]
     class_names: tuple[str, ...]
-    config: ConfigDict
+    config: Config
     step: int
     class_ids: tuple[int | str, ...] = ()
 
@@ -67,8 +66,7 @@ def restore(
                 f"{workdir}: a backbone alone, no detector; train one from it with "
                 f"--config.model.backbone_weights={workdir}"
             )
-        config = stored_config(meta, overrides, source=f"{workdir}, checkpoint {step}")
-        validate(config)
+        config = resolve(stored_config(meta, overrides, source=f"{workdir}, checkpoint {step}"))
         if not (class_names := tuple(meta.get("class_names", ()))):
             raise _damaged(manager, step, "its meta has no class_names")
         detector = build_detector(config, class_names)

@@ -13,11 +13,11 @@ import functools
 import importlib.metadata
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 import m2det_jax
@@ -100,7 +100,7 @@ def versions() -> dict[str, str]:
 
 
 def make_meta(
-    config: ConfigDict,
+    config: Mapping[str, Any],
     class_names: tuple[str, ...],
     progress: dict[str, Any],
     data: dict[str, str] | None = None,
@@ -109,7 +109,7 @@ def make_meta(
     """Returns the item "meta" of a checkpoint, as JSON values.
 
     Args:
-        config: the config of the run.
+        config: the config of the run, as dicts of plain values.
         class_names: name of each class id.
         progress: JSON values that a resumed run needs, such as the best AP.
         data: fingerprints of the data sets, by name.
@@ -117,7 +117,7 @@ def make_meta(
     """
     return {
         "format": 1,
-        "config": config.to_dict(),
+        "config": config,
         "class_names": list(class_names),
         "class_ids": list(class_ids),
         "data": data or {},

@@ -21,7 +21,7 @@ class OutOfMemory(MemoryError):
 
 @dataclasses.dataclass(frozen=True)
 class MemorySettings:
-    """Settings of a config that change the memory of a step; see config/__init__.py."""
+    """Settings of a config that change the memory of a step; see config/keys.py."""
 
     image_size: tuple[int, int]
     batch_size: int
