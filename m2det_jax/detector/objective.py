@@ -7,10 +7,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 from m2det_jax import ops
-from m2det_jax.detector.detector import Detector
+from m2det_jax.detector.detector import Detector, Outputs
 
 Batch = dict[str, Shaped[Array, "B ..."]]
 Metrics = dict[str, Float[Array, ""]]
@@ -58,7 +58,10 @@ def make_targets(detector: Detector, settings: StepSettings, batch: Batch) -> op
 
 
 def losses_of(
-    outputs: dict[str, jax.Array], targets: ops.Targets, settings: StepSettings, num_positives=None
+    outputs: Outputs,
+    targets: ops.Targets,
+    settings: StepSettings,
+    num_positives: Integer[Array, ""] | None = None,
 ) -> Metrics:
     """Returns the LOSSES of raw outputs against targets.
 
@@ -82,7 +85,7 @@ def losses_of(
 
 
 def eval_losses(
-    detector: Detector, settings: StepSettings, outputs: dict[str, jax.Array], batch: Batch
+    detector: Detector, settings: StepSettings, outputs: Outputs, batch: Batch
 ) -> Metrics:
     """Returns the losses of an evaluation batch; images with image_id -1 count nowhere."""
     targets = make_targets(detector, settings, batch)

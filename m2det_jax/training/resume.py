@@ -120,6 +120,8 @@ def start_or_resume(
     evaluation = manager.metrics(step) or {}
     totals = _FRESH | meta["progress"] | {k: v for k, v in evaluation.items() if k in _FRESH}
     pending = run.plan.evaluates(step) and not evaluation
+    if pending:
+        log.info("step %d was saved and not evaluated; evaluating it first", step)
     return state, Start(step, bool(evaluation), pending, interval, totals)
 
 

@@ -42,8 +42,9 @@ def accumulate(grad_fn: Callable, parts: int) -> Callable:
             all parts.
         parts: divides B.
 
-    Returns the function with the same arguments and results: values, aux and gradients added up
-    over the parts, and the stats of the last one.
+    Returns:
+        The function with the same arguments and results: values, aux and gradients added up over
+        the parts, and the stats of the last one.
     """
 
     def split(x):  # [B, ...] -> [parts, B / parts, ...]; strided: each device keeps its own images
@@ -107,6 +108,13 @@ def with_share_kept(before, after, *, kept: float, wanted: jax.Array):
     return jax.tree.map(lambda old, new: old + factor * (new - old), before, after)
 
 
+def unless_nonfinite(after: TrainState, before: TrainState, metrics: Metrics) -> TrainState:
+    """Returns `after`; where loss or gradient is not finite, `before` with the step's number."""
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), after, before)
+    return dataclasses.replace(kept, step=after.step)
+
+
 def make_train_step(
     detector: Detector,
     optimizer: optax.GradientTransformation,
@@ -116,19 +124,21 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics); jit, donate and shard it outside.
 
-    batch: image uint8 [B, H, W, 3], boxes float32 [B, M, 4], labels int32 [B, M], mask bool [B, M].
-    metrics: float32 scalars, those of METRICS.
-
     With accumulation the batch goes through in as many equal parts, one after the other. Every
     part is normalised by the positives of the whole batch, so that the gradient is that of the
     whole batch but for the batch statistics, which are those of each part in turn.
 
     With skip_nonfinite a loss or gradient that is not finite changes nothing but the step's number.
 
-    mesh: of one axis, along which batches are split, where every device has the whole state: the
-    devices then add up their gradients once, after the last part, and BatchNorm's statistics are
-    taken over all of them or, with settings.norm_over "device", over the images of each. Without it
-    XLA places what is communicated, and the statistics are always over all.
+    Args:
+        mesh: of one axis, along which batches are split, where every device has the whole state:
+            the devices then add up their gradients once, after the last part, and BatchNorm takes
+            its statistics over all of them or, with settings.norm_over "device", over the images of
+            each. None: XLA places what is sent, and the statistics are always over all.
+
+    Returns:
+        A function of a batch with the INPUTS image uint8 [B, H, W, 3], boxes float32 [B, M, 4],
+        labels int32 [B, M] and mask bool [B, M]; its metrics are float32 scalars, the METRICS.
     """
     parts, model = settings.accumulation, detector.model
     each_alone = mesh is not None and mesh.size > 1
@@ -175,11 +185,9 @@ def make_train_step(
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        old, state = state, TrainState(state.step + 1, params, batch_stats, *ema, opt_state)
+        after = TrainState(state.step + 1, params, batch_stats, *ema, opt_state)
         if settings.skip_nonfinite:
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), state, old)
-            state = dataclasses.replace(kept, step=state.step)
-        return state, metrics
+            after = unless_nonfinite(after, state, metrics)
+        return after, metrics
 
     return train_step
