@@ -55,6 +55,11 @@ def test_two_configs_share_nothing():
         ({"data__image_size": ("a", "b")}, ["config.data.image_size=('a', 'b')", "64 or more"]),
         ({"data__image_size": (512,)}, ["config.data.image_size=(512,)", "(height, width)"]),
         ({"batch_size": 30, "accumulation": 4}, ["batch_size=30", "accumulation=4"]),
+        ({"model__norm_over": "host"}, ["config.model.norm_over='host'", "'global', 'device'"]),
+        (
+            {"model__norm_over": "device", "sharding": "fsdp"},
+            ["norm_over='device'", "sharding='fsdp'", "give 'global'"],
+        ),
         ({"seed": -1}, ["config.seed=-1", "0 or more"]),
         ({"loss__kind": "hinge"}, ["config.loss.kind='hinge'", "'focal', 'softmax'"]),
         ({"loss__negative_ratio": 0.0}, ["config.loss.negative_ratio=0.0", "above 0"]),

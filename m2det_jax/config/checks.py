@@ -109,7 +109,7 @@ def _together(config: Config) -> Iterator[str]:
     if model.norm_over == "device" and config.sharding == "fsdp":
         yield (
             "config.model.norm_over='device' with config.sharding='fsdp': XLA splits the work and "
-            "takes statistics over all devices; give 'global' or config.sharding='replicated'"
+            "takes statistics over all devices; give 'global', or sharding='replicated'"
         )
     if config.accumulation > 0 and config.batch_size % config.accumulation:
         yield (
