@@ -14,6 +14,7 @@ from benchmarks import experiment
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.setup import REDUCED, REPOSITORY, Setup
 from benchmarks.train_step import build_step
+from m2det_jax.run.checksums import finished_steps
 
 STEPS = 20
 # Of the loss: twenty steps of bfloat16 against float32.
@@ -52,11 +53,17 @@ def compare_losses(setup: Setup, report: Report) -> None:
                    good=bool(error <= tolerance))  # fmt: skip
 
 
+def lengths(setup: Setup) -> tuple[int, int]:
+    """Returns the steps of the run, and between its checkpoints: long enough to be killed."""
+    return (120, 20) if setup.reduced else (600, 100)
+
+
 def command(setup: Setup, workdir: pathlib.Path) -> list[str]:
-    """Returns a training command of 12 steps that saves every 4 of them."""
+    """Returns the training command."""
+    steps, every = lengths(setup)
     overrides = [
         *(REDUCED if setup.reduced else ()), *setup.drawn(96, (144, 192)), "batch_size=8",
-        "deterministic=True", "max_steps=12", "checkpoint.every_steps=4", "log.every_steps=1",
+        "deterministic=True", f"max_steps={steps}", f"checkpoint.every_steps={every}",
         "eval.every_epochs=1000.0", "epochs=1000.0",
     ]  # fmt: skip
     flags = [f"--config.{override}" for override in overrides]
@@ -88,8 +95,7 @@ def compare_resumed(setup: Setup, report: Report) -> None:
         command(setup, killed), cwd=REPOSITORY, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
-        saved = killed / "checkpoints" / "00000004"
-        while not saved.is_dir() and process.poll() is None and setup.seconds_left > 0:
+        while not finished_steps(killed) and process.poll() is None and setup.seconds_left > 0:
             time.sleep(0.01)
         running = process.poll() is None
         report.add("kill -9", before_its_end=running)
@@ -97,10 +103,8 @@ def compare_resumed(setup: Setup, report: Report) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     resumed = "resuming from step" in finished(command(setup, killed))
     compared = finished([sys.executable, "-c", COMPARE, str(whole), str(killed)], platform="cpu")
-    differences = compared.stdout.strip().rpartition("differences: ")[2]
-    report.add(
-        "kill -9", resumed=bool(resumed), differences=differences, good=differences == "none"
-    )
+    differences = compared.strip().rpartition("differences: ")[2]
+    report.add("kill -9", resumed=resumed, differences=differences, good=differences == "none")
 
 
 def run(setup: Setup, report: Report) -> None:
