@@ -14,10 +14,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What needs no test: the rules of ruff, and the form of the code.
+# What needs no test: the rules of ruff, the form of the code, and the types.
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 # The tests that read and write PyTorch's files, which `make test` skips: several GiB to download.
 test-torch: $(VENV)/.installed-torch
