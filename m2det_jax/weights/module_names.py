@@ -1,7 +1,7 @@
-"""What the modules of our backbones are called in torchvision and timm: one rule a family.
+"""Module names of our backbones in torchvision and timm: one rule for each family.
 
-A block of ours holds a convolution and a BatchNorm (or a bias); a rule gives the names of the two
-elsewhere, twice where torchvision and timm differ. The rules serve for reading and for writing.
+One of our blocks holds a convolution and a BatchNorm (or a bias). A rule gives the names of the two
+there, twice where torchvision and timm differ. Reading and writing use the same rules.
 """
 
 import re
@@ -13,21 +13,21 @@ Pair = tuple[str, str]  # (convolution, BatchNorm)
 
 # Convolutions in stages 1 to 5 of VGG.
 _VGG_STAGES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-# Where SSD's and the official M2Det's list of VGG16's layers have fc6 and fc7 as convolutions.
+# Positions of fc6 and fc7, as convolutions, in the list of VGG16's layers of SSD and M2Det.
 REDUCED_FC = {"conv6": 31, "conv7": 33}
-# Blocks in timm's stages, which it numbers from 0, as it does the blocks in them.
+# Numbers of blocks in timm's stages. timm counts stages and blocks from 0.
 _TIMM_V1_STAGES = (1, 2, 2, 6, 2)
 _TIMM_V2_STAGES = (1, 2, 3, 4, 3, 3, 1)
 
 
 def tensor_names(backbone: str, path: str, *, norm: bool = False) -> tuple[str, ...]:
-    """Return the names that a tensor of ours has elsewhere: torchvision's, and timm's if another.
+    """Returns the names of one of our tensors: torchvision's, and timm's if it is another.
 
     Args:
         backbone: a name in `model.BACKBONES`.
-        path: the tensor below the backbone and without the collection, such as
+        path: of the tensor, below the backbone and without the collection, such as
             "layer1_1/conv2/norm/scale".
-        norm: the backbone is a VGG with BatchNorm, which counts its layers otherwise.
+        norm: the backbone is a VGG with BatchNorm, whose layers have other numbers.
     """
     *modules, leaf = path.split("/")
     part = modules.pop() if modules[-1] in ("conv", "norm") else "norm"
@@ -37,7 +37,7 @@ def tensor_names(backbone: str, path: str, *, norm: bool = False) -> tuple[str, 
 
 
 def vgg_indices(backbone: str, *, norm: bool) -> dict[str, int]:
-    """Return our convolution's name -> its place in torchvision's `features`, for stages 1 to 5."""
+    """Returns our convolution's name -> its index in torchvision's `features`, stages 1 to 5."""
     indices, index = {}, 0
     for stage, count in enumerate(_VGG_STAGES[backbone], start=1):
         for number in range(1, count + 1):
@@ -108,7 +108,7 @@ def _mobilenet_v2(block: str) -> tuple[Pair, ...]:
     expands = number != "1"  # the first block has no expansion, and counts from its depthwise
     place = ("expand", "depthwise", "project").index(part) - (not expands)
     prefix = f"features.{number}.conv"
-    # torchvision nests what ends in ReLU and lays the projection flat.
+    # torchvision nests the blocks that end in ReLU, but not the projection.
     project = (f"{prefix}.{place}", f"{prefix}.{place + 1}")
     nested = (f"{prefix}.{place}.0", f"{prefix}.{place}.1")
     timm = _timm_block(int(number) - 1, _TIMM_V2_STAGES)
@@ -120,7 +120,7 @@ def _mobilenet_v2(block: str) -> tuple[Pair, ...]:
 
 
 def _timm_block(index: int, stages: tuple[int, ...]) -> str:
-    """timm's name of the block `index`, counted through all stages from 0."""
+    """Returns timm's name of the block `index`, counted from 0 over all stages."""
     for stage, count in enumerate(stages):
         if index < count:
             return f"blocks.{stage}.{index}"

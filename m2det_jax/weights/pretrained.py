@@ -1,4 +1,4 @@
-"""Pretrained backbones for training: from a weights file, or from a folder that `convert` wrote."""
+"""Pretrained backbones for training: from a weights file, or a folder that `convert` wrote."""
 
 import dataclasses
 import logging
@@ -24,8 +24,9 @@ def load_backbone(config: ConfigDict) -> dict:
     """Returns the variables of the backbone that config.model.backbone_weights names.
 
     Raises:
-      ValueError, FileNotFoundError: the weights cannot be read, are of another backbone, or want
-        another preprocessing than the config has; the message gives the flags to set.
+        FileNotFoundError: if there is no such file.
+        InputError: if the weights cannot be read, are of another backbone, or need another
+            preprocessing than the config has; the message gives the flags to set.
     """
     path, model, data = config.model.backbone_weights, config.model, config.data
     loaded = read(path)
@@ -34,8 +35,8 @@ def load_backbone(config: ConfigDict) -> dict:
     if not loaded.preprocessing.agrees_with(asked):
         raise InputError(
             f"{path}: these weights want other images than the config gives; add "
-            f"{loaded.preprocessing.flags()} (to train them on other images all the same, convert "
-            "them with --mean, --std and --channel_order; docs/weights.md)"
+            f"{loaded.preprocessing.flags()} (to train them on such images anyway, convert them "
+            "with --mean, --std and --channel_order; docs/weights.md)"
         )
     log.info("backbone weights: %s, all tensors loaded", path)
     return loaded.variables
@@ -50,7 +51,7 @@ def save(folder: str | pathlib.Path, weights: BackboneWeights, origin: str) -> N
     """Writes a backbone as a new folder with an Orbax checkpoint.
 
     Raises:
-      ValueError: the folder exists already.
+        InputError: if the folder exists already.
     """
     meta = {
         "backbone": {key: getattr(weights, key) for key in ("backbone", "width", "norm")},
@@ -76,7 +77,7 @@ def _read_folder(folder: pathlib.Path) -> BackboneWeights:
             kind, preprocessing = meta["backbone"], meta["preprocessing"]
             args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(**kind)))
             variables = jax.device_get(manager.restore(0, args=args).model)
-        except Exception as error:  # whatever Orbax raises of a damaged or another checkpoint
+        except Exception as error:  # Orbax raises many kinds for a damaged or other checkpoint
             raise InputError(
                 f"{folder}: no backbone there, or it is damaged ({type(error).__name__}); weights "
                 "of a whole network go into --config.init_from"
@@ -96,7 +97,7 @@ def _abstract(backbone: str, width: float, norm: bool) -> dict:
 
 def _check_kind(path: str, loaded: BackboneWeights, model: ConfigDict) -> None:
     has = {"backbone": loaded.backbone, "backbone_width": loaded.width}
-    if loaded.backbone.startswith("vgg"):  # the others have BatchNorm whatever the key says
+    if loaded.backbone.startswith("vgg"):  # other backbones always have BatchNorm
         has["backbone_norm"] = loaded.norm
     wrong = {key: value for key, value in has.items() if not _same(model[key], value)}
     if wrong:
@@ -106,5 +107,5 @@ def _check_kind(path: str, loaded: BackboneWeights, model: ConfigDict) -> None:
 
 
 def _same(asked, has) -> bool:
-    """Whether two values of a config agree; a width that was read off tensors is rounded."""
+    """Says whether two values of a config agree; a width that comes from tensors is rounded."""
     return math.isclose(asked, has, rel_tol=1e-6) if isinstance(has, float) else asked == has
