@@ -105,7 +105,7 @@ class TUM(nn.Module):
             decoded[scale] = smooth(decoded[scale], train=train)
         return [decoded[scale] for scale in range(1, last + 1)]
 
-    def _block(self, features: int, kernel_size: int, name: str, **options: int) -> ConvBlock:
+    def _block(self, features: int, kernel_size: int, name: str, **options: Any) -> ConvBlock:
         return ConvBlock(
             features,
             kernel_size,

@@ -78,7 +78,7 @@ class MobileNet(nn.Module):
     def _features(self) -> list[nn.Module]:
         options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
         channels = divisible_channels(32 * self.width)
-        features = [Conv6(channels, 3, 2, name="features_0", **options)]
+        features: list[nn.Module] = [Conv6(channels, 3, 2, name="features_0", **options)]
         for block, fields in self._blocks():
             features.append(block(*fields, name=f"features_{len(features)}", **options))
         if self.version == 2:

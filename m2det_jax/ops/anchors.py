@@ -194,7 +194,8 @@ def spread_anchors(
     for count, (rows, columns) in zip(cells, new_feature_maps, strict=True):
         first_cell = anchors[start : start + per_cell].astype(np.float64)
         shapes = [tuple(shape) for shape in (first_cell[:, 2:] - first_cell[:, :2]).tolist()]
-        scales.append(_grid((rows, columns), (image_height / rows, image_width / columns), shapes))
+        step = (image_height / rows, image_width / columns)
+        scales.append(_grid((int(rows), int(columns)), step, shapes))
         start += count * per_cell
     return _to_xyxy(np.concatenate(scales))
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 ArrayLike: TypeAlias = Array | np.ndarray
-Real: TypeAlias = float | int | np.generic | Array
+Real: TypeAlias = float | int | np.floating | np.integer | Array
 
 # Centre and size deltas are divided by these (SSD): the variance of both is then near 1.
 VARIANCES = (0.1, 0.2)

@@ -183,10 +183,12 @@ def _compare_all(anchors: Array, boxes: Array, mask: Array, chunk_size: int) -> 
 def _force(anchors: Array, boxes: Array, mask: Array, overlaps: _Overlaps) -> Array:
     """Returns for every anchor [A] the box that owns it, or -1."""
 
-    def waiting(state: tuple[Array, ...]) -> Array:
+    State = tuple[Array, Array, Array, Array]  # owner [A]; pending, affinity, wish [M]
+
+    def waiting(state: State) -> Array:
         return state[1].any()
 
-    def one_round(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def one_round(state: State) -> State:
         owner, pending, affinity, wish = state
         winner = _winners(pending, affinity, wish, anchors.shape[0])
         box_ids = jnp.arange(boxes.shape[0], dtype=jnp.int32)
@@ -225,10 +227,12 @@ def _ask_again(
     pending_first = jnp.argsort(~pending, stable=True)
     count = pending.sum()
 
-    def some_left(state: tuple[Array, ...]) -> Array:
+    State = tuple[Array, Array, Array]  # start; affinity, wish [M]
+
+    def some_left(state: State) -> Array:
         return state[0] < count
 
-    def ask(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def ask(state: State) -> State:
         start, affinity, wish = state
         ids = jax.lax.dynamic_slice_in_dim(pending_first, start, rows)
         _, found = _overlap_and_affinity(boxes[ids], anchors)

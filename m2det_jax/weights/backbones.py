@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -155,11 +155,18 @@ def _preprocessing(kind: Recognised, path: pathlib.Path) -> tuple[Preprocessing,
     if described.is_file():
         try:
             settings = json.loads(described.read_text()).get("pretrained_cfg", {})
-            mean, std = (tuple(255 * float(v) for v in settings[key]) for key in ("mean", "std"))
+            mean, std = (_three_values(settings[key]) for key in ("mean", "std"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("%s: no timm configuration in it (%r)", described, error)
         else:
             return Preprocessing(mean, std, "rgb"), f"from {described}"
     if kind.backbone == "mobilenet_v1":
-        return Preprocessing((127.5,) * 3, (127.5,) * 3, "rgb"), "that of timm's MobileNetV1"
+        grey = (127.5, 127.5, 127.5)
+        return Preprocessing(grey, grey, "rgb"), "that of timm's MobileNetV1"
     return IMAGENET, "torchvision's, and that of nearly all weights of timm"
+
+
+def _three_values(values: Iterable) -> tuple[float, float, float]:
+    """Returns the values of three channels, 0..1, as 0..255; a ValueError for another number."""
+    red, green, blue = (255 * float(value) for value in values)
+    return red, green, blue

@@ -7,6 +7,8 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -88,7 +90,7 @@ def write_tensors(
         partial.unlink(missing_ok=True)
 
 
-def _torch(path: pathlib.Path):
+def _torch(path: pathlib.Path) -> ModuleType:
     try:
         import torch
     except ImportError as error:
@@ -119,8 +121,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: _to_numpy(tensor) for name, tensor in state_dict.items()}
 
 
-def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
-    def holds_tensors(value) -> bool:
+def _state_dict(torch: ModuleType, loaded: Any, path: pathlib.Path) -> dict:
+    def holds_tensors(value: Any) -> bool:
         return isinstance(value, Mapping) and any(torch.is_tensor(v) for v in value.values())
 
     chosen = loaded
@@ -147,7 +149,7 @@ def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
     return chosen
 
 
-def _raise_if_no_plain_numbers(torch, tensors: Mapping, path: pathlib.Path) -> None:
+def _raise_if_no_plain_numbers(torch: ModuleType, tensors: Mapping, path: pathlib.Path) -> None:
     """Refuses tensors that numpy has no array for: sparse, quantised, complex, or no values."""
     strange = [
         f"{name} ({'no values' if tensor.is_meta else tensor.dtype}, {tensor.layout})"
@@ -161,7 +163,7 @@ def _raise_if_no_plain_numbers(torch, tensors: Mapping, path: pathlib.Path) -> N
         raise InputError(f"{path}: not tensors of plain numbers: {', '.join(strange[:20])}")
 
 
-def _to_numpy(tensor) -> np.ndarray:
+def _to_numpy(tensor: Any) -> np.ndarray:
     tensor = tensor.detach()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 

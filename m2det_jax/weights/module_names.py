@@ -70,7 +70,7 @@ def _vgg(block: str, indices: dict[str, int]) -> tuple[Pair, ...]:
 def _resnet(block: str) -> tuple[Pair, ...]:
     if block == "stem":
         return (("conv1", "bn1"),)
-    layer, number, part = re.fullmatch(r"layer(\d)_(\d+)/(conv\d|shortcut)", block).groups()
+    layer, number, part = _groups(r"layer(\d)_(\d+)/(conv\d|shortcut)", block)
     prefix = f"layer{layer}.{int(number) - 1}"
     if part == "shortcut":
         return ((f"{prefix}.downsample.0", f"{prefix}.downsample.1"),)
@@ -85,7 +85,7 @@ def _densenet(block: str) -> tuple[Pair, ...]:
     if match := re.fullmatch(r"transition(\d)", block):
         prefix = f"features.transition{match[1]}"
         return ((f"{prefix}.conv", f"{prefix}.norm"),)
-    dense, layer, number = re.fullmatch(r"denseblock(\d)_layer(\d+)/conv(\d)", block).groups()
+    dense, layer, number = _groups(r"denseblock(\d)_layer(\d+)/conv(\d)", block)
     prefix = f"features.denseblock{dense}.denselayer{layer}"
     return ((f"{prefix}.conv{number}", f"{prefix}.norm{number}"),)
 
@@ -93,7 +93,7 @@ def _densenet(block: str) -> tuple[Pair, ...]:
 def _mobilenet_v1(block: str) -> tuple[Pair, ...]:
     if block == "features_0":
         return (("conv_stem", "bn1"),)
-    number, part = re.fullmatch(r"features_(\d+)/(depthwise|pointwise)", block).groups()
+    number, part = _groups(r"features_(\d+)/(depthwise|pointwise)", block)
     timm = _timm_block(int(number) - 1, _TIMM_V1_STAGES)
     convolution, norm = {"depthwise": ("conv_dw", "bn1"), "pointwise": ("conv_pw", "bn2")}[part]
     return ((f"{timm}.{convolution}", f"{timm}.{norm}"),)
@@ -104,7 +104,7 @@ def _mobilenet_v2(block: str) -> tuple[Pair, ...]:
         return (("features.0.0", "features.0.1"), ("conv_stem", "bn1"))
     if block == "features_18":
         return (("features.18.0", "features.18.1"), ("conv_head", "bn2"))
-    number, part = re.fullmatch(r"features_(\d+)/(expand|depthwise|project)", block).groups()
+    number, part = _groups(r"features_(\d+)/(expand|depthwise|project)", block)
     expands = number != "1"  # the first block has no expansion, and counts from its depthwise
     place = ("expand", "depthwise", "project").index(part) - (not expands)
     prefix = f"features.{number}.conv"
@@ -117,6 +117,12 @@ def _mobilenet_v2(block: str) -> tuple[Pair, ...]:
         project if part == "project" else nested,
         (f"{timm}.{names[place]}", f"{timm}.bn{place + 1}"),
     )
+
+
+def _groups(pattern: str, block: str) -> tuple[str, ...]:
+    if (match := re.fullmatch(pattern, block)) is None:
+        raise ValueError(f"no rule for a module called {block!r}")
+    return match.groups()
 
 
 def _timm_block(index: int, stages: tuple[int, ...]) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -106,6 +107,6 @@ def _check_kind(path: str, loaded: BackboneWeights, model: ConfigDict) -> None:
         raise InputError(f"{path}: the weights are not for {asked}; set {flags}, or give others")
 
 
-def _same(asked, has) -> bool:
+def _same(asked: Any, has: Any) -> bool:
     """Says whether two values of a config agree; a width that comes from tensors is rounded."""
     return math.isclose(asked, has, rel_tol=1e-6) if isinstance(has, float) else asked == has

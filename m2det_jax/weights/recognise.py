@@ -9,13 +9,13 @@ import numpy as np
 from m2det_jax.errors import InputError
 
 # Numbers of blocks in the stages, whether they are bottlenecks -> name.
-_RESNET_BLOCKS = {
+_RESNET_BLOCKS: dict[tuple[int, ...], dict[bool, str]] = {
     (2, 2, 2, 2): {False: "resnet18"},
     (3, 4, 6, 3): {False: "resnet34", True: "resnet50"},
     (3, 4, 23, 3): {True: "resnet101"},
     (3, 8, 36, 3): {True: "resnet152"},
 }
-_DENSENET_BLOCKS = {
+_DENSENET_BLOCKS: dict[tuple[int, ...], str] = {
     (6, 12, 24, 16): "densenet121",
     (6, 12, 32, 32): "densenet169",
     (6, 12, 48, 32): "densenet201",
