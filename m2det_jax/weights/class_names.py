@@ -1,4 +1,4 @@
-"""Class names of COCO and VOC, in the order of the official checkpoints."""
+"""Classes of the data sets that the official checkpoints were trained on, in their order."""
 
 COCO = tuple(
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,"
@@ -15,6 +15,6 @@ VOC = tuple(
     "person,pottedplant,sheep,sofa,train,tvmonitor".split(",")
 )
 KNOWN = {"coco": COCO, "voc": VOC}
-# COCO's category ids have gaps where classes were removed.
+# COCO's category ids have gaps where classes were taken out.
 _GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_IDS = tuple(number for number in range(1, 91) if number not in _GAPS)
