@@ -1,11 +1,12 @@
 """Backbones: the table of all that are known.
 
-A backbone is a Linen module with the fields `width`, `frozen_stages`, `norm_momentum` and `dtype`.
-It is called as `backbone(images [B, H, W, 3], train=...)` and returns two maps: the shallow map at
-stride 8, of ceil(H / 8) x ceil(W / 8) cells, and the deep map at stride 16, of ceil(H / 16) x
-ceil(W / 16) cells. Its method `frozen_modules()` names the submodules that do not learn because of
-`frozen_stages`. Each family has its own file and builds its whole network but the classifier. The
-deep map is at stride 16 because the last halving is left out (VGG: see its pool5 and conv6).
+A backbone is a Linen module with the fields `width`, `frozen_stages`, `norm_momentum`, `norm_axis`
+and `dtype`. It is called as `backbone(images [B, H, W, 3], train=...)` and returns two maps: the
+shallow map at stride 8, of ceil(H / 8) x ceil(W / 8) cells, and the deep map at stride 16, of
+ceil(H / 16) x ceil(W / 16) cells. Its method `frozen_modules()` names the submodules that do not
+learn because of `frozen_stages`. Each family has its own file and builds its whole network but the
+classifier. The deep map is at stride 16 because the last halving is left out (VGG: see its pool5
+and conv6).
 """
 
 import functools

@@ -12,6 +12,7 @@ from m2det_jax.model.layers import (
     batch_norm,
     max_pool_3x3,
     scaled_channels,
+    shared_fields,
 )
 
 # Numbers of layers in dense blocks 1 to 4.
@@ -32,13 +33,14 @@ class DenseNet(nn.Module):
         width: factor on the stem's channels and on the growth rate (rounded to multiples of 8).
         frozen_stages: the first stages, 0 to 5, that do not learn. Stage 1 is the stem, stages 2
             to 5 are the dense blocks, each with the layers up to the next one.
-        norm_momentum, dtype: see ConvBlock.
+        norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     depth: int
     width: float = 1.0
     frozen_stages: int = 0
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -49,7 +51,7 @@ class DenseNet(nn.Module):
         the BatchNorm and ReLU that follow. That of block 2 still has all its channels, which the
         transition halves.
         """
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         stem = ConvBlock(scaled_channels(64, self.width), 7, 2, name="stem", **options)
         x = max_pool_3x3(stem(images, train=train and self.frozen_stages < 1), stride=2)
         x = jax.lax.stop_gradient(x) if self.frozen_stages >= 1 else x
@@ -64,9 +66,7 @@ class DenseNet(nn.Module):
                 transition = NormReluConv(x.shape[-1] // 2, 1, name=f"transition{block}", **options)
                 y, x = transition(x, train=learns)
             else:
-                y = x = nn.relu(
-                    batch_norm(self.norm_momentum, self.dtype, train=learns, name="norm5")(x)
-                )
+                y = x = nn.relu(batch_norm(self, train=learns, name="norm5")(x))
             y, x = jax.lax.stop_gradient((y, x)) if frozen else (y, x)
             x = avg_pool_2x2(x) if block in POOLED else x
             if block == 2:
@@ -87,11 +87,12 @@ class DenseLayer(nn.Module):
 
     growth: int
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         _, y = NormReluConv(4 * self.growth, 1, name="conv1", **options)(x, train=train)
         _, y = NormReluConv(self.growth, 3, name="conv2", **options)(y, train=train)
         return jnp.concatenate([x, y], axis=-1)
@@ -101,18 +102,19 @@ class NormReluConv(nn.Module):
     """BatchNorm, ReLU and a convolution without bias, in this order; keeps the size.
 
     Attributes:
-        features, kernel_size, norm_momentum, dtype: see ConvBlock.
+        features, kernel_size, norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     features: int
     kernel_size: int
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the input and the output of the convolution."""
-        x = nn.relu(batch_norm(self.norm_momentum, self.dtype, train=train, name="norm")(x))
+        x = nn.relu(batch_norm(self, train=train, name="norm")(x))
         conv = nn.Conv(
             self.features,
             (self.kernel_size, self.kernel_size),

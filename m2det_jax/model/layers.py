@@ -3,32 +3,18 @@
 Feature maps are [B, H, W, C] throughout (B batch, H rows, W columns, C channels).
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 NORM_EPSILON = 1e-5
 # The official code's 0.01 in PyTorch's sense; in Flax's it is the share of the old value kept.
 NORM_MOMENTUM = 0.99
-_MAPPED_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis", default=None)
-
-
-@contextlib.contextmanager
-def statistics_over(axis: str) -> Iterator[None]:
-    """Makes BatchNorm, where it is applied inside, use the batch of all devices of a mapped axis.
-
-    Needed inside jax.shard_map alone, where a program sees one device's images.
-    """
-    token = _MAPPED_AXIS.set(axis)
-    try:
-        yield
-    finally:
-        _MAPPED_AXIS.reset(token)
 
 
 class ConvBlock(nn.Module):
@@ -45,6 +31,7 @@ class ConvBlock(nn.Module):
         norm: BatchNorm without a convolution bias (True) or a bias without BatchNorm (False).
         relu: end with ReLU.
         norm_momentum: share of the old running average that one step keeps.
+        norm_axis: see `batch_norm`.
         dtype: dtype of the computation. Parameters and running averages are float32.
     """
 
@@ -56,7 +43,8 @@ class ConvBlock(nn.Module):
     norm: bool = True
     relu: bool = True
     norm_momentum: float = NORM_MOMENTUM
-    dtype: jnp.dtype = jnp.float32
+    norm_axis: str | None = None
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -72,18 +60,33 @@ class ConvBlock(nn.Module):
             name="conv",
         )(x)
         if self.norm:
-            x = batch_norm(self.norm_momentum, self.dtype, train=train, name="norm")(x)
+            x = batch_norm(self, train=train, name="norm")(x)
         return nn.relu(x) if self.relu else x
 
 
-def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool, name: str) -> nn.BatchNorm:
-    """Return the BatchNorm used everywhere; statistics are float32 whatever `dtype` is."""
+class HasNorm(Protocol):
+    """A module with the fields that `batch_norm` reads."""
+
+    norm_momentum: float
+    norm_axis: str | None
+    dtype: DTypeLike
+
+
+def batch_norm(module: HasNorm, *, train: bool, name: str) -> nn.BatchNorm:
+    """Returns the BatchNorm used everywhere; statistics are float32 whatever the dtype is.
+
+    Args:
+        module: in which it stands. Its fields are taken: `norm_momentum`, `dtype`, and `norm_axis`,
+            the axis of jax.shard_map over whose devices the statistics are taken. None: those of
+            the images that the program sees, which outside shard_map is the whole batch.
+        train: use the statistics of the batch, and update the running averages.
+    """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=momentum,
+        momentum=module.norm_momentum,
         epsilon=NORM_EPSILON,
-        dtype=dtype,
-        axis_name=_MAPPED_AXIS.get(),
+        dtype=module.dtype,
+        axis_name=module.norm_axis,
         # E[x^2] - E[x]^2 cancels: one device and eight would soon differ by it (a hundred times
         # more in the gradient's norm after three steps).
         use_fast_variance=False,
@@ -91,22 +94,27 @@ def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool, name: str) -> 
     )
 
 
-def call_block(block: nn.Module, x: jax.Array, *, train: bool, remat: bool):
-    """Return block(x, train=train); with `remat` the backward pass computes its inside again."""
+def shared_fields(module: nn.Module) -> dict[str, Any]:
+    """Returns the fields that a module of the network hands to all modules in it, by name."""
+    return {name: getattr(module, name) for name in ("norm_momentum", "norm_axis", "dtype")}
 
-    def call(block, x):
+
+def call_block(block: nn.Module, x: jax.Array, *, train: bool, remat: bool) -> Any:
+    """Returns block(x, train=train); with `remat` the backward pass computes its inside again."""
+
+    def call(block: nn.Module, x: jax.Array) -> Any:
         return block(x, train=train)
 
     return nn.remat(call)(block, x) if remat else call(block, x)
 
 
 def scaled_channels(channels: int, width: float) -> int:
-    """Return `width` times a number of channels, as the nearest multiple of 8 and at least 8."""
+    """Returns `width` times a number of channels, as the nearest multiple of 8 and at least 8."""
     return max(8, 8 * round(channels * width / 8))
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Return the maxima of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
+    """Returns the maxima of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
 
     Written as maxima of strided slices: XLA's gradient of a windowed maximum (select-and-scatter)
     is an order of magnitude slower than theirs on CPU.
@@ -123,7 +131,7 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def max_pool_3x3(x: jax.Array, stride: int = 1) -> jax.Array:
-    """Return the maxima of 3x3 neighbourhoods, [B, ceil(H / stride), ceil(W / stride), C].
+    """Returns the maxima of 3x3 neighbourhoods, [B, ceil(H / stride), ceil(W / stride), C].
 
     Padding never wins.
     """
@@ -138,7 +146,7 @@ def max_pool_3x3(x: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def avg_pool_2x2(x: jax.Array) -> jax.Array:
-    """Return the means of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
+    """Returns the means of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
 
     A last row or column without a partner counts twice, so that it gives the mean of what is there.
     """
@@ -159,14 +167,14 @@ def _pad_with_lowest(x: jax.Array, axis: int, *, before: int, after: int) -> jax
     return jnp.pad(x, widths, constant_values=-jnp.inf)
 
 
-def upsample(x: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
-    """Resize [B, H, W, C] to [B, *size, C] by `method` "nearest" or "bilinear".
+def upsample(x: jax.Array, size: Sequence[int], method: str) -> jax.Array:
+    """Resizes [B, H, W, C] to [B, *size, C] by `method` "nearest" or "bilinear".
 
     "nearest" follows PyTorch: output row i reads input row floor(i * H / size[0]). "bilinear" has
     pixel centres at halves and repeats the border (PyTorch's align_corners=False).
 
     Raises:
-        ValueError: for another method.
+        ValueError: if the method is another.
     """
     if method not in UPSAMPLING:
         raise ValueError(

@@ -9,7 +9,7 @@ from flax import linen as nn
 from m2det_jax.model.backbones import Backbone, make_backbone
 from m2det_jax.model.feature_maps import feature_map_sizes
 from m2det_jax.model.heads import FORMS, BoxHead, ClassHead
-from m2det_jax.model.layers import UPSAMPLING, call_block
+from m2det_jax.model.layers import UPSAMPLING, call_block, shared_fields
 from m2det_jax.model.mlfpn import MLFPN, PyramidFields
 
 
@@ -81,8 +81,7 @@ class M2Det(PyramidFields, kw_only=True):
             norm=self.backbone_norm,
             official_stride=self.backbone_official_stride,
             frozen_stages=self.frozen_stages,
-            norm_momentum=self.norm_momentum,
-            dtype=self.dtype,
+            **shared_fields(self),
             **options,
         )
 

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, batch_norm, call_block, upsample
+from m2det_jax.model.layers import (
+    NORM_MOMENTUM,
+    ConvBlock,
+    batch_norm,
+    call_block,
+    shared_fields,
+    upsample,
+)
 
 
 class FFMv1(nn.Module):
@@ -25,11 +32,12 @@ class FFMv1(nn.Module):
     shallow_channels: int = 256
     deep_channels: int = 512
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, shallow: jax.Array, deep: jax.Array, *, train: bool) -> jax.Array:
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         conv_shallow = ConvBlock(self.shallow_channels, 3, name="shallow", **options)
         conv_deep = ConvBlock(self.deep_channels, 1, name="deep", **options)
         deep = upsample(conv_deep(deep, train=train), shallow.shape[1:3], "nearest")
@@ -45,11 +53,12 @@ class FFMv2(nn.Module):
 
     reduced_channels: int = 128
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, base: jax.Array, previous: jax.Array | None, *, train: bool) -> jax.Array:
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         reduce = ConvBlock(self.reduced_channels, 1, name="reduce", **options)
         return append_previous(reduce(base, train=train), previous)
 
@@ -73,7 +82,7 @@ class TUM(nn.Module):
         width: channels inside the module.
         out: channels of each output map.
         upsample: "nearest" or "bilinear".
-        norm_momentum, dtype: see ConvBlock.
+        norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     num_scales: int = 6
@@ -81,6 +90,7 @@ class TUM(nn.Module):
     out: int = 128
     upsample: str = "nearest"
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -109,8 +119,7 @@ class TUM(nn.Module):
         return ConvBlock(
             features,
             kernel_size,
-            norm_momentum=self.norm_momentum,
-            dtype=self.dtype,
+            **shared_fields(self),
             name=name,
             **options,
         )
@@ -162,6 +171,8 @@ class PyramidFields(nn.Module):
         largest_scale_norm: BatchNorm on the largest map before the heads.
         upsample: "nearest" or "bilinear", in the TUMs.
         norm_momentum: share of a running average that one training step keeps.
+        norm_axis: the axis over which BatchNorm takes its statistics. It is for jax.shard_map,
+            where a program sees the images of one device; see `layers.batch_norm`.
         remat: compute activations again in the backward pass instead of keeping them.
         dtype: dtype of the computation; parameters and running averages are float32.
     """
@@ -179,6 +190,7 @@ class PyramidFields(nn.Module):
     largest_scale_norm: bool = False
     upsample: str = "nearest"
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -194,7 +206,7 @@ class MLFPN(PyramidFields):
     @nn.compact
     def __call__(self, shallow: jax.Array, deep: jax.Array, *, train: bool) -> list[jax.Array]:
         """Returns one map for each scale, the largest first, of num_levels * tum_out channels."""
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         ffm1 = FFMv1(self.shallow_channels, self.deep_channels, name="ffm1", **options)
         base = ffm1(shallow, deep, train=train)
         pyramids = self._levels(base, train, options)
@@ -202,9 +214,7 @@ class MLFPN(PyramidFields):
         if self.sfam:
             maps = SFAM(self.sfam_shared, dtype=self.dtype, name="sfam")(maps)
         if self.largest_scale_norm:
-            norm = batch_norm(
-                self.norm_momentum, self.dtype, train=train, name="largest_scale_norm"
-            )
+            norm = batch_norm(self, train=train, name="largest_scale_norm")
             maps[0] = norm(maps[0])
         return maps
 

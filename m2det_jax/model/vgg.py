@@ -17,6 +17,7 @@ from m2det_jax.model.layers import (
     max_pool_2x2,
     max_pool_3x3,
     scaled_channels,
+    shared_fields,
 )
 
 # By depth: the channels of the convolutions in stages 1 to 5, which are conv{stage}_{number}.
@@ -42,7 +43,7 @@ class VGG(nn.Module):
             vgg16_bn either.
         frozen_stages: the first stages, 0 to 5, that do not learn: they get no gradient, and their
             BatchNorm uses its running averages and does not change them.
-        norm_momentum, dtype: see ConvBlock.
+        norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     depth: int
@@ -50,6 +51,7 @@ class VGG(nn.Module):
     norm: bool = False
     frozen_stages: int = 0
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -85,8 +87,7 @@ class VGG(nn.Module):
     def _block(self, features: int, name: str, **options: Any) -> ConvBlock:
         return ConvBlock(
             scaled_channels(features, self.width),
-            norm_momentum=self.norm_momentum,
-            dtype=self.dtype,
+            **shared_fields(self),
             name=name,
             **options,
         )
