@@ -8,7 +8,7 @@ __version__ = "0.2.0"
 __all__ = ["restore"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name == "restore":
         from m2det_jax.trained import restore
 

@@ -98,7 +98,7 @@ def make_meta(
     class_names: tuple[str, ...],
     progress: dict[str, Any],
     data: dict[str, str] | None = None,
-    class_ids: tuple[int | str, ...] = (),
+    class_ids: tuple[int | str | None, ...] = (),
 ) -> dict[str, Any]:
     """Returns what is stored beside the arrays, as JSON values.
 

@@ -199,7 +199,7 @@ def _is_sharding(value: Any) -> bool:
     return isinstance(value, Sharding)
 
 
-def put_batch(batch: Any, by_batch: NamedSharding) -> Any:
+def put_batch(batch: Any, by_batch: Sharding) -> Any:
     """Makes global arrays [B, ...] of this process's share of a batch [B / processes, ...]."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_batch, x), batch)
 
