@@ -15,7 +15,7 @@ from m2det_jax.run.devices import put_batch
 from m2det_jax.run.lock import WorkdirLock
 from m2det_jax.run.signals import Stopped, StopSignals
 from m2det_jax.training.batches import open_batches, save_samples
-from m2det_jax.training.errors import explained, others_left
+from m2det_jax.training.errors import explained, not_waiting_for_others
 from m2det_jax.training.prepare import compile_steps, prepare
 from m2det_jax.training.resume import (
     describe_run,
@@ -61,7 +61,7 @@ def train(
         progress = enter(open_progress(config, run, start, workdir))
         batches = enter(contextlib.closing(open_batches(config, run, start.step)))
         validation = enter(Validation(config, run, manager, progress, signals, start.pending))
-        enter(others_left(workdir))
+        enter(not_waiting_for_others(workdir))
 
         metrics = validation.run(state) if start.pending else {}
         if nothing_to_do(config, run, start):
@@ -70,11 +70,11 @@ def train(
             raise Stopped(stopping, start.step)
         # All three at the same time: the evaluation and the step are compiled, batches are read.
         validation.compile()
-        first = progress.wait_for(batches)
+        batch = progress.wait_for(batches)
         if start.step == 0 and files is not None:  # process 0
-            save_samples(config, files, run, first, progress.history)
-        programs = compile_steps(config, run, state, first, costs)
-        all_batches = itertools.chain([first], batches)
+            save_samples(config, files, run, batch, progress.history)
+        programs = compile_steps(config, run, state, batch, costs)
+        all_batches = itertools.chain([batch], batches)
 
         # A step, with all its parts, is done or not done: nothing is saved or left inside one.
         for step in range(start.step + 1, run.plan.stop + 1):

@@ -70,7 +70,7 @@ def explained(config: Config, workdir: pathlib.Path) -> Iterator[dict[tuple[int,
 
 
 @contextlib.contextmanager
-def others_left(workdir: pathlib.Path) -> Iterator[None]:
+def not_waiting_for_others(workdir: pathlib.Path) -> Iterator[None]:
     """Ends this process at once where a computation over several processes fails inside.
 
     To be entered after the checkpoints are opened: at their end Orbax would wait for the others.

@@ -43,8 +43,9 @@ def accumulate(grad_fn: Callable, parts: int) -> Callable:
             all parts.
         parts: divides B.
 
-    Returns the function with the same arguments and results: values, aux and gradients added up
-    over the parts, and the stats of the last one.
+    Returns:
+        The function with the same arguments and results: values, aux and gradients added up over
+        the parts, and the stats of the last one.
     """
 
     def split(x: jax.Array) -> jax.Array:
@@ -110,6 +111,13 @@ def with_share_kept(before: Any, after: Any, *, kept: float, wanted: jax.Array) 
     return jax.tree.map(lambda old, new: old + factor * (new - old), before, after)
 
 
+def unless_nonfinite(after: TrainState, before: TrainState, metrics: Metrics) -> TrainState:
+    """Returns `after`; where loss or gradient is not finite, `before` with the step's number."""
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), after, before)
+    return dataclasses.replace(kept, step=after.step)
+
+
 def make_train_step(
     detector: Detector,
     optimizer: optax.GradientTransformation,
@@ -119,18 +127,20 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics); jit, donate and shard it outside.
 
-    batch: image uint8 [B, H, W, 3], boxes float32 [B, M, 4], labels int32 [B, M], mask bool [B, M].
-    metrics: float32 scalars, those of METRICS.
-
     With accumulation the batch goes through in as many equal parts, one after the other. Every
     part is normalised by the positives of the whole batch, so that the gradient is that of the
     whole batch but for the batch statistics, which are those of each part in turn.
 
     With skip_nonfinite a loss or gradient that is not finite changes nothing but the step's number.
 
-    mesh: of one axis, along which batches are split, where every device has the whole state: with
-    accumulation the devices then add up their gradients once, after the last part. Without it XLA
-    places that, and may do it for each part.
+    Args:
+        mesh: of one axis, along which batches are split, where every device has the whole state:
+            with accumulation the devices then add up their gradients once, after the last part.
+            None: XLA places that, and may do it for each part.
+
+    Returns:
+        A function of a batch with the INPUTS image uint8 [B, H, W, 3], boxes float32 [B, M, 4],
+        labels int32 [B, M] and mask bool [B, M]; its metrics are float32 scalars, the METRICS.
     """
     parts, model = settings.accumulation, detector.model
     if mesh is not None and parts > 1:
@@ -178,14 +188,11 @@ def make_train_step(
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        old = state
-        state = TrainState(
-            old.step + 1, params, batch_stats, ema_params, ema_batch_stats, opt_state
+        after = TrainState(
+            state.step + 1, params, batch_stats, ema_params, ema_batch_stats, opt_state
         )
         if settings.skip_nonfinite:
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), state, old)
-            state = dataclasses.replace(kept, step=state.step)
-        return state, metrics
+            after = unless_nonfinite(after, state, metrics)
+        return after, metrics
 
     return train_step
