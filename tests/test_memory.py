@@ -232,7 +232,7 @@ def test_advice_is_about_the_largest_step(config, tmp_path):
         costs[6, 8] = COST
         costs[2, 8] = dataclasses.replace(COST, temporaries=0)
         raise exhausted()
-    assert "6 x 8, batch 2 on 8 devices, needs 83.0 GiB of each" in str(caught.value)
+    assert "6 x 8, batch 2 on 8 devices, needs 83.0 GiB per device" in str(caught.value)
 
 
 def test_memory_that_ends_in_compilation_is_explained(config, monkeypatch):

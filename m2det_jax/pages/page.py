@@ -2,8 +2,9 @@
 
 import importlib.resources
 import string
+from collections.abc import Sequence
 
-from m2det_jax.pages.contents import Contents, Finding
+from m2det_jax.pages.contents import Contents, Finding, Picture
 from m2det_jax.pages.markup import count, escape
 from m2det_jax.pages.pictures import encode, figure
 from m2det_jax.pages.tables import (
@@ -147,7 +148,7 @@ def _figures(contents: Contents, heading: str) -> str:
     return f'<div class="plots">{"".join(contents.figures.get(heading, ()))}</div>'
 
 
-def _gallery(pictures, budget: int) -> tuple[str, int]:
+def _gallery(pictures: Sequence[Picture], budget: int) -> tuple[str, int]:
     """Returns the figures that fit, and how many they are."""
     frames = [figure(picture, "") for picture in pictures]
     uris = encode(pictures, budget - sum(len(frame.encode()) for frame in frames))

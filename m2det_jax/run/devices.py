@@ -51,7 +51,7 @@ def join_cluster(
     if not coordinator:
         refuse_several_processes("--config.distributed.coordinator=auto makes them one run")
         return
-    given = {}
+    given: dict[str, Any] = {}
     if coordinator != "auto":
         if num_processes < 1 or not 0 <= process_id < num_processes:
             raise InputError(
