@@ -150,10 +150,8 @@ def make_train_step(
         targets = make_targets(detector, settings, batch)
         num_positives = targets.positive.sum()
 
-        def loss_fn(
-            params: Any, batch_stats: Any, images_and_targets: Any, num_positives: jax.Array
-        ) -> tuple[jax.Array, Any]:
-            images, targets = images_and_targets
+        def loss_fn(params: Any, batch_stats: Any, inputs: Any, num_positives: jax.Array) -> Any:
+            images, targets = inputs
             outputs, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 detector.normalize(images),
@@ -181,16 +179,14 @@ def make_train_step(
                 wanted=warmed_up(model.norm_momentum, state.step) ** parts,
             )
         decay = warmed_up(settings.ema_decay, state.step)
-        ema_params, ema_batch_stats = optax.incremental_update(
+        ema: tuple[Any, Any] = optax.incremental_update(
             (params, batch_stats), (state.ema_params, state.ema_batch_stats), 1 - decay
         )
         metrics = losses | {
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        after = TrainState(
-            state.step + 1, params, batch_stats, ema_params, ema_batch_stats, opt_state
-        )
+        after = TrainState(state.step + 1, params, batch_stats, *ema, opt_state)
         if settings.skip_nonfinite:
             after = unless_nonfinite(after, state, metrics)
         return after, metrics
