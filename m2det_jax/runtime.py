@@ -178,7 +178,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """Ends the process with one line for an error that the user can fix, without traceback.
+    """Prints an error that the user can fix as one line, without traceback, and ends the process.
 
     All other errors keep their traceback and are marked as bugs. M2DET_TRACEBACK=1 keeps every
     traceback. In a run of several processes, a process that fails does not wait for the others; see
