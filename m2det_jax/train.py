@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from m2det_jax.build import augment_settings, train_sizes
 from m2det_jax.config.paths import absolute_paths
-from m2det_jax.data import UnreadableImage, train_batches
+from m2det_jax.data import TrainSettings, UnreadableImage, train_batches
 from m2det_jax.datasets import record
 from m2det_jax.draw import training_sheet
 from m2det_jax.errors import InputError
@@ -217,19 +217,22 @@ def open_batches(
 ) -> Iterator[dict]:
     """Opens the training data at the batch after `start_step`; chosen: who reads them."""
     chosen = chosen or training_readers(config)
-    return train_batches(
-        run.train_index,
-        settings=augment_settings(config),
+    settings = TrainSettings(
+        augment_settings(config),
         batch_size=config.batch_size,
         seed=config.seed,
+        sizes=train_sizes(config),
+        repeat_threshold=config.data.repeat_threshold,
+        on_bad_image=config.data.on_bad_image,
+    )
+    return train_batches(
+        run.train_index,
+        settings,
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=chosen.workers,
         num_threads=chosen.threads,
-        repeat_threshold=config.data.repeat_threshold,
-        sizes=train_sizes(config),
-        on_bad_image=config.data.on_bad_image,
     )
 
 

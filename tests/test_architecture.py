@@ -32,7 +32,7 @@ FLOORS = (
     {"demo"},
 )
 # The same inside data/; its own modules are the lowest, and its __init__ hands on all of them.
-DATA_FLOORS = ({""}, {"reading", "augment", "synthetic"}, {"formats", "feeding"}, {"__init__"})
+DATA_FLOORS = ({""}, {"augment", "synthetic", "formats"}, {"feeding"}, {"__init__"})
 # Other packages that a room may see; those that are not listed may see any.
 ALLOWED = {
     "errors": set(),

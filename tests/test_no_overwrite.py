@@ -12,7 +12,7 @@ import support
 from PIL import Image
 
 from m2det_jax import convert_dataset, demo, train
-from m2det_jax.check.inspection import inspect
+from m2det_jax.check.run import check
 from m2det_jax.convert import conversion
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.predict import predict
@@ -57,7 +57,7 @@ def _config(root: Path):
 def _check(whole, root: Path) -> Verb:
     config = _config(root)
     return Verb(
-        lambda out: inspect(config, out, name="x", samples=0),
+        lambda out: check(config, out, name="x", samples=0),
         ("report.html", "findings.json"),
         root / "a.png",
     )

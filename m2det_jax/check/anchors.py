@@ -1,4 +1,4 @@
-"""The anchors of a config against the boxes of a data set, and better ones fitted to them."""
+"""Anchors of a config against the boxes of a data set, and better ones fitted to them."""
 
 import dataclasses
 import logging

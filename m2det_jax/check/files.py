@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from m2det_jax.check.image_facts import ImageFacts
-from m2det_jax.check.remarks import WARNING, Remark, remark
+from m2det_jax.check.remarks import remark
+from m2det_jax.data.places import Place
+from m2det_jax.pages.contents import WARNING, Remark
 
-# Where an image stands in the annotations: position in the split -> its file, line and item.
-Place = Callable[[int], dict[str, str | int]]
+# Position of an image in its split -> where it is annotated.
+PlaceOf = Callable[[int], Place]
 
 _SKIPPED = "config.data.on_bad_image: training takes the next image instead, and says so"
 
@@ -24,11 +26,11 @@ def check_files(
     split: str,
     facts: Mapping[int, ImageFacts],
     sizes: Sequence,
-    place: Place,
+    place: PlaceOf,
     *,
     skipped: bool = False,
 ) -> list[Remark]:
-    """Returns what there is to say of image files, each on its own.
+    """Returns remarks on image files, each on its own.
 
     Args:
         split: "train" or "val".
@@ -73,7 +75,7 @@ def _file_remarks(fact: ImageFacts, size: tuple[int, int]) -> Iterable[tuple[str
 
 
 def check_repeats(
-    splits: Mapping[str, Mapping[int, ImageFacts]], places: Mapping[str, Place]
+    splits: Mapping[str, Mapping[int, ImageFacts]], places: Mapping[str, PlaceOf]
 ) -> list[Remark]:
     """Returns images whose content is there more than once, within a split or across both.
 

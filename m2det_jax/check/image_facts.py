@@ -1,4 +1,4 @@
-"""What an image file really is: decoded in full, hashed, and described.
+"""Facts about image files: each is decoded in full, hashed, and described.
 
 Sizes are (width, height), as in Pillow.
 """
@@ -25,7 +25,7 @@ class ImageFacts:
     Attributes:
         problem: "" for a file that training can read, else "missing-image", "empty-image",
             "truncated-image", "float-image" or "unreadable-image".
-        message: what `load_image` says of it.
+        message: the error of `load_image`.
         format: Pillow's name, such as "JPEG".
         mode: Pillow's mode of the stored pixels, or "RGB;16" for 16-bit colour.
         transparent: has an alpha channel or a transparent colour.
@@ -89,7 +89,7 @@ def iterate_facts(paths: Sequence[str], *, num_threads: int | None = None) -> It
     Decoding and hashing leave the interpreter's lock, so that threads are as good as processes.
     """
     num_threads = num_threads or os.cpu_count() or 1
-    # A picture of the largest size takes more than a gigabyte: one of these at a time.
+    # A picture of the largest size takes more than a gigabyte: only one of these at a time.
     only_one = threading.Lock()
 
     def read(path: str) -> ImageFacts:

@@ -21,7 +21,7 @@ from m2det_jax.build import (
 )
 from m2det_jax.config.checks import validate, validate_classes
 from m2det_jax.data import DetectionIndex, describe_augmentation
-from m2det_jax.data.size_cache import SizeCache
+from m2det_jax.data.sizes import SizeCache
 from m2det_jax.datasets import record
 from m2det_jax.datasets.loading import fingerprint, load_datasets
 from m2det_jax.detector import evaluation
