@@ -198,7 +198,7 @@ def test_ops_are_light():
 
 
 def test_the_verbs_load_no_tensorflow():
-    loaded = loaded_by("import m2det_jax.demo, m2det_jax.main, m2det_jax.convert.conversion")
+    loaded = loaded_by("import m2det_jax.demo, m2det_jax.main, m2det_jax.convert.weights")
     assert {"flax", "grain", "orbax"} <= loaded
     assert not loaded & {"tensorflow", "torch", "matplotlib"}
 

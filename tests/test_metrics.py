@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from m2det_jax.data import DetectionIndex
-from m2det_jax.metrics.coco import (
+from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.scores import (
     COCO_FIGURES,
-    ImageDetections,
     average_precision,
     coco_metrics,
     coco_results,

@@ -17,8 +17,8 @@ from m2det_jax.detector.detector import Detector
 from m2det_jax.detector.objective import StepSettings, eval_losses
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
-from m2det_jax.metrics.coco import ImageDetections, coco_metrics
-from m2det_jax.metrics.detections import to_original
+from m2det_jax.metrics.detections import ImageDetections, to_original
+from m2det_jax.metrics.scores import coco_metrics
 from m2det_jax.run import devices, readers
 
 log = logging.getLogger("m2det_jax")

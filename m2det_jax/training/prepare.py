@@ -34,7 +34,7 @@ from m2det_jax.training.fine_tune import start_from
 from m2det_jax.training.optimizer import make_optimizer, make_schedule
 from m2det_jax.training.plan import Plan, images_of_epoch, make_optimizer_settings, make_plan
 from m2det_jax.training.step import make_train_step
-from m2det_jax.weights.backbones import with_backbone
+from m2det_jax.weights.imagenet import with_backbone
 from m2det_jax.weights.pretrained import load_backbone
 
 log = logging.getLogger("m2det_jax")

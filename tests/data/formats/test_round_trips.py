@@ -10,7 +10,8 @@ from PIL import Image
 
 from m2det_jax.data import DataError, DetectionIndex, Source, check_dataset, read_dataset
 from m2det_jax.data.formats.write import not_held, write_dataset
-from m2det_jax.metrics.coco import ImageDetections, coco_metrics
+from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.scores import coco_metrics
 
 FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
 NAMES = ("bird", "blue car", "ring")
