@@ -45,7 +45,9 @@ class Anchors:
 
 
 @jax.jit(static_argnums=3)
-def _match(anchors, boxes, mask, thresholds):
+def _match(
+    anchors: np.ndarray, boxes: np.ndarray, mask: np.ndarray, thresholds: tuple[float, float]
+) -> ops.Matches:
     positive, negative = thresholds
     return ops.match(anchors, boxes, mask, positive_threshold=positive, negative_threshold=negative)
 

@@ -35,18 +35,18 @@ def check_boxes(
     images = np.repeat(np.arange(index.num_images), index.counts)
     sides = (network_boxes[:, 2:] - network_boxes[:, :2]).reshape(-1, 2)
     remarks = []
-    for row in np.flatnonzero(sides.min(axis=1, initial=np.inf) < smallest_side):
+    for row in np.flatnonzero(sides.min(axis=1, initial=np.inf) < smallest_side).tolist():
         width, height = sides[row]
         what = (
             f"{index.class_names[index.labels[row]]} is {width:.1f} x {height:.1f} pixels at the "
             f"network input, a side below {smallest_side:g}"
         )
         remedy = "a slip of the mouse? else train at a larger config.data.image_size"
-        image = index.image_paths[images[row]]
-        remarks.append(remark("tiny-box", split, what, place(row), image=image, remedy=remedy))
+        path = index.image_paths[images[row]]
+        remarks.append(remark("tiny-box", split, what, place(row), image=path, remedy=remedy))
     for image in range(index.num_images):
         remarks += _twins(split, index, image, place)
-    for image in np.flatnonzero(index.counts > max_detections):
+    for image in np.flatnonzero(index.counts > max_detections).tolist():
         what = f"{index.counts[image]} objects, config.eval.max_detections={max_detections}"
         row = int(index.offsets[image])
         remedy = f"raise config.eval.max_detections to {index.max_objects} or more"

@@ -1,7 +1,9 @@
 """Remarks on image files, and on images that are there more than once."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
 
 from m2det_jax.check.image_facts import ImageFacts
 from m2det_jax.check.remarks import remark
@@ -25,7 +27,7 @@ _REMEDIES = {
 def check_files(
     split: str,
     facts: Mapping[int, ImageFacts],
-    sizes: Sequence,
+    sizes: np.ndarray,
     place: PlaceOf,
     *,
     skipped: bool = False,
@@ -35,13 +37,14 @@ def check_files(
     Args:
         split: "train" or "val".
         facts: by position of the image in the split.
-        sizes: (width, height) of every image of the split, as read from the headers.
+        sizes: int [N, 2], (width, height) of every image of the split, as read from the headers.
         place: of an image.
         skipped: training takes another image for one that it cannot read.
     """
     remarks = []
     for i, fact in facts.items():
-        for kind, what in _file_remarks(fact, tuple(int(side) for side in sizes[i])):
+        width, height = sizes[i].tolist()
+        for kind, what in _file_remarks(fact, (width, height)):
             remedy = _REMEDIES.get(kind, "")
             found = remark(kind, split, what, place(i), image=fact.path, remedy=remedy)
             if skipped and fact.problem:

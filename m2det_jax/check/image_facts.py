@@ -58,20 +58,17 @@ def read_facts(path: str) -> ImageFacts:
     with open(path, "rb") as file:
         file_hash = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     with Image.open(path) as image:
-        described = dict(
+        return ImageFacts(
+            path,
             format=image.format or "",
             mode="RGB;16" if _is_deep_colour(image) else image.mode,
             transparent=image.has_transparency_data,
             orientation=orientation_of(image),
             frames=_count_frames(image),
+            size=picture.size,
+            file_hash=file_hash,
+            pixel_hash=_pixel_hash(picture),
         )
-    return ImageFacts(
-        path,
-        size=picture.size,
-        file_hash=file_hash,
-        pixel_hash=_pixel_hash(picture),
-        **described,
-    )
 
 
 def _pixel_hash(picture: Image.Image) -> str:
@@ -118,7 +115,8 @@ def _count_frames(image: Image.Image) -> int:
 
 def _is_deep_colour(image: Image.Image) -> bool:
     # Pillow gives the high bytes as RGB; only the decoder's raw mode tells.
-    return image.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in image.tile)
+    tiles = getattr(image, "tile", ())  # an ImageFile has them
+    return image.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in tiles)
 
 
 def _problem(path: str, error: ValueError) -> str:

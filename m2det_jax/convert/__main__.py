@@ -11,6 +11,7 @@ where the files come from.
 
 import argparse
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from m2det_jax.config.official import OFFICIAL_SIZES
@@ -57,7 +58,7 @@ def cli(argv: list[str] | None = None) -> None:
     from m2det_jax import runtime
     from m2det_jax.convert import weights
 
-    verbs = {
+    verbs: dict[str, Callable[..., None]] = {
         "official": weights.from_official,
         "backbone": weights.from_backbone,
         "to_official": weights.to_official,

@@ -122,8 +122,12 @@ def from_backbone(
         mean, std, channel_order: in place of the preprocessing that is usual for such a file.
     """
     weights = pretrained.read(file)
-    given = {"mean": mean, "std": std, "channel_order": channel_order}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
+    asked = {"mean": mean, "std": std, "channel_order": channel_order}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in asked.items()
+        if value is not None
+    }
     preprocessing = dataclasses.replace(weights.preprocessing, **given)
     weights = dataclasses.replace(weights, preprocessing=preprocessing)
     pretrained.save(output, weights, file.name)

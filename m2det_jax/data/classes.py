@@ -36,8 +36,8 @@ def map_classes(
     """
     mapping = dict(class_map)
     if len(mapping) < len(class_map):
-        names = [name for name, _ in class_map]
-        twice = next(name for name in names if names.count(name) > 1)
+        given = [name for name, _ in class_map]
+        twice = next(name for name in given if given.count(name) > 1)
         raise InputError(f"class_map: {twice} is mapped twice; give one pair for it")
     renamed = [mapping.get(name, name) for name in index.class_names]
     names = tuple(dict.fromkeys(name for name in renamed if name))

@@ -161,7 +161,8 @@ def orientation_of(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1
     try:
-        if image.format == "PNG" and _exif_chunks(image.fp.fileno())[1]:
+        file = getattr(image, "fp", None)  # an ImageFile has one
+        if image.format == "PNG" and file is not None and _exif_chunks(file.fileno())[1]:
             image.load()  # Pillow sees chunks after the pixels only then
         exif = Image.Image.getexif(image)
     except BROKEN_FILE:

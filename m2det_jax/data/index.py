@@ -218,7 +218,7 @@ def concatenate(indices: Sequence[DetectionIndex]) -> DetectionIndex:
         raise InputError(f"two of the training sets have the image {twice}; leave one out")
     ids = tuple(index.original_image_id(i) for index in indices for i in range(index.num_images))
     known = all(index.image_ids for index in indices) and len(set(ids)) == len(ids)
-    places = [index.places for index in indices]
+    places = [index.places for index in indices if index.places]
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(index, name) for index in indices])
@@ -227,15 +227,20 @@ def concatenate(indices: Sequence[DetectionIndex]) -> DetectionIndex:
         counts = np.concatenate([np.diff(getattr(index, name)) for index in indices])
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-    arrays = "sizes boxes labels difficult areas regions region_labels".split()
     return dataclasses.replace(
         indices[0],
         image_paths=paths,
+        sizes=joined("sizes"),
+        boxes=joined("boxes"),
+        labels=joined("labels"),
         offsets=offsets("offsets"),
+        difficult=joined("difficult"),
+        areas=joined("areas"),
+        regions=joined("regions"),
+        region_labels=joined("region_labels"),
         region_offsets=offsets("region_offsets"),
         image_ids=ids if known else (),
-        places=Places.joined(places) if all(places) else None,
-        **{name: joined(name) for name in arrays},
+        places=Places.joined(places) if len(places) == len(indices) else None,
     )
 
 

@@ -26,7 +26,7 @@ ON_BAD_BOX = ("error", "clip", "drop")
 # sides.
 _XYWH = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]], np.float64)
 _CXCYWH = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]], np.float64)
-_STYLES = {
+_STYLES: dict[str, tuple[np.ndarray | None, np.ndarray | float, bool]] = {
     "xyxy": (None, 0.0, False),
     "xywh": (_XYWH, 0.0, False),  # COCO
     "xyxy_from_1": (None, np.array([-1.0, -1.0, 0.0, 0.0]), False),  # VOC: both ends included
@@ -42,10 +42,15 @@ ROUNDING = {"xywh": (0.011, 0.0), "xyxy_share": (0.0, 1e-6), "cxcywh_share": (0.
 _FILLED: Any = None  # of an attribute that __post_init__ fills
 
 
-class RowPlace(Place, total=False):
-    """A place, with the image that it is about and what is written there."""
+class ImagePlace(Place, total=False):
+    """A place, with the image that it is about."""
 
     image: str
+
+
+class BoxPlace(ImagePlace, total=False):
+    """A place, with the image that it is about and what is written there."""
+
     value: str
 
 
@@ -123,11 +128,11 @@ class Rows:
             edges = edges + shift
             return edges * np.tile(sizes, 2) if is_share else edges
 
-    def place_of_image(self, image: int) -> RowPlace:
+    def place_of_image(self, image: int) -> ImagePlace:
         """Returns where an image is named."""
         return {**self.places.of_image(image), "image": self.image_paths[image]}
 
-    def place_of_box(self, row: int) -> RowPlace:
+    def place_of_box(self, row: int) -> BoxPlace:
         """Returns where a box is written, and as what."""
         image = self.images[row]
         value = ",".join(f"{value:.10g}" for value in self.numbers[row])
@@ -205,7 +210,7 @@ def _check_declared_sizes(
 ) -> None:
     """Notes where the annotations give an image another (width, height) than it has."""
     wrong = (rows.sizes != sizes).any(axis=1) & rows.sizes.all(axis=1) & sizes.all(axis=1)
-    for image in np.flatnonzero(wrong):
+    for image in np.flatnonzero(wrong).tolist():
         width, height = sizes[image].tolist()
         turned = rows.sizes[image].tolist() == [height, width]
         remedy = "correct it, and the boxes if they were drawn on another version of the image"
@@ -239,7 +244,7 @@ def _check_shapes(
         (("a coordinate is not finite", "give pixels"), *_shape_words(rows)),
         strict=True,
     ):
-        for row in np.flatnonzero(mask & known & (finite | (kind == "not-finite"))):
+        for row in np.flatnonzero(mask & known & (finite | (kind == "not-finite"))).tolist():
             findings.add(
                 **rows.place_of_box(row), what=what, remedy=remedy, kind=kind, effect=effect
             )
@@ -300,7 +305,7 @@ def _check_edges(
         )
     outside = keep & (beyond > 0) & ~rounded
     overlapping = (inside[:, 2:] > inside[:, :2]).all(axis=1)
-    for row in np.flatnonzero(outside):
+    for row in np.flatnonzero(outside).tolist():
         cut = on_bad_box == "clip" and overlapping[row]
         _note_outside(rows, row, sizes, findings, "clip" if cut else _effect(on_bad_box))
     cut = rounded | (outside & overlapping & (on_bad_box == "clip"))

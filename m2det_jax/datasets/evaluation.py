@@ -209,8 +209,8 @@ def _read_chosen(choice: DataChoice, restored: Restored) -> tuple[DetectionIndex
     source = _source(choice, restored, pairs)
     what = os.path.join(source.root, source.split)
     what = what if source.format == "csv" else f"{source.format} {what}"
-    index, findings = check_dataset(source, on_bad_box=choice.on_bad_box or data.on_bad_box)
-    _refuse(index, findings, source, what)
+    found, findings = check_dataset(source, on_bad_box=choice.on_bad_box or data.on_bad_box)
+    index = _sound(found, findings, source, what)
     for (kind, effect), count in sorted(findings.counts.items()):
         log.warning("%s: %s, %d times: %s", what, KINDS[kind], count, EFFECTS[effect])
     index, dropped = map_classes(index, pairs)
@@ -221,10 +221,13 @@ def _read_chosen(choice: DataChoice, restored: Restored) -> tuple[DetectionIndex
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
     for text in texts:
-        if text[:1] in ("", "=") or "=" not in text:
+        name, equals, new_name = text.partition("=")
+        if not name or not equals:
             raise InputError(f"--class_map {text!r}: give FROM=TO, or FROM= to drop a class")
-    return [tuple(text.partition("=")[::2]) for text in texts]
+        pairs.append((name, new_name))
+    return pairs
 
 
 def _source(choice: DataChoice, restored: Restored, pairs: list[tuple[str, str]]) -> Source:
@@ -245,8 +248,10 @@ def _source(choice: DataChoice, restored: Restored, pairs: list[tuple[str, str]]
     return Source("csv", choice.root, choice.csv or choice.split, classes)
 
 
-def _refuse(index: DetectionIndex | None, findings: Findings, source: Source, what: str) -> None:
-    """Raises DataError for findings, and InputError where there are no annotations."""
+def _sound(
+    index: DetectionIndex | None, findings: Findings, source: Source, what: str
+) -> DetectionIndex:
+    """Returns the index, or raises DataError for findings and InputError without annotations."""
     refused = [finding for finding in findings if finding.effect == "refuse"]
     unannotated = index is not None and not len(index.labels)
     if unannotated and {finding.kind for finding in refused} <= {"no-rows"}:
@@ -267,6 +272,7 @@ def _refuse(index: DetectionIndex | None, findings: Findings, source: Source, wh
         raise DataError(text) from None
     if index is None:
         raise DataError(f"{what}: nothing to read")
+    return index
 
 
 def _filtered(

@@ -171,7 +171,11 @@ def remember(
     if not names_validation(config.data):
         split = [config.seed, config.data.val_fraction]
         _write_list(config, workdir, train, val)
-    record = {"format": _FORMAT, "split": split, "paths": relative_paths(config, workdir)}
+    record: dict[str, Any] = {
+        "format": _FORMAT,
+        "split": split,
+        "paths": relative_paths(config, workdir),
+    }
     before = _read(workdir)
     for what, index in (("training", train), ("validation", val)):
         record[what] = before.get(what, {})

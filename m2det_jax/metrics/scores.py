@@ -168,12 +168,12 @@ def _claims(index: DetectionIndex, found: ImageDetections, iou_threshold: float)
     rows = np.arange(index.offsets[found.image_id], index.offsets[found.image_id + 1])
     # One more object, that nothing overlaps, so that an image without any needs no case of its own.
     iou = np.full((len(boxes), len(rows) + 1), -1.0)
-    iou[:, :-1] = _pairwise_iou(boxes, np.float64(index.boxes[rows]))
+    iou[:, :-1] = _pairwise_iou(boxes, index.boxes[rows].astype(np.float64))
     iou[:, :-1][labels != index.labels[rows]] = -1.0
     claims = np.where(iou.max(1) >= iou_threshold, np.append(rows, -1)[iou.argmax(1)], -1)
     claims[np.append(index.difficult, False)[claims]] = -2
     regions, region_labels = index.regions_of(found.image_id)
-    covered = _share_inside(boxes, np.float64(regions)) >= iou_threshold
+    covered = _share_inside(boxes, regions.astype(np.float64)) >= iou_threshold
     covered &= (region_labels < 0) | (labels == region_labels)
     return np.where((claims == -1) & covered.any(1), -2, claims)
 

@@ -1,7 +1,7 @@
 """Contents of the page as plain values; `check` fills them in."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -139,8 +139,8 @@ class Contents:
     groups: Sequence[Group]
     findings: Sequence[Remark]
     classes: Sequence[ClassRow]
-    coverage: dict[str, Sequence[CoverageRow]]
-    figures: dict[str, Sequence[str]]
+    coverage: Mapping[str, Sequence[CoverageRow]]
+    figures: Mapping[str, Sequence[str]]
     pictures: Sequence[Picture]
     augmented: Sequence[Picture]
     fit: Fit | None

@@ -1,4 +1,4 @@
-"""ImageNet backbones: files of torchvision, timm and SSD to our variables."""
+"""Backbones trained on ImageNet: torchvision's, timm's and SSD's files to our variables."""
 
 import dataclasses
 import json
@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -22,7 +21,7 @@ from m2det_jax.weights.tensors import fill, raise_if_any
 
 log = logging.getLogger("m2det_jax")
 
-# The layer of the 1000 classes, which a detector does not use, and timm's head before it.
+# The layer of the 1000 classes, of which a detector has no use, and timm's head before it.
 IMAGENET_CLASSIFIER = re.compile(r"(classifier(\.[16])?|fc|head\.fc)\.(weight|bias)")
 # torchvision's published DenseNets have names from before a change of its code.
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
@@ -37,17 +36,17 @@ class BackboneWeights:
     Attributes:
         backbone, width, norm: as in config.model: backbone, backbone_width, backbone_norm.
         variables: {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
-        preprocessing: of the images that the network must get.
+        preprocessing: what the network must see.
     """
 
     backbone: str
     width: float
     norm: bool
-    variables: dict[str, Any]
+    variables: dict
     preprocessing: Preprocessing
 
 
-def read_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
+def read_backbone(path: str | os.PathLike) -> BackboneWeights:
     """Returns the backbone in a `.safetensors` or `.pth` file of torchvision, timm or SSD.
 
     VGG's fully connected layers become conv6 and conv7 by taking every third of fc6's 7 x 7 taps
@@ -56,9 +55,9 @@ def read_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
     function. The ImageNet classifier is not used, and the log says so.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, holds no known backbone, or has missing, extra,
-            wrongly shaped or not finite tensors; lists them all.
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or holds no known backbone, or lists all missing,
+            extra, wrongly shaped and not finite tensors.
     """
     tensors = read_tensors(path)
     kind = recognise(tensors, str(path))
@@ -73,11 +72,11 @@ def read_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
     return BackboneWeights(kind.backbone, kind.width, kind.norm, variables, preprocessing)
 
 
-def with_backbone(variables: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `variables` of an M2Det with its backbone's replaced by `backbone`.
+def with_backbone(variables: Mapping, backbone: Mapping) -> dict:
+    """Return `variables` of an M2Det with its backbone's replaced by `backbone`.
 
     Raises:
-        ValueError: if tensors are lacking on either side, or differ in shape; lists them all.
+        ValueError: listing every tensor that one of the two lacks or that differs in shape.
     """
     replaced = dict(variables)
     problems = []
@@ -94,7 +93,7 @@ def with_backbone(variables: Mapping[str, Any], backbone: Mapping[str, Any]) -> 
     return replaced
 
 
-def _variables(kind: Recognised, tensors: Mapping[str, np.ndarray], origin: str) -> dict[str, Any]:
+def _variables(kind: Recognised, tensors: Mapping[str, np.ndarray], origin: str) -> dict:
     model = make_backbone(kind.backbone, width=kind.width, norm=kind.norm)
     shapes = flatten_dict(variable_shapes(model, _IMAGE_SIZE), sep="/")
     wanted = {path: (_names(kind, path), leaf.shape) for path, leaf in shapes.items()}
@@ -118,7 +117,7 @@ def _variables(kind: Recognised, tensors: Mapping[str, np.ndarray], origin: str)
 
 
 def _names(kind: Recognised, path: str) -> tuple[str, ...]:
-    """Returns the names of our `collection/module/.../leaf` in a file of that kind."""
+    """The names of our `collection/module/.../leaf` in a file of that kind."""
     ours = path.partition("/")[2]
     if not kind.reduced:
         return tensor_names(kind.backbone, ours, norm=kind.norm)
@@ -128,7 +127,7 @@ def _names(kind: Recognised, path: str) -> tuple[str, ...]:
 
 
 def _before_thinning(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of a fully connected layer as a convolution, HWIO, from conv6 or conv7."""
+    """Shape of a fully connected layer as a convolution, HWIO, from that of conv6 or conv7."""
     if path.endswith("bias"):
         return (4 * shape[0],)
     *_, inputs, outputs = shape
@@ -149,7 +148,7 @@ def _new_name(name: str) -> str:
 
 
 def _preprocessing(kind: Recognised, path: pathlib.Path) -> tuple[Preprocessing, str]:
-    """Returns the preprocessing of a file, and how it is known."""
+    """The preprocessing of a file, and how it is known."""
     if kind.reduced:
         return CAFFE, "that of Caffe's VGG16"
     described = path.with_name("config.json")

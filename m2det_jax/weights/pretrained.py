@@ -1,10 +1,9 @@
-"""Pretrained backbone of a config: from a weights file, or from a folder that `convert` wrote."""
+"""Pretrained backbones for training: from a weights file, or from a folder that `convert` wrote."""
 
 import dataclasses
 import logging
 import math
 import pathlib
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,13 +20,12 @@ from m2det_jax.weights.preprocessing import Preprocessing
 log = logging.getLogger("m2det_jax")
 
 
-def load_backbone(config: ConfigDict) -> dict[str, Any]:
+def load_backbone(config: ConfigDict) -> dict:
     """Returns the variables of the backbone that config.model.backbone_weights names.
 
     Raises:
-        ValueError: if the weights cannot be read, are of another backbone, or need another
-            preprocessing than the config has; the message gives the flags to set.
-        FileNotFoundError: if there is no such file.
+      ValueError, FileNotFoundError: the weights cannot be read, are of another backbone, or want
+        another preprocessing than the config has; the message gives the flags to set.
     """
     path, model, data = config.model.backbone_weights, config.model, config.data
     loaded = read(path)
@@ -52,7 +50,7 @@ def save(folder: str | pathlib.Path, weights: BackboneWeights, origin: str) -> N
     """Writes a backbone as a new folder with an Orbax checkpoint.
 
     Raises:
-        InputError: if the folder exists already.
+      ValueError: the folder exists already.
     """
     meta = {
         "backbone": {key: getattr(weights, key) for key in ("backbone", "width", "norm")},
@@ -90,7 +88,7 @@ def _read_folder(folder: pathlib.Path) -> BackboneWeights:
     )  # fmt: skip
 
 
-def _abstract(backbone: str, width: float, norm: bool) -> Any:
+def _abstract(backbone: str, width: float, norm: bool) -> dict:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = variable_shapes(make_backbone(backbone, width=width, norm=norm), (64, 64))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
@@ -107,6 +105,6 @@ def _check_kind(path: str, loaded: BackboneWeights, model: ConfigDict) -> None:
         raise InputError(f"{path}: the weights are not for {asked}; set {flags}, or give others")
 
 
-def _same(asked: Any, has: Any) -> bool:
-    """Returns whether two values of a config agree; a width that comes from tensors is rounded."""
+def _same(asked, has) -> bool:
+    """Whether two values of a config agree; a width that was read off tensors is rounded."""
     return math.isclose(asked, has, rel_tol=1e-6) if isinstance(has, float) else asked == has

@@ -197,9 +197,9 @@ def warp(
         shown: rectangle of the network input, whole pixels, that it may cover.
     """
     corners = _corners(source) @ matrix[:, :2].T + matrix[:, 2]
-    left, top, right, bottom = (*corners.min(axis=1)[0], *corners.max(axis=1)[0])
-    left, top = max(math.floor(left), int(shown[0])), max(math.floor(top), int(shown[1]))
-    right, bottom = min(math.ceil(right), int(shown[2])), min(math.ceil(bottom), int(shown[3]))
+    (x1, y1), (x2, y2) = corners.min(axis=1)[0].tolist(), corners.max(axis=1)[0].tolist()
+    left, top = max(math.floor(x1), int(shown[0])), max(math.floor(y1), int(shown[1]))
+    right, bottom = min(math.ceil(x2), int(shown[2])), min(math.ceil(y2), int(shown[3]))
     if right <= left or bottom <= top:
         return None
     sides = np.array(source[2:]) - source[:2]

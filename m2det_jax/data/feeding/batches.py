@@ -23,6 +23,7 @@ from m2det_jax.data.images import UnreadableImage
 from m2det_jax.data.index import DetectionIndex
 
 Batch = dict[str, np.ndarray]
+SampleArrays = dict[str, np.ndarray | np.generic]  # of one sample: a batch without its first axis
 
 _OBJECTS_MULTIPLE = 8
 _RETRIES = 50  # of drawing the images that join in, where some cannot be read
@@ -213,7 +214,7 @@ class Augment(grain.transforms.RandomMap):
         sizes = settings.sizes or (settings.augment.image_size,)
         self._settings = [dataclasses.replace(settings.augment, image_size=s) for s in sizes]
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+    def random_map(self, element: int, rng: np.random.Generator) -> SampleArrays:
         """Returns the arrays of one sample."""
         size, image_id = divmod(element, self._index.num_images)
         image, boxes, rows = augment(self._index, image_id, self._settings[size], rng)
@@ -226,7 +227,7 @@ class Replace(grain.transforms.RandomMap):
     def __init__(self, augment: Augment, index: DetectionIndex) -> None:
         self._augment, self._index = augment, index
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+    def random_map(self, element: int, rng: np.random.Generator) -> SampleArrays:
         """Returns the arrays of one sample, and the image that it replaces, or -1."""
         paths, number = self._index.image_paths, self._index.num_images
         size, image_id = divmod(element, number)
@@ -247,7 +248,7 @@ class Replace(grain.transforms.RandomMap):
 
 def pad_sample(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, image_id: int, max_objects: int
-) -> Batch:
+) -> SampleArrays:
     """Returns a picture with its boxes [n, 4] and labels [n], padded to M objects, as arrays."""
     count = len(labels)
     padded_boxes = np.zeros((max_objects, 4), np.float32)

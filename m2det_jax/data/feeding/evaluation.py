@@ -10,8 +10,8 @@ from m2det_jax.data.augment.canvas import map_boxes
 from m2det_jax.data.augment.drawing import draw_image, map_image
 from m2det_jax.data.augment.settings import ResizeSettings
 from m2det_jax.data.feeding.batches import (
-    Batch,
     Batches,
+    SampleArrays,
     check_max_objects,
     check_reading,
     check_share,
@@ -80,7 +80,7 @@ class Resize(grain.transforms.Map):
         self._index, self._settings, self._max_objects = index, settings, max_objects
         self._skip_unreadable = skip_unreadable
 
-    def map(self, image_id: int) -> Batch:
+    def map(self, image_id: int) -> SampleArrays:
         """Returns the arrays of one sample."""
         if image_id >= self._index.num_images:
             sample, unreadable = self._filling(), -1
@@ -91,9 +91,9 @@ class Resize(grain.transforms.Map):
                 sample, unreadable = self._resized(image_id), -1
             except UnreadableImage:
                 sample, unreadable = self._filling(), image_id
-        return sample | ({"unreadable": np.int32(unreadable)} if self._skip_unreadable else {})
+        return sample | {"unreadable": np.int32(unreadable)} if self._skip_unreadable else sample
 
-    def _resized(self, image_id: int) -> Batch:
+    def _resized(self, image_id: int) -> SampleArrays:
         index, settings = self._index, self._settings
         width, height = index.sizes[image_id].tolist()
         pixel_map = map_image((width, height), settings)
@@ -102,7 +102,7 @@ class Resize(grain.transforms.Map):
         sample = pad_sample(image, boxes, labels, image_id, self._max_objects)
         return sample | _inverse(pixel_map.scale, pixel_map.offset)
 
-    def _filling(self) -> Batch:
+    def _filling(self) -> SampleArrays:
         image = np.full((*self._settings.image_size, 3), self._settings.fill, np.uint8)
         boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
         return pad_sample(image, boxes, labels, -1, self._max_objects) | _inverse(
@@ -110,5 +110,5 @@ class Resize(grain.transforms.Map):
         )
 
 
-def _inverse(scale: np.ndarray, offset: np.ndarray) -> Batch:
+def _inverse(scale: np.ndarray, offset: np.ndarray) -> SampleArrays:
     return {"scale": scale.astype(np.float32), "offset": offset.astype(np.float32)}

@@ -96,7 +96,9 @@ class _Reader:
         )
 
     def _annotation(self, entry: dict[str, Any], position: int, line: int) -> None:
-        box, image, category = (entry.get(k) for k in ("bbox", "image_id", "category_id"))
+        box: Any = entry.get("bbox")
+        image: Any = entry.get("image_id")
+        category: Any = entry.get("category_id")
         crowd, area, number = entry.get("iscrowd", 0), entry.get("area"), entry.get("id", -1)
         problem = None
         if type(box) is not list or len(box) != 4 or not set(map(type, box)) <= _NUMBERS:
@@ -128,8 +130,9 @@ class _Reader:
         self._positions.append(position)
 
     def _image(self, entry: dict[str, Any], position: int, line: int) -> None:
-        number, name = entry.get("id"), entry.get("file_name")
-        sides = [entry.get(side) for side in ("width", "height")]
+        number: Any = entry.get("id")
+        name: Any = entry.get("file_name")
+        sides: list[Any] = [entry.get(side) for side in ("width", "height")]
         sides = [0 if side is None else side for side in sides]
         if type(number) not in (int, str):
             self._note("images", position, line, "id is not a number or a text", _shown(number))
@@ -141,10 +144,11 @@ class _Reader:
             what = f"id repeats images[{self._images[number][4]}]"
             self._note("images", position, line, what, _shown(number), "bad-id")
         else:
-            self._images[number] = (name, *sides, line, position)
+            self._images[number] = (name, sides[0], sides[1], line, position)
 
     def _category(self, entry: dict[str, Any], position: int, line: int) -> None:
-        number, name = entry.get("id"), entry.get("name")
+        number: Any = entry.get("id")
+        name: Any = entry.get("name")
         note = self._note
         if not _is_id(number):
             note("categories", position, line, "id is not a whole number", _shown(number))
@@ -258,10 +262,10 @@ def _folder_of(folders: list[Path], names: list[str]) -> Path:
     return folders[0]
 
 
-def coco_ids(ids: tuple[int | str, ...], count: int) -> list[int]:
+def coco_ids(ids: tuple[int | str | None, ...], count: int) -> list[int]:
     """Returns the whole numbers that COCO needs: the ids themselves if they are such, else 1..N."""
-    whole = len(ids) == count and all(isinstance(i, int) for i in ids)
-    return list(ids) if whole else list(range(1, count + 1))
+    whole = [i for i in ids if isinstance(i, int)]
+    return whole if len(whole) == len(ids) == count else list(range(1, count + 1))
 
 
 def write_coco(index: DetectionIndex, root: Path, split: str, stems: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import array
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class Gather:
     def add_box(
         self,
         image: int,
-        numbers: tuple[float, ...],
+        numbers: Sequence[float],
         label: str | int,
         line: int,
         *,

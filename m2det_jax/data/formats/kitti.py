@@ -71,17 +71,20 @@ def _read_line(
         what = f"{len(fields)} column(s) where {_COLUMNS} are expected"
         findings.add(path, line, what, _FORM, kind="bad-row", value=row.strip()[:100])
         return
-    box = [parse_number(field) for field in fields[4:8]]
-    for name, field, number in zip(_EDGES, fields[4:8], box, strict=True):
+    box: list[float] = []
+    for name, field in zip(_EDGES, fields[4:8], strict=True):
+        number = parse_number(field)
         if number is None:
             what = f"{name} is not a number"
             findings.add(path, line, what, "give pixels", kind="bad-row", value=field)
-    if None in box:
+        else:
+            box.append(number)
+    if len(box) < len(_EDGES):
         return
     if fields[0] == "DontCare":
-        gather.add_box(image, tuple(box), -1, line, region=True)
+        gather.add_box(image, box, -1, line, region=True)
     else:
-        gather.add_box(image, tuple(box), fields[0], line)
+        gather.add_box(image, box, fields[0], line)
 
 
 def kitti_names(class_names: tuple[str, ...]) -> list[str]:

@@ -13,6 +13,7 @@ the descriptions, or those under parent_label.
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,18 +112,17 @@ def _labels_below(
         value = str(error)[:100]
         findings.add(path, 0, "not usable JSON", "correct it", kind="not-text", value=value)
         return None
-    wanted, below, stack = (
-        {m for m, name in names.items() if name == parent},
-        set(),
-        [(tree, False)],
-    )
+    wanted = {mid for mid, name in names.items() if name == parent}
+    below: set[str] = set()
+    stack: list[tuple[Any, bool]] = [(tree, False)]
     while stack:
         node, inside = stack.pop()
         if not isinstance(node, dict):
             continue
-        inside = inside or node.get("LabelName") in wanted
-        if inside:
-            below.add(node.get("LabelName"))
+        label = node.get("LabelName")
+        inside = inside or (isinstance(label, str) and label in wanted)
+        if inside and isinstance(label, str):
+            below.add(label)
         children = [node.get(key) for key in ("Subcategory", "Part")]
         stack += [(c, inside) for part in children if isinstance(part, list) for c in part]
     if not below:
@@ -194,13 +194,15 @@ class _Reader:
         return self._images[name]
 
     def _box(self, row: dict[str, str], path: Path, line: int) -> None:
-        box = [parse_number(row[name]) for name in _CORNERS]
+        box: list[float] = []
         add = self._findings.add
-        for name, number in zip(_CORNERS, box, strict=True):
+        for name in _CORNERS:
+            number = parse_number(row[name])
             if number is None or abs(number) > 10:
                 what, remedy = f"{name} is not a share of the image's side", "give 0 to 1"
                 add(path, line, what, remedy, kind="bad-row", value=row[name])
                 return
+            box.append(number)
         group = row.get("IsGroupOf", "0")
         if not row["ImageID"].strip() or group not in ("0", "1", "-1"):
             what = "IsGroupOf is not 0, 1 or -1" if row["ImageID"].strip() else "ImageID is empty"
@@ -214,7 +216,7 @@ class _Reader:
             remedy = "add it to the class descriptions"
             add(path, line, "unknown class", remedy, kind="unknown-class", value=row["LabelName"])
             label = -1
-        self.gather.add_box(image, tuple(box), label, line, region=group == "1")
+        self.gather.add_box(image, box, label, line, region=group == "1")
 
 
 def write_openimages(index: DetectionIndex, root: Path, split: str, stems: list[str]) -> None:

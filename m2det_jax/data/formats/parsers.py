@@ -99,7 +99,8 @@ class _Stream:
 
     def _peek(self) -> str:
         """Skips blanks; returns the character that follows, "" at the end."""
-        self._at = _BLANK.match(self._text, self._at).end()
+        blank = _BLANK.match(self._text, self._at)
+        self._at = blank.end() if blank else self._at
         return self._text[self._at : self._at + 1]
 
     def _expect(self, character: str) -> None:

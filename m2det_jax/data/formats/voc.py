@@ -85,29 +85,33 @@ def _read_image(
 
 
 def _size(tree: Node) -> tuple[int, int]:
-    sides = [tree.value("size", side) or "" for side in ("width", "height")]
-    return tuple(int(side) if side.isascii() and side.isdecimal() else 0 for side in sides)
+    texts = [tree.value("size", side) or "" for side in ("width", "height")]
+    width, height = (int(text) if text.isascii() and text.isdecimal() else 0 for text in texts)
+    return width, height
 
 
 def _read_object(node: Node, path: Path, image: int, gather: Gather, findings: Findings) -> None:
-    texts = [node.value("bndbox", corner) for corner in _CORNERS]
-    name, difficult = node.value("name"), node.value("difficult") or "0"
+    name, difficult = node.value("name") or "", node.value("difficult") or "0"
+    box: list[float] = []
     problems = []
     if len(node.all("bndbox")) > 1:
-        problems.append(("the object has several bndbox", name or ""))
+        problems.append(("the object has several bndbox", name))
     if not name:
         problems.append(("the object has no name", ""))
-    for corner, text in zip(_CORNERS, texts, strict=True):
+    for corner in _CORNERS:
+        text = node.value("bndbox", corner)
+        number = None if text is None else parse_number(text)
         if text is None:
-            problems.append((f"the object has no {corner}", name or ""))
-        elif parse_number(text) is None:
+            problems.append((f"the object has no {corner}", name))
+        elif number is None:
             problems.append((f"{corner} is not a number", text))
+        else:
+            box.append(number)
     if difficult not in ("0", "1"):
         problems.append(("difficult is not 0 or 1", difficult))
     for what, value in problems:
         findings.add(path, node.line, what, "correct the object", kind="bad-row", value=value)
     if not problems:
-        box = tuple(map(float, texts))
         gather.add_box(image, box, name, node.line, difficult=difficult == "1")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def _of_ids(index: DetectionIndex, format: str) -> list[str]:
     plain = index.class_ids in ((), tuple(range(len(names))))
     if not plain and not kept.get(format, False):
         found.append("the category ids are lost")
-    kept_ids = []  # of csv and yolo
+    kept_ids: Sequence[int | str] = []  # of csv and yolo
     if format == "coco":
         kept_ids = coco_ids(index.image_ids, index.num_images)
     elif format in ("voc", "kitti", "openimages"):

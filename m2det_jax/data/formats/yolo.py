@@ -93,7 +93,7 @@ def _class_names(path: Path, data: dict[Any, Any], findings: Findings) -> tuple[
         return None
     taken: set[str] = set()
     for i, name in enumerate(names):
-        what = None
+        what = ""
         if not isinstance(name, str) or not name.strip():
             what = f'names[{i}] is not a text, put it between "'
         elif name in taken:
@@ -112,8 +112,8 @@ def _class_names(path: Path, data: dict[Any, Any], findings: Findings) -> tuple[
 def _images(path: Path, data: dict[Any, Any], split: str, findings: Findings) -> list[str]:
     """Returns the absolute paths of the images of a split."""
     given, base = data.get(split), data.get("path") or ""
-    entries = given if isinstance(given, list) else [given]
-    if not entries or not all(isinstance(entry, str) and entry for entry in [*entries]):
+    entries: list[Any] = given if isinstance(given, list) else [given]
+    if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         keys = ", ".join(str(key) for key in data if key not in ("names", "nc", "path"))
         what = f"{split} names no folder or list of images"
         findings.add(
@@ -169,14 +169,16 @@ def _read_line(
         what = f"{len(fields)} column(s) where 5 are expected"
         findings.add(path, line, what, _FORM, kind="bad-row", value=row.strip()[:100])
         return
-    numbers = [parse_number(field) for field in fields[1:]]
+    numbers: list[float] = []
     names = itertools.cycle(("x", "y")) if is_polygon else _NAMES
-    for name, field, number in zip(names, fields[1:], numbers, strict=False):
+    for name, field in zip(names, fields[1:], strict=False):
+        number = parse_number(field)
         # A share above 10 is no slip of an edge: the numbers are pixels.
         if number is None or abs(number) > 10:
             what = f"{name} is not a share of the image's side"
             findings.add(path, line, what, _FORM, kind="bad-row", value=field)
             return
+        numbers.append(number)
     if is_polygon:
         numbers = _around(numbers)
         what, remedy = "a polygon, taken for the box around it", "nothing needs to be done"
@@ -190,7 +192,7 @@ def _read_line(
         findings.add(path, line, "unknown class", remedy, kind="unknown-class", value=fields[0])
     else:
         label = int(fields[0])
-    gather.add_box(image, tuple(numbers), label, line)
+    gather.add_box(image, numbers, label, line)
 
 
 def _around(polygon: list[float]) -> list[float]:
@@ -233,7 +235,7 @@ def write_yolo(index: DetectionIndex, root: Path, split: str, stems: list[str]) 
 
 def write_yolo_yaml(class_names: tuple[str, ...], root: Path, splits: list[str]) -> None:
     """Writes data.yaml for all splits."""
-    content = {split: f"images/{split}" for split in splits}
+    content: dict[str, object] = {split: f"images/{split}" for split in splits}
     content |= {"nc": len(class_names), "names": dict(enumerate(class_names))}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (root / "data.yaml").write_text(text, encoding="utf-8")

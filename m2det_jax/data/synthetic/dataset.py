@@ -14,6 +14,7 @@ Image i of a split depends on (seed, split, i, short_side) alone: the same seed 
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class DatasetFiles(NamedTuple):
 def _draw_split(root: Path, split: str, seed: int, count: int, short_side: tuple[int, int]) -> Path:
     """Writes the images of one split and its CSV file; returns the path of the CSV file."""
     (root / split).mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for i in range(count):
         rng = np.random.default_rng((seed, _SPLITS.index(split), i))
         short = int(rng.integers(short_side[0], short_side[1] + 1))
@@ -55,7 +56,7 @@ def _draw_split(root: Path, split: str, seed: int, count: int, short_side: tuple
     return _write_csv(root / f"{split}.csv", rows)
 
 
-def _write_csv(path: Path, rows: list[tuple]) -> Path:
+def _write_csv(path: Path, rows: Sequence[tuple[object, ...]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     return path

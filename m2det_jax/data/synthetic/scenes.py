@@ -117,7 +117,7 @@ def _paint(rng: np.random.Generator, colour: np.ndarray, second: np.ndarray) -> 
     """Paint float32 [h, w, 3] of one colour, with a contrasting one where `second` [h, w] is 1."""
     other = _contrasting_colour(rng, luminance(colour))
     if other is None:  # black or white always keeps the rule
-        other = np.float32(255 if luminance(colour) < 128 else 0)
+        other = np.full(3, 255 if luminance(colour) < 128 else 0, np.float32)
     # A slope of light, at most 5 % up or down, so that large objects are not flat.
     slope_y, slope_x = rng.uniform(-0.025, 0.025, 2)
     h, w = second.shape
