@@ -1,4 +1,4 @@
-"""Fonts of pictures: DejaVu Sans, which is shipped, and the system's for other characters.
+"""Fonts of pictures: DejaVu Sans, which is shipped, and the system's for what it does not have.
 
 DejaVu Sans has Latin, Greek, Cyrillic and some more; for Chinese, Japanese and Korean a font of the
 system is looked for. LICENSE beside this file is that of DejaVuSans.ttf.
@@ -35,8 +35,6 @@ _KNOWN = (
     "malgun.ttf",
     "Nirmala.ttf",
 )
-Face = tuple[str, int]  # a font: its file, and its number in the file
-
 _NO_CHARACTER = "\U0010ffff"  # in no font
 _PROBE = 32  # pixels
 
@@ -45,14 +43,13 @@ class Text:
     """A line of text at a size in pixels, in as many fonts as it needs.
 
     Attributes:
-        width: of the text, pixels.
-        top, bottom: of its ink, at least that of a usual line; pixels below the baseline (< 0:
-            above it).
-        left, right: of its ink, pixels from where it begins.
+      width: of the text, pixels.
+      top, bottom: of its ink, and of that of a usual line, pixels below the baseline (above: < 0).
+      left, right: of its ink, pixels from where it begins.
     """
 
     def __init__(self, text: str, size: int) -> None:
-        self._runs = [(run, _font(face, size)) for run, face in _runs(_one_line(text))]
+        self._runs = [(run, _font(place, size)) for run, place in _runs(_one_line(text))]
         self.width, boxes = 0.0, []
         for run, font in self._runs:
             left, top, right, bottom = font.getbbox(run, anchor="ls")
@@ -65,9 +62,7 @@ class Text:
         self.top = min([top, *(box[1] for box in boxes)])
         self.bottom = max([bottom, *(box[3] for box in boxes)])
 
-    def draw(
-        self, pen: ImageDraw.ImageDraw, x: float, baseline: float, colour: tuple[int, int, int]
-    ) -> None:
+    def draw(self, pen: ImageDraw.ImageDraw, x: float, baseline: float, colour) -> None:
         """Writes the text from x on, pixels."""
         for run, font in self._runs:
             pen.text((x, baseline), run, colour, font, anchor="ls")
@@ -76,8 +71,8 @@ class Text:
 
 @functools.lru_cache(maxsize=64)
 def warn_of_missing(texts: tuple[str, ...]) -> None:
-    """Logs once, in one line, which characters of some texts no font here can draw."""
-    missing = sorted({c for text in texts for c in _one_line(text) if _face_of(c) is None})
+    """Says in one line which characters of some texts no font here can draw, once."""
+    missing = sorted({c for text in texts for c in _one_line(text) if _place(c) is None})
     if missing:
         shown = "".join(missing[:20]) + ("..." if len(missing) > 20 else "")
         log.warning(
@@ -87,64 +82,64 @@ def warn_of_missing(texts: tuple[str, ...]) -> None:
 
 
 def _one_line(text: str) -> str:
-    """Returns letters composed with their accents, and U+FFFD for what is not printable."""
+    """Composes letters with their accents; what is no character of a line becomes U+FFFD."""
     text = unicodedata.normalize("NFC", text)
     return "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _runs(text: str) -> Iterator[tuple[str, Face]]:
-    """Yields (part, its font); what no font can draw goes to the shipped one."""
-    run, face = "", (OWN, 0)
+def _runs(text: str) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Yields (part, place of its font); what none can draw goes to the shipped font."""
+    run, place = "", (OWN, 0)
     for character in text:
         # A blank, as in "cat 90%", does not end a run.
-        needed = face if character == " " else _face_of(character) or (OWN, 0)
-        if run and needed != face:
-            yield run, face
+        needed = place if character == " " else _place(character) or (OWN, 0)
+        if run and needed != place:
+            yield run, place
             run = ""
-        run, face = run + character, needed
+        run, place = run + character, needed
     if run:
-        yield run, face
+        yield run, place
 
 
 @functools.cache
-def _face_of(character: str) -> Face | None:
-    """Returns the first font that can draw a character."""
+def _place(character: str) -> tuple[str, int] | None:
+    """The file, and the number in it, of the first font that can draw a character."""
     if _has((OWN, 0), character):
         return OWN, 0
-    return next((face for face in _system_fonts() if _has(face, character)), None)
+    return next((place for place in _system_fonts() if _has(place, character)), None)
 
 
-def _has(face: Face, character: str) -> bool:
-    return _glyph(face, character) != _glyph(face, _NO_CHARACTER)
+def _has(place: tuple[str, int], character: str) -> bool:
+    return _glyph(place, character) != _glyph(place, _NO_CHARACTER)
 
 
-def _glyph(face: Face, character: str) -> tuple[tuple[int, int], bytes, float]:
-    font = _font(face, _PROBE)
+def _glyph(place: tuple[str, int], character: str) -> tuple[tuple[int, int], bytes, float]:
+    font = _font(place, _PROBE)
     mask = font.getmask(character)
     return mask.size, bytes(mask), font.getlength(character)
 
 
 @functools.lru_cache(maxsize=256)
-def _font(face: Face, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(face[0], size, index=face[1], layout_engine=ImageFont.Layout.BASIC)
+def _font(place: tuple[str, int], size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(place[0], size, index=place[1], layout_engine=ImageFont.Layout.BASIC)
 
 
 @functools.cache
-def _system_fonts() -> list[Face]:
-    """Returns other fonts that can be opened, the best first."""
+def _system_fonts() -> list[tuple[str, int]]:
+    """Other fonts that can be opened, the best first."""
     return list(_openable(dict.fromkeys([*_of_fontconfig(), *((name, 0) for name in _KNOWN)])))
 
 
-def _openable(faces: Iterable[Face]) -> Iterator[Face]:
-    for face in faces:
+def _openable(places: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    for place in places:
         try:
-            _font(face, _PROBE)
+            _font(place, _PROBE)
         except OSError:
             continue
-        yield face
+        yield place
 
 
-def _of_fontconfig() -> Iterator[Face]:
+def _of_fontconfig() -> Iterator[tuple[str, int]]:
     if (program := shutil.which("fc-match")) is None:
         return
     for language in _LANGUAGES:

@@ -105,8 +105,8 @@ class Sample(NamedTuple):
 def read_layer(index: DetectionIndex, image_id: int) -> Layer:
     """Returns a whole image as a layer in its own plane."""
     width, height = index.sizes[image_id].tolist()
-    boxes, _ = index.objects(image_id)
-    rows = np.arange(index.offsets[image_id], index.offsets[image_id + 1])
+    start, end = index.offsets[image_id : image_id + 2]
+    boxes, rows = index.boxes[start:end], np.arange(start, end)
     source = (0, 0, width, height)
     return Layer(index.image_paths[image_id], (width, height), source, boxes, rows)
 
