@@ -53,7 +53,7 @@ def _digests(
 
 
 def align(before: Sequence[str], now: Sequence[str]) -> dict[str, str]:
-    """Pairs the names of images noted before with those of now: {before: now}.
+    """Returns pairs of names of the same images, noted before and now: {before: now}.
 
     Equal names are pairs. Of the others those are pairs that agree, from their end on, in as many
     folders as possible, and in more than any other does: so a data set is found after it moved.

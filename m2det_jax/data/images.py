@@ -173,7 +173,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Swaps width and height where the orientation turns by a quarter; its own inverse."""
+    """Returns the size after a turn, or before it: sides are swapped by a quarter turn."""
     return (size[1], size[0]) if orientation >= 5 else (size[0], size[1])
 
 

@@ -109,6 +109,7 @@ class DetectionIndex:
 
     @property
     def num_images(self) -> int:
+        """N."""
         return len(self.image_paths)
 
     @property
@@ -118,7 +119,7 @@ class DetectionIndex:
 
     @property
     def max_objects(self) -> int:
-        """Number of boxes of the fullest image; 0 when there are none."""
+        """The most boxes of an image; 0 without images."""
         return int(self.counts.max(initial=0))
 
     def objects(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but lines stay lines."""
+    """Returns lines of text, each as `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 

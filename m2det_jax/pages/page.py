@@ -1,4 +1,4 @@
-"""The page of a check, one HTML file with all that it needs inside, and its summary as text."""
+"""Page of a check, one HTML file with all that it needs inside, and its summary as text."""
 
 import importlib.resources
 import string

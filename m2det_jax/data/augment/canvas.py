@@ -169,7 +169,7 @@ def _draw_upright(
 def _draw_turned(
     layer: Layer, canvas: Canvas, settings: AugmentSettings
 ) -> tuple[Piece | None, np.ndarray, np.ndarray]:
-    """As `_draw_upright`, through an affine map."""
+    """Returns the same as `_draw_upright`, through an affine map."""
     scale, margin = scale_to_fit(canvas.window, settings)
     shift = margin - np.array(canvas.window[:2]) * scale
     matrix = layer.matrix * scale[:, None]

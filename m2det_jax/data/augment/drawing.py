@@ -26,7 +26,7 @@ from m2det_jax.data.images import UnreadableImage, load_image, reduction
 
 Window: TypeAlias = tuple[float, float, float, float]
 Colors: TypeAlias = tuple[float, ...]  # a 3 x 4 matrix for Pillow's convert, row by row
-# A JPEG is decoded at a fraction of its size where that still is this many times the size needed:
+# A JPEG is decoded at a fraction of its size if that is still this many times the size needed:
 # antialiasing hides the difference.
 _DECODE_MARGIN = 2
 
@@ -45,13 +45,13 @@ class PixelMap:
 
     @property
     def scale(self) -> np.ndarray:
-        """float64 [2], x and y: network pixels per image pixel."""
+        """Network pixels per image pixel, float64 [2], x and y."""
         source, target = np.array(self.source), np.array(self.target)
         return (target[2:] - target[:2]) / (source[2:] - source[:2])
 
     @property
     def offset(self) -> np.ndarray:
-        """float64 [2], x and y: where the image's origin falls."""
+        """The position of the image's origin, float64 [2], x and y."""
         return np.array(self.target[:2]) - np.array(self.source[:2]) * self.scale
 
 
@@ -106,9 +106,9 @@ def map_part(
     window: Window,
     settings: ResizeSettings,
 ) -> PixelMap | None:
-    """As `map_window`, of a part of an image that lies at image * part_scale + part_offset.
+    """Returns the map of a part of an image, which lies at image * part_scale + part_offset.
 
-    None: the window shows nothing of the part.
+    As `map_window` otherwise. None: the window shows nothing of the part.
     """
     scale, margin = scale_to_fit(window, settings)
     corner, (sx, sy), (ox, oy) = window[:2], part_scale, part_offset

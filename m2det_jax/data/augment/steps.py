@@ -1,4 +1,4 @@
-"""A training sample: the steps of config.augment.pipeline in their order, then one drawing.
+"""Steps of config.augment.pipeline, which make a training sample: one drawing after all of them.
 
 Every step draws from the one generator of its sample, in the order of the pipeline. What a step
 does to boxes is said in `canvas`; mosaic, paste and mixup are in `joining`.

@@ -197,7 +197,7 @@ def _parse_box(fields: list[str]) -> tuple[float, float, float, float] | None:
 
 
 def _looks_like_header(fields: list[str]) -> bool:
-    """True for a first row of words: some in the coordinates' place, and no number anywhere."""
+    """Returns whether a first row has words for coordinates, and no number anywhere."""
     words = fields[1:5]
     return len(fields) > 1 and all(words) and all(parse_number(f) is None for f in fields)
 

@@ -56,6 +56,7 @@ class _Stream:
         self._counted, self._line = 0, 1  # lines counted so far
 
     def entries(self) -> Iterator[tuple[str, int, int, object]]:
+        """Yields the entries as `stream_lists`."""
         seen: set[str] = set()
         if self._peek() != "{":
             kind = {"[": "a list", "": "nothing"}.get(self._peek(), "a single value")
@@ -98,7 +99,7 @@ class _Stream:
         self._at += 1
 
     def _peek(self) -> str:
-        """Skips blanks; returns the character that follows, "" at the end."""
+        """Returns the next character that is no blank, "" at the end."""
         blank = _BLANK.match(self._text, self._at)
         self._at = blank.end() if blank else self._at
         return self._text[self._at : self._at + 1]
@@ -216,6 +217,7 @@ class _YamlLoader(_YamlBase):
     """PyYAML's safe loader, which refuses keys that are there twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        """Returns the mapping of a node."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
             twice, _ = collections.Counter(keys).most_common(1)[0]

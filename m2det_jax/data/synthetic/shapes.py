@@ -49,8 +49,9 @@ def object_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paints one object, a little turned and stretched, with a shorter side of about `side` pixels.
 
-    Returns (alpha, second), float32 [h, w] in 0..1: the cover, cropped to its tight box, and the
-    share of the second ink. MIN_SIDE <= h, w; h <= limit[0], w <= limit[1].
+    Returns:
+        (alpha, second), float32 [h, w] in 0..1: the cover, cropped to its tight box, and the share
+        of the second ink. MIN_SIDE <= h, w; h <= limit[0], w <= limit[1].
     """
     polygons, aspects = _SHAPES[name]
     aspect, angle = np.exp(rng.uniform(*np.log(aspects))), np.radians(rng.uniform(-12, 12))
@@ -67,7 +68,7 @@ def object_masks(
 def _paint(
     polygons: list[tuple[Polygon, int]], angle: float, shape: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rasterises polygons turned by `angle` so that the outline fills `shape` = (h, w) pixels."""
+    """Paints polygons turned by `angle`; the outline fills `shape` = (h, w). Returns two masks."""
     scale = shape[::-1].astype(float)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turned = [(np.asarray(points) - 0.5) * scale @ turn for points, _ in polygons]
