@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from m2det_jax.config.checks import FORMATS
+from m2det_jax.config.keys import FORMATS
 from m2det_jax.errors import BUG, InputError, in_words
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from absl.flags import argparse_flags
 
 from m2det_jax import runtime
 from m2det_jax.build import make_views, step_settings
+from m2det_jax.config.dotted import to_dict
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
 from m2det_jax.detector.evaluation import evaluate, evaluate_views, make_eval_step
@@ -72,7 +73,7 @@ def evaluate_checkpoint(
             restored, index, batch_size, num_workers=num_workers, num_threads=num_threads
         )
     record = without_nan(metrics) | {"step": restored.step, "data": source}
-    record["eval"] = restored.config.eval.to_dict()
+    record["eval"] = to_dict(restored.config.eval)
     outputs.write(names[0], json.dumps(record, indent=2) + "\n")
     outputs.write(names[1], json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))

@@ -7,9 +7,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
-from m2det_jax.config.checks import FORMATS
+from m2det_jax.config.keys import FORMATS, Config
 from m2det_jax.config.paths import find_paths, missing_paths
 from m2det_jax.data import (
     EFFECTS,
@@ -136,7 +134,7 @@ def read_data(
 
 
 def load_validation(
-    config: ConfigDict,
+    config: Config,
     workdir: pathlib.Path,
     class_names: tuple[str, ...],
     class_ids: tuple[int | str, ...] = (),
@@ -184,7 +182,7 @@ def refuse_untrusted(format: str, trust: bool, workdir: pathlib.Path) -> None:
         )
 
 
-def _require_there(config: ConfigDict, role: str, workdir: pathlib.Path) -> None:
+def _require_there(config: Config, role: str, workdir: pathlib.Path) -> None:
     missing = missing_paths(config, role)
     if not missing:
         return

@@ -7,8 +7,8 @@ import os
 import pathlib
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from m2det_jax.config.keys import Config, Data
 from m2det_jax.data import (
     EFFECTS,
     KINDS,
@@ -42,7 +42,7 @@ Classes = str | tuple[str, ...]
 
 
 def load_datasets(
-    config: ConfigDict, workdir: pathlib.Path, sizes: SizeCache | None = None
+    config: Config, workdir: pathlib.Path, sizes: SizeCache | None = None
 ) -> tuple[DetectionIndex, DetectionIndex]:
     """Reads the training and the validation set that a config names; writes nothing.
 
@@ -84,7 +84,7 @@ def load_datasets(
 
 
 def read_split(
-    config: ConfigDict, role: str, class_names: tuple[str, ...], read: ReadSize = read_size
+    config: Config, role: str, class_names: tuple[str, ...], read: ReadSize = read_size
 ) -> DetectionIndex:
     """Reads what a config names for "train" or "val", and logs what was left out or cut.
 
@@ -105,7 +105,7 @@ def read_split(
     return index
 
 
-def check_datasets(config: ConfigDict) -> dict[str, tuple[DetectionIndex, Findings]]:
+def check_datasets(config: Config) -> dict[str, tuple[DetectionIndex, Findings]]:
     """Reads like `load_datasets`, but refuses nothing that can be read, and writes nothing.
 
     Returns:
@@ -129,7 +129,7 @@ def check_datasets(config: ConfigDict) -> dict[str, tuple[DetectionIndex, Findin
 
 
 def check_split(
-    data: ConfigDict, role: str, classes: Classes, read: ReadSize = read_size
+    data: Data, role: str, classes: Classes, read: ReadSize = read_size
 ) -> tuple[DetectionIndex, Findings, list[str]]:
     """Reads all sources of a split as one, but refuses nothing that can be read.
 
@@ -169,24 +169,29 @@ def check_split(
     return concatenate(parts), findings, remarks
 
 
-def describe(data: ConfigDict, role: str) -> str:
+def describe(data: Data, role: str) -> str:
     """Returns what a split is read from, in words."""
+    split = _named_split(data, role)
+    return split if data.format == "csv" else f"{data.format} {os.path.join(data.root, split)}"
+
+
+def _named_split(data: Data, role: str) -> str:
+    """Returns the split as the config names it, which for CSV is a file."""
     if data.format == "csv":
-        return str(data[f"{role}_csv"])
-    return f"{data.format} {os.path.join(data.root, data[f'{role}_split'])}"
+        return {"train": data.train_csv, "val": data.val_csv}[role]
+    return {"train": data.train_split, "val": data.val_split}[role]
 
 
-def _sources_of(data: ConfigDict, role: str, classes: Classes) -> list[Source]:
+def _sources_of(data: Data, role: str, classes: Classes) -> list[Source]:
     """Returns the sources of "train" (several with extra_train) or "val"."""
+    split, extra = _named_split(data, role), data.extra_train if role == "train" else ()
     if data.format == "csv":
-        files = [data[f"{role}_csv"], *(data.extra_train if role == "train" else ())]
-        return [Source("csv", split=file, classes=classes) for file in files]
-    roots = [data.root, *(data.extra_train if role == "train" else ())]
-    split = data[f"{role}_split"]
+        return [Source("csv", split=file, classes=classes) for file in (split, *extra)]
+    roots = [data.root, *extra]
     return [Source(data.format, root, split, parent_label=data.parent_label) for root in roots]
 
 
-def _chosen(data: ConfigDict, index: DetectionIndex, remarks: list[str]) -> DetectionIndex:
+def _chosen(data: Data, index: DetectionIndex, remarks: list[str]) -> DetectionIndex:
     """Applies class_map, then labels_filter."""
     if data.class_map:
         index, dropped = map_classes(index, [tuple(pair) for pair in data.class_map])
@@ -225,11 +230,13 @@ def _agree(
     return train, dataclasses.replace(val, class_ids=train.class_ids)
 
 
-def _require_files(data: ConfigDict) -> None:
+def _require_files(data: Data) -> None:
     if data.format != "csv":
         return
-    keys = ["train_csv", "classes_csv"] + (["val_csv"] if data.val_csv else [])
-    missing = [f"{key}={data[key]}" for key in keys if not pathlib.Path(data[key]).is_file()]
+    keys = {"train_csv": data.train_csv, "classes_csv": data.classes_csv}
+    if data.val_csv:
+        keys["val_csv"] = data.val_csv
+    missing = [f"{key}={path}" for key, path in keys.items() if not pathlib.Path(path).is_file()]
     if missing:
         given = " ".join(f"--config.data.{key}=FILE" for key in keys)
         raise FileNotFoundError(
