@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import support
-from m2det_jax.check.run import check
 from ml_collections import ConfigDict
 
 from m2det_jax.build import augment_settings, build_detector, make_suppression
+from m2det_jax.check.run import check
 from m2det_jax.config import FREE_KEYS, OWN_KEYS, Config, default_config, resolve
 from m2det_jax.config.dotted import flatten, freeze, get, thaw, to_dict, with_values
 from m2det_jax.config.keys import declared, key
