@@ -54,9 +54,10 @@ def _match(
 
 def config_anchors(config: Config) -> Anchors:
     """Returns the anchors of a config with their thresholds."""
+    height, width = config.data.image_size
     return Anchors(
         boxes=make_anchors(config),
-        feature_maps=feature_map_sizes(tuple(config.data.image_size), config.model.num_scales),
+        feature_maps=feature_map_sizes((height, width), config.model.num_scales),
         positive_threshold=config.anchors.positive_threshold,
         negative_threshold=config.anchors.negative_threshold,
     )

@@ -30,7 +30,7 @@ def assemble(
     """Returns the contents of the page."""
     train, val = splits["train"], splits["val"]
     threshold = config.anchors.positive_threshold
-    size = tuple(config.data.image_size)
+    height, width = config.data.image_size
     groups = found.groups()
     return Contents(
         name=name,
@@ -41,7 +41,7 @@ def assemble(
         findings=found.findings(),
         classes=figures.class_rows(train, val),
         coverage=figures.size_tables(train, val),
-        figures=figures.figures(train, val, make_anchors(config), size, threshold),
+        figures=figures.figures(train, val, make_anchors(config), (height, width), threshold),
         pictures=pictures,
         augmented=augmented,
         fit=fitted,
