@@ -1,13 +1,15 @@
-"""Evaluates a trained detector: the COCO table, VOC AP50 and AP per class.
+"""Evaluation of a trained detector: the COCO table, VOC AP50 and AP per class.
 
 python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
 python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --split val2017
 """
 
+import argparse
 import json
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import app
@@ -18,7 +20,8 @@ from m2det_jax.build import make_views, step_settings
 from m2det_jax.config.dotted import to_dict
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
-from m2det_jax.detector.evaluation import evaluate, evaluate_views, make_eval_step
+from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
+from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.scores import coco_results, format_table
@@ -40,19 +43,29 @@ def evaluate_checkpoint(
     num_workers: int = readers.AUTOMATIC,
     num_threads: int = readers.AUTOMATIC,
     trust: bool = False,
-    **data,
+    **data: Any,
 ) -> dict:
     """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
 
     Args:
-      batch_size: images per call, over all devices; 0: that of the config.
-      output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections, in COCO
-        result form, go beside it.
-      overrides: changes of config.eval, such as "eval.nms=soft_linear".
-      num_workers, num_threads: that read images; -1: what fits the host.
-      trust: a Python module that the run names as config.data.format may be imported.
-      data: fields of datasets.evaluation.DataChoice, such as csv="test.csv"; none: the validation
-        set of the run.
+        workdir: the --workdir of the training run.
+        checkpoint: "latest", "best" (by validation AP), or a step.
+        batch_size: images per call, over all devices; 0: the value of the config.
+        output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections are
+            written to the same folder, in COCO result form.
+        overrides: changes of config.eval, such as "eval.nms=soft_linear".
+        num_workers: worker processes that read images; -1: chosen for the host.
+        num_threads: reading threads of each process; -1: chosen for the host.
+        trust: allow the import of a Python module that the run names as config.data.format.
+        data: fields of datasets.evaluation.DataChoice, such as csv="test.csv"; none: the validation
+            set of the run.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        InputError: if the checkpoint, the data or an argument is not valid, or a file of the user
+            would be replaced.
     """
     choice = DataChoice(**data)
     restored = restore(workdir, checkpoint, overrides)
@@ -87,24 +100,29 @@ def _evaluate_restored(
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    bad = restored.config.data.on_bad_image
-    common = dict(batch_size=batch_size, sharding=by_batch, on_bad_image=bad, **reading)
+    how = Reading(batch_size, on_bad_image=restored.config.data.on_bad_image, **reading)
     if views := make_views(restored.config):
         multi = MultiScale(detector, views, settings)
-        return evaluate_views(multi, variables, index, **common)
-    eval_step = jax.jit(make_eval_step(detector, settings))
-    return evaluate(eval_step, variables, index, detector, **common)
+        found = multi.detect(variables, index, how, sharding=by_batch)
+    else:
+        eval_step = jax.jit(make_eval_step(detector, settings))
+        found = detect(eval_step, variables, index, detector, how, sharding=by_batch)
+    return evaluate(found, index, how.num_batches(index))
 
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
         prog="m2det-evaluate",
         description="Evaluate a trained detector on annotated images.",
-        conflict_handler="resolve",  # where training is imported too, absl has a flag --trust
+        conflict_handler="resolve",  # if training is imported too, absl has a flag --trust
     )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the training run")
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="folder of the training run"
+    )
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
-    parser.add_argument("--batch_size", type=int, default=0, help="default: that of the config")
+    parser.add_argument(
+        "--batch_size", type=int, default=0, help="images per call; default: as in the config"
+    )
     parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
     readers.add_flags(parser)
     trust = "import the Python module that the run names as config.data.format"
@@ -114,11 +132,12 @@ def _parser() -> argparse_flags.ArgumentParser:
     return parser
 
 
-def main(args) -> None:
-    """Runs the verb on parsed arguments."""
-    runtime.one_line_errors(runtime.start)
+def main(args: argparse.Namespace) -> None:
+    """Runs the command with parsed arguments."""
     options = vars(args)
-    runtime.one_line_errors(evaluate_checkpoint, options.pop("workdir"), **options)
+    with runtime.one_line_errors():
+        runtime.start()
+        evaluate_checkpoint(options.pop("workdir"), **options)
 
 
 def cli() -> None:

@@ -11,9 +11,10 @@ from m2det_jax import build
 from m2det_jax.config.dotted import to_dict
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.detector import evaluation
+from m2det_jax.detector.reading import Reading
 from m2det_jax.run import checkpoint, devices
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.training import prepare
+from m2det_jax.training.step import IntervalMetrics
 
 STEPS = 20
 EARLY = 5  # steps after which the weights are compared
@@ -144,9 +145,9 @@ def evaluated(count: int, state, index):
     detector = dataclasses.replace(small.detector, suppression=suppression)
     step = jax.jit(evaluation.make_eval_step(detector, build.step_settings(small.config)))
     variables = jax.device_put(state.eval_variables, small.replicated)
-    return evaluation.evaluate(
-        step, variables, index, detector, batch_size=8, sharding=small.by_batch
-    )
+    reading = Reading(batch_size=8)
+    found = evaluation.detect(step, variables, index, detector, reading, sharding=small.by_batch)
+    return evaluation.evaluate(found, index, reading.num_batches(index))
 
 
 def test_eight_devices_evaluate_like_one(courses, drawn_files):
@@ -167,8 +168,8 @@ def test_eight_devices_evaluate_like_one(courses, drawn_files):
 
 def test_batches_that_do_not_divide_are_refused_with_both_numbers(drawn_files, tmp_path):
     for key, message in (
-        ("eval.batch_size", r"config\.eval\.batch_size=12 does not divide over 8 devices"),
-        ("batch_size", r"config\.batch_size=12 does not divide over 8 devices; .* multiple of 8"),
+        ("eval.batch_size", r"config\.eval\.batch_size=12 cannot be split evenly over 8 devices"),
+        ("batch_size", r"config\.batch_size=12 cannot be split .* 8 devices; .* multiple of 8"),
     ):
         config = support.tiny_config(drawn_files, {key: 12})
         with pytest.raises(ValueError, match=message):

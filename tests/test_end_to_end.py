@@ -17,8 +17,8 @@ from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.run import checkpoint, devices
 from m2det_jax.run.devices import place
 from m2det_jax.run.history import read_history
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.training import validation
+from m2det_jax.training.step import IntervalMetrics
 
 WALL_CLOCK = {"images_per_second", "data_wait_share"}
 
@@ -105,6 +105,9 @@ def spy_on(open_batches, seen):
         def __init__(self, *args):
             self.batches = open_batches(*args)
 
+        def __iter__(self):
+            return self
+
         def __next__(self):
             batch = next(self.batches)
             seen.append(batch["image_id"].tolist())
@@ -180,9 +183,9 @@ def test_a_run_that_is_refused_after_reading_leaves_no_folder(tmp_path, drawn_fi
 
 
 def test_a_bad_batch_size_names_both_numbers(tmp_path, drawn_files):
-    with pytest.raises(ValueError, match="batch_size=12 does not divide over 8 devices"):
+    with pytest.raises(ValueError, match="batch_size=12 cannot be split evenly over 8 devices"):
         train.train(short_config(drawn_files, batch_size=12), tmp_path)
     devices.check_divisible("batch", 32, 2)
-    with pytest.raises(ValueError, match="24 does not divide over 8 devices x 2 micro-batches"):
+    with pytest.raises(ValueError, match="24 cannot be .* evenly over 8 devices x 2 micro-batches"):
         devices.check_divisible("batch", 24, 2)
     assert list(pathlib.Path(tmp_path).iterdir()) == []
