@@ -29,7 +29,7 @@ class Stopped(Exception):
 
     def __init__(self, number: int, step: int):
         name = signal.Signals(number).name
-        done = f"step {step} is saved; the same command goes on from there"
+        done = f"step {step} is saved; the same command resumes from it"
         super().__init__(f"{name}: {done if step else 'left before the first step'}")
         self.step, self.status = step, 128 + number
 
