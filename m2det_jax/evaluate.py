@@ -7,7 +7,6 @@ python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --spl
 import argparse
 import json
 import logging
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -24,20 +23,14 @@ from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
 from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
 from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
-from m2det_jax.metrics.coco import ImageDetections, coco_results, format_table
-from m2det_jax.pages.markup import printable
+from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.scores import coco_results, format_table
+from m2det_jax.pages.markup import printable, without_nan
 from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
-
-
-def without_nan(value: Any) -> Any:
-    """Replaces NaN (no ground truth) by None, the null of JSON, in nested dicts of numbers."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    return None if math.isnan(value) else value
 
 
 def evaluate_checkpoint(
