@@ -6,6 +6,7 @@ Maps are [B, H, W, C] (B batch, H rows, W columns, C channels); D devices of a m
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 
 def batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
@@ -46,7 +47,7 @@ class BatchNorm(nn.Module):
     momentum: float
     epsilon: float
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
