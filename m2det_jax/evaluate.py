@@ -6,9 +6,9 @@ python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --spl
 
 import json
 import logging
-import math
 import pathlib
 from collections.abc import Sequence
+from typing import TextIO
 
 import jax
 from absl import app
@@ -22,19 +22,12 @@ from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
 from m2det_jax.detector.evaluation import evaluate, evaluate_views, make_eval_step
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.metrics.coco import ImageDetections, coco_results, format_table
-from m2det_jax.pages.markup import printable
+from m2det_jax.pages.markup import printable, without_nan
 from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
-
-
-def without_nan(value):
-    """Returns nested dicts of figures with NaN (no ground truth) as None, which JSON can hold."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    return None if math.isnan(value) else value
 
 
 def evaluate_checkpoint(
@@ -47,6 +40,7 @@ def evaluate_checkpoint(
     num_workers: int = readers.AUTOMATIC,
     num_threads: int = readers.AUTOMATIC,
     trust: bool = False,
+    document: TextIO | None = None,
     **data,
 ) -> dict:
     """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
@@ -58,6 +52,7 @@ def evaluate_checkpoint(
       overrides: changes of config.eval, such as "eval.nms=soft_linear".
       num_workers, num_threads: that read images; -1: what fits the host.
       trust: a Python module that the run names as config.data.format may be imported.
+      document: receives what is written to `output`, and the names of both files, as JSON.
       data: fields of datasets.evaluation.DataChoice, such as csv="test.csv"; none: the validation
         set of the run.
     """
@@ -85,6 +80,9 @@ def evaluate_checkpoint(
     outputs.write(names[1], json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))
     print(printable(f"written: {target} and {names[1]}"))
+    if document:
+        files = [str(target.with_name(name)) for name in names]
+        runtime.write_json(document, record | {"files": files})
     return metrics
 
 
@@ -105,7 +103,7 @@ def _evaluate_restored(
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
-        prog="m2det-evaluate",
+        prog="m2det evaluate",
         description="Evaluate a trained detector on annotated images.",
         conflict_handler="resolve",  # where training is imported too, absl has a flag --trust
     )
@@ -117,6 +115,7 @@ def _parser() -> argparse_flags.ArgumentParser:
     trust = "import the Python module that the run names as config.data.format"
     parser.add_argument("--trust", action="store_true", help=trust)
     runtime.add_overrides(parser)
+    runtime.add_json_flag(parser)
     add_flags(parser)
     return parser
 
@@ -125,7 +124,9 @@ def main(args) -> None:
     """Runs the verb on parsed arguments."""
     runtime.one_line_errors(runtime.start)
     options = vars(args)
-    runtime.one_line_errors(evaluate_checkpoint, options.pop("workdir"), **options)
+    workdir, wanted = options.pop("workdir"), options.pop("json")
+    with runtime.stdout_for_json(wanted) as document:
+        runtime.one_line_errors(evaluate_checkpoint, workdir, document=document, **options)
 
 
 def cli() -> None:

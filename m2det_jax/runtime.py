@@ -5,6 +5,7 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import os
 import pathlib
@@ -12,21 +13,22 @@ import pkgutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
 
 import absl.logging
 import jax
 import tqdm
 
 from m2det_jax.errors import BUG, InputError, in_words
-from m2det_jax.pages.markup import printable_lines
+from m2det_jax.pages.markup import printable_lines, without_nan
 from m2det_jax.run import devices as cluster
 from m2det_jax.run.guard import Stopped
 from m2det_jax.run.memory import is_exhausted
 
 log = logging.getLogger("m2det_jax")
 
+JSON_HELP = "print one JSON document to stdout, and everything else to stderr"
 # What Ctrl-C is answered with, where a run keeps checkpoints.
 GOES_ON = "interrupted; the same command goes on from the last checkpoint, if there is one"
 
@@ -215,3 +217,37 @@ def _one_line_errors(verb: Callable, interrupted: str):
     except Exception as error:
         error.add_note(BUG)
         raise
+
+
+@contextlib.contextmanager
+def stdout_for_json(wanted: bool) -> Iterator[TextIO | None]:
+    """Yields stdout for the one JSON document of --json; None if it is not wanted.
+
+    Meanwhile everything else that this process, its C libraries and its data workers write to
+    stdout goes to stderr.
+    """
+    if not wanted:
+        yield None
+        return
+    sys.stdout.flush()
+    document = open(os.dup(1), "w", encoding="utf-8")  # noqa: SIM115 (closed below, in peace)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield document
+    finally:
+        os.dup2(document.fileno(), 1)
+        with contextlib.suppress(OSError):  # raised before, by `write_json`
+            document.close()
+
+
+def write_json(document: TextIO, value: Any) -> None:
+    """Writes a value as a JSON document; NaN becomes null."""
+    json.dump(without_nan(value), document, indent=2, allow_nan=False)
+    document.write("\n")
+    document.flush()  # here an error ends in one line
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --json."""
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)

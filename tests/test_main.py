@@ -161,6 +161,7 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
         ("demo", ["--workdir", "--seed"]),
         ("convert_dataset", ["--from", "--to", "--split", "--output", "--force", "--copy_images"]),
         ("check", ["--config", "--output", "fit_anchors", "--max_images", "--samples"]),
+        ("doctor", ["--json", "--timeout"]),
     ],
 )
 def test_help_shows_the_options(module, options, tmp_path):
@@ -189,7 +190,7 @@ def test_a_folder_that_is_no_run_ends_in_one_line(module, arguments, tmp_path):
 def test_console_commands_point_at_functions():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert set(project["scripts"]) == {
-        "m2det-demo", "m2det-train", "m2det-check", "m2det-evaluate", "m2det-predict",
+        "m2det", "m2det-demo", "m2det-train", "m2det-check", "m2det-evaluate", "m2det-predict",
         "m2det-convert", "m2det-convert-dataset",
     }  # fmt: skip
     for target in project["scripts"].values():

@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def escape(value: object) -> str:
@@ -26,6 +27,15 @@ def shorten(text: str, limit: int = 300) -> str:
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2 - 2]} ... {text[-(limit // 2 - 3) :]}"
+
+
+def without_nan(value: Any) -> Any:
+    """Returns nested dicts and lists with NaN (no ground truth) as None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def count(number: int) -> str:

@@ -7,15 +7,18 @@ at the end; and the pictures. What cannot be read is named and skipped. The exit
 where something was skipped, 1 where nothing was done or --strict refuses.
 """
 
+import json
 import pathlib
 import sys
+from typing import TextIO
 
 from absl import app
 from absl.flags import argparse_flags
 
 from m2det_jax import runtime
-from m2det_jax.predict.outputs import LINES
-from m2det_jax.predict.run import predict
+from m2det_jax.pages.markup import without_nan
+from m2det_jax.predict.outputs import LINES, RESULTS
+from m2det_jax.predict.run import Predicted, predict
 from m2det_jax.run import readers
 
 _INTERRUPTED = f"interrupted; {LINES} has what was done, the same command begins anew"
@@ -23,7 +26,7 @@ _INTERRUPTED = f"interrupted; {LINES} has what was done, the same command begins
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
-        prog="m2det-predict",
+        prog="m2det predict",
         description="Draw detections on images and write them as JSON. Exit status: 0; 3 where "
         "images were skipped; 1 where nothing was done.",
     )
@@ -39,7 +42,20 @@ def _parser() -> argparse_flags.ArgumentParser:
     add("--no_pictures", action="store_false", dest="pictures", help="write JSON only")
     add("--strict", action="store_true", help="refuse images that cannot be read")
     runtime.add_overrides(parser)
+    runtime.add_json_flag(parser)
     return parser
+
+
+def write_document(document: TextIO, done: Predicted) -> None:
+    """Writes the JSON document of --json, image by image, so that any number of images fits."""
+    counts = {name: getattr(done, name) for name in ("detections", "skipped", "undrawn")}
+    files = [str(done.folder / name) for name in (LINES, RESULTS)]
+    head = json.dumps({**counts, "folder": str(done.folder), "files": files}, indent=2)
+    document.write(head.removesuffix("\n}") + ',\n  "images": [')
+    for number, line in enumerate(done.lines()):
+        document.write(f"{',' if number else ''}\n    {json.dumps(without_nan(line))}")
+    document.write("\n  ]\n}\n")
+    document.flush()  # here an error ends in one line
 
 
 def main(args) -> None:
@@ -47,7 +63,15 @@ def main(args) -> None:
     runtime.one_line_errors(runtime.start)
     options = vars(args)
     workdir, paths = options.pop("workdir"), options.pop("paths")
-    done = runtime.one_line_errors(predict, workdir, paths, interrupted=_INTERRUPTED, **options)
+    with runtime.stdout_for_json(options.pop("json")) as document:
+
+        def run() -> Predicted:
+            done = predict(workdir, paths, **options)
+            if document:
+                write_document(document, done)
+            return done
+
+        done = runtime.one_line_errors(run, interrupted=_INTERRUPTED)
     if done.skipped or done.undrawn:
         sys.exit(3)
 
