@@ -78,4 +78,4 @@ def test_the_page_of_the_commands_has_every_verb_and_key():
     named = set(re.findall(r"`([a-z_]+)`", row))
     parts = (Facts, Finding, Package, Query, Nvidia, Folder)
     keys = {field.name for part in parts for field in dataclasses.fields(part)}
-    assert named == (keys - {"name"}) | {"well", "uses_gpu"}
+    assert named == (keys - {"name"}) | {"well", "uses_gpu", "findings"}
