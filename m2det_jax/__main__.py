@@ -1,6 +1,6 @@
-"""Command line `m2det VERB ...`: the one entry point; `python -m m2det_jax` is the same.
+"""Command line `m2det VERB ...`, the entry point of all verbs; also `python -m m2det_jax`.
 
-It loads nothing but the module of the verb that runs.
+It imports the module of one verb only, so that --help and --version are fast.
 """
 
 import difflib
@@ -33,7 +33,7 @@ VERBS = {
     "convert": Verb("convert", "weights of other programs in and out"),
     "convert-dataset": Verb("convert_dataset", "CSV, COCO, VOC, KITTI, Open Images, YOLO"),
     "demo": Verb("demo", "draw a data set, train on it, evaluate, predict"),
-    "doctor": Verb("doctor", "versions, devices, and what to mend so that the GPU is used"),
+    "doctor": Verb("doctor", "versions and devices; why the GPU is not used, and the fix"),
 }
 _NAMED = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "pillow")
 _HELP = ("--help", "-h", "-help", "--helpshort")
@@ -57,7 +57,7 @@ def cli(argv: list[str] | None = None) -> None:
     elif first == "--version":
         print(_versions())
     elif first in VERBS:
-        # Each verb reads sys.argv, as it does when it is started by its own name.
+        # A verb reads sys.argv, as it does if its own command starts it.
         sys.argv = [f"m2det {first}", *rest]
         importlib.import_module(f"m2det_jax.{VERBS[first].module}").cli()
     else:
@@ -81,7 +81,7 @@ def _usage() -> str:
 
 
 def _versions() -> str:
-    """Returns the versions of this package and of what it is built on, from their metadata."""
+    """Returns the versions of this package and of the packages below it, without importing them."""
     others = [f"Python {platform.python_version()}"]
     for name in _NAMED:
         try:

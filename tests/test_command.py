@@ -1,4 +1,4 @@
-"""The command `m2det VERB`: every verb from any folder, exit statuses, and --json."""
+"""Tests of the command `m2det VERB`: every verb from any folder, exit statuses, and --json."""
 
 import json
 import os
@@ -178,7 +178,7 @@ def test_nothing_but_the_document_comes_to_stdout(capfd):
     with runtime.stdout_for_json(True) as document:
         print("a table")
         os.write(1, b"of a C library\n")
-        runtime.write_json(document, {"AP": float("nan"), "list": [1, float("nan")], "name": "é"})
+        runtime.write_json(document, {"AP": float("nan"), "list": [1, -float("inf")], "name": "é"})
         print("after it")
     print("behind")
     out, err = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""The doctor: findings from made-up facts, and real questions to programs that fail or hang."""
+"""Tests of the doctor: findings for given facts, and real programs that fail or hang."""
 
 import dataclasses
 import json
@@ -89,12 +89,12 @@ def test_all_is_well(facts):
         (
             with_gpu(driver="470.42.01"),
             "driver 470.42.01 is too old",
-            "580 or newer (525 at least)",
+            "580 or newer (at least 525)",
         ),
         (
             dataclasses.replace(with_gpu(driver="560.1"), cuda_extras=("cuda13",)),
             "driver 560.1 is too old",
-            "580 at least",
+            "at least 580",
         ),
         (
             with_gpu(PLUGIN13, gpus=(), device_files=(), capability=None),
@@ -113,12 +113,12 @@ def test_all_is_well(facts):
         ),
         (
             with_gpu(PLUGIN12 | {"jax-cuda12-plugin": "0.10.1"}),
-            "jax-cuda12-plugin 0.10.1 and jaxlib 0.10.2 do not fit",
+            "jax-cuda12-plugin 0.10.1, but jaxlib 0.10.2",
             PIP13,
         ),
         (
             but(plugins={"jax-cuda12-plugin": "0.9"}),
-            "jax-cuda12-plugin 0.9 and jaxlib 0.10.2 do not fit",
+            "jax-cuda12-plugin 0.9, but jaxlib 0.10.2",
             PIP12,
         ),
         (
@@ -133,12 +133,12 @@ def test_all_is_well(facts):
         ),
         (
             with_gpu(PLUGIN12, dataclasses.replace(CPU, messages=("cuInit: error 999",))),
-            "it says: cuInit: error 999",
+            "message: cuInit: error 999",
             "/env/python -m pip install --force-reinstall 'jax[cuda12]==0.10.2'",
         ),
         (
             with_gpu(PLUGIN12, environment={"LD_LIBRARY_PATH": "/usr/local/cuda"}),
-            "it says nothing",
+            "no message",
             "unset LD_LIBRARY_PATH",
         ),
         (
@@ -146,10 +146,10 @@ def test_all_is_well(facts):
             "Driver/library version mismatch",
             "restart the machine",
         ),
-        (dataclasses.replace(with_gpu(), system="Windows"), "no CUDA for Windows", "WSL2"),
+        (dataclasses.replace(with_gpu(), system="Windows"), "no CUDA support on Windows", "WSL2"),
     ],
 )
-def test_a_gpu_that_is_not_used_gets_the_line_that_mends_it(facts, text, remedy):
+def test_a_gpu_that_is_not_used_gets_the_line_that_fixes_it(facts, text, remedy):
     (finding,) = diagnose(facts)
     assert (finding.severity, finding.subject) == ("error", "gpu")
     assert text in finding.text
@@ -158,7 +158,7 @@ def test_a_gpu_that_is_not_used_gets_the_line_that_mends_it(facts, text, remedy)
         assert finding.remedy == remedy
     assert not document(facts, [finding])["well"]
     assert lines(facts, [finding])[-3:] == [
-        f"error: {finding.text}", f"    {finding.remedy}", "1 to mend"
+        f"error: {finding.text}", f"    {finding.remedy}", "1 to fix"
     ]  # fmt: skip
 
 
@@ -178,49 +178,49 @@ def test_a_gpu_that_is_not_used_gets_the_line_that_mends_it(facts, text, remedy)
             "grain is missing",
             "pip install 'grain>=0.2'",
         ),
-        (but(installed=False), "warning", "is not installed", "pip install ."),
+        (but(installed=False), "warning", "is not installed", "`pip install .`"),
         (
             but(query=Query((), ("import",), timed_out=True, limit=60.0, status=None)),
             "error",
-            "no answer in 60 s while jax looks for devices",
+            "no answer within 60 s while jax looks for devices",
             "--timeout",
         ),
         (
             but(query=Query((), ("import",), status=-6, messages=(
                 "Unknown flags in XLA_FLAGS: --xla_gpu_old", "Aborted"))),
             "error",
-            "does not know: --xla_gpu_old",
+            "unknown flag: --xla_gpu_old",
             "XLA_FLAGS",
         ),
         (
             but(query=Query((), (), status=1, messages=("ImportError: libstdc++.so.6",))),
             "error",
-            "jax fails as it is imported: ImportError: libstdc++.so.6",
+            "jax fails while it is imported: ImportError: libstdc++.so.6",
             "/env/python -m pip install --force-reinstall jax jaxlib",
         ),
         (
             but(query=Query((), ("import",), status=1, messages=("RuntimeError: no tpu",)),
                 environment={"JAX_PLATFORMS": "tpu"}),
             "error",
-            "fails as it looks for devices of JAX_PLATFORMS='tpu': RuntimeError: no tpu",
+            "fails while it looks for devices of JAX_PLATFORMS='tpu': RuntimeError: no tpu",
             "unset JAX_PLATFORMS",
         ),
         (
             with_gpu(PLUGIN12, dataclasses.replace(
                 GPU, done=("import", "devices"), status=1, messages=("DNN library not found",))),
             "error",
-            "jax fails as it computes: DNN library not found",
+            "jax fails while it computes: DNN library not found",
             "--force-reinstall 'jax[cuda12]==0.10.2'",
         ),
         (but(query=Query((), ("import",), status=-11)), "error", "signal 11", "jax.devices()"),
-        (but(nvidia=Nvidia(on_bus=2)), "warning", "2 NVIDIA GPU on the PCI bus", "driver, 580"),
-        (but(work=Folder("/runs", 2**29, 2**40, True)), "error", "0.5 GiB free", "make room"),
-        (but(work=Folder("/runs", 2**32, 2**40, True)), "warning", "4.0 GiB free", "make room"),
-        (but(work=Folder("/runs", 2**39, 2**40, False)), "error", "/runs: cannot be", "--workdir"),
+        (but(nvidia=Nvidia(on_bus=2)), "warning", "2 NVIDIA GPU on the PCI bus", "version 580"),
+        (but(work=Folder("/runs", 2**29, 2**40, True)), "error", "0.5 GiB free", "delete files"),
+        (but(work=Folder("/runs", 2**32, 2**40, True)), "warning", "4.0 GiB free", "delete files"),
+        (but(work=Folder("/x", 2**39, 2**40, False)), "error", "/x: not writable", "--workdir"),
         (
             but(cache=Folder("/cache", 2**39, 2**40, False)),
             "warning",
-            "/cache: cannot be written",
+            "/cache: not writable",
             "JAX_COMPILATION_CACHE_DIR",
         ),
         (
@@ -365,7 +365,7 @@ def test_a_device_plugin_that_hangs_does_not_hang_the_doctor(tmp_path, monkeypat
     query = gathering.query_devices(8.0)
     assert time.monotonic() - begin < 60
     assert query.timed_out and query.status is None and "devices" not in query.done
-    assert "no answer in 8 s" in diagnose(but(query=query))[0].text
+    assert "no answer within 8 s" in diagnose(but(query=query))[0].text
 
 
 def test_a_flag_that_xla_does_not_know_is_named(monkeypatch):

@@ -1,9 +1,9 @@
-"""Versions, devices and room of this installation, and what to mend so that the GPU is used.
+"""Diagnosis of this installation: versions, devices, disk space; why the GPU is not used.
 
     python -m m2det_jax.doctor [--json] [--timeout 60]
 
-jax is asked in a process of its own, so that a device that hangs does not hang the doctor. The exit
-status is 0 if all is well, 1 if something must be mended.
+jax runs in a separate process, so that this command ends even if a device hangs. The exit status is
+0 if all is well, 1 if something must be fixed.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from m2det_jax.doctor.facts import SHOWN, Facts, Folder, gather
 from m2det_jax.doctor.findings import ERROR, Finding, diagnose, gib, uses_gpu
@@ -25,7 +25,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("m2det doctor", description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--json", action="store_true", help="print one JSON document to stdout, nothing else")
-    add("--timeout", type=_seconds, default=60.0, help="seconds that jax may take (default 60)")
+    add(
+        "--timeout", type=_seconds, default=60.0, help="time limit for jax, in seconds (default 60)"
+    )
     return parser.parse_args(argv)
 
 
@@ -40,7 +42,7 @@ def _seconds(text: str) -> float:
 
 
 def document(facts: Facts, findings: Sequence[Finding]) -> dict:
-    """Returns facts and findings as plain values for --json; docs/commands.md has the keys."""
+    """Returns facts and findings as the document of --json; docs/commands.md lists the keys."""
     return {
         "well": not any(finding.severity == ERROR for finding in findings),
         "uses_gpu": uses_gpu(facts),
@@ -50,14 +52,14 @@ def document(facts: Facts, findings: Sequence[Finding]) -> dict:
 
 
 def lines(facts: Facts, findings: Sequence[Finding]) -> list[str]:
-    """Returns the same for people."""
+    """Returns facts and findings as lines of text."""
     found = [
         f"m2det_jax {facts.version}, Python {facts.python}: {facts.executable}",
         "packages: " + ", ".join(f"{name} {_version(facts, name)}" for name in SHOWN),
         "plugins: " + (_pairs(facts.plugins, " ") or "none: jax computes on the CPU"),
         f"devices: {_devices(facts)}",
         f"NVIDIA: {_nvidia(facts)}",
-        "environment: " + (_pairs(facts.environment, "=") or "nothing that matters is set"),
+        "environment: " + (_pairs(facts.environment, "=") or "no relevant variable is set"),
         f"compilation cache: {_folder(facts.cache)}",
         f"current folder: {_folder(facts.work)}",
         f"shared memory: {_folder(facts.shared_memory) if facts.shared_memory else 'no limit'}",
@@ -67,7 +69,7 @@ def lines(facts: Facts, findings: Sequence[Finding]) -> list[str]:
     for finding in findings:
         found += [f"{finding.severity}: {finding.text}", f"    {finding.remedy}"]
     errors = sum(finding.severity == ERROR for finding in findings)
-    found.append(f"{errors} to mend" if errors else "all is well")
+    found.append(f"{errors} to fix" if errors else "all is well")
     return found
 
 
@@ -76,8 +78,8 @@ def _version(facts: Facts, name: str) -> str:
     return (package and package.version) or "missing"
 
 
-def _pairs(values, between: str) -> str:
-    # Variables and paths may hold what a terminal obeys.
+def _pairs(values: Mapping[str, str], between: str) -> str:
+    # A value may contain control characters of a terminal.
     pairs = (f"{name}{between}{value}" for name, value in values.items())
     return ", ".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in p) for p in pairs)
 
@@ -126,7 +128,7 @@ def _extras(facts: Facts) -> str:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Runs the verb on parsed options; exit status 1 if something must be mended."""
+    """Runs the command with parsed options; the exit status is 1 if something must be fixed."""
     facts = gather(options.timeout)
     findings = diagnose(facts)
     found = document(facts, findings)

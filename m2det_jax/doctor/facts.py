@@ -1,4 +1,4 @@
-"""Facts about an installation and its machine, gathered without loading jax in this process."""
+"""Facts about the installation and the machine, collected without importing jax here."""
 
 import dataclasses
 import importlib.metadata
@@ -42,9 +42,9 @@ class Package:
 
     Attributes:
         name: of the distribution.
-        required: the versions that fit, such as ">=0.12.8,<0.13"; "": any.
-        version: that is installed; None: none is.
-        fits: whether that version is one of those.
+        required: the versions that are allowed, such as ">=0.12.8,<0.13"; "": any.
+        version: the installed version; None: not installed.
+        fits: whether the installed version is allowed.
     """
 
     name: str
@@ -55,7 +55,13 @@ class Package:
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A device of jax; memory in bytes, None: unknown."""
+    """A device of jax.
+
+    Attributes:
+        platform: "cpu", "gpu" or "tpu".
+        kind: such as "NVIDIA H100 80GB HBM3".
+        memory: bytes that jax may use; None: unknown.
+    """
 
     platform: str
     kind: str
@@ -64,16 +70,16 @@ class Device:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What jax answered in a process of its own.
+    """The answer of jax in a separate process.
 
     Attributes:
-        devices: of the platform that jax computes on.
-        done: the stages that were reached: "import", "devices", "convolution".
-        seconds: of the first convolution, compilation included; None: there was none.
-        timed_out: the process did not end in time.
-        limit: that time, in seconds.
-        status: exit status of the process; negative: the number of a signal; None: timed out.
-        messages: the last lines that it wrote to stderr.
+        devices: the devices that jax computes on.
+        done: the stages that are finished, of "import", "devices" and "convolution".
+        seconds: duration of the first convolution with its compilation; None: not finished.
+        timed_out: whether the process was stopped after `limit` seconds.
+        limit: the time limit, in seconds.
+        status: exit status of the process; negative: number of a signal; None: timed out.
+        messages: the last lines of its stderr.
     """
 
     devices: tuple[Device, ...] = ()
@@ -87,16 +93,16 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Nvidia:
-    """What the machine says of NVIDIA GPUs, without jax.
+    """NVIDIA GPUs of the machine, found without jax.
 
     Attributes:
         gpus: names of the GPUs that nvidia-smi lists.
         driver: version of the driver, such as "580.65.06"; "": unknown.
-        capability: lowest compute capability of the GPUs; None: unknown.
-        device_files: such as /dev/nvidia0.
+        capability: lowest compute capability of the GPUs, such as 9.0; None: unknown.
+        device_files: the files /dev/nvidia0, /dev/nvidia1, ...
         known_to_driver: number of GPUs in /proc/driver/nvidia/gpus.
         on_bus: number of NVIDIA display controllers on the PCI bus.
-        problem: what nvidia-smi says if it fails; "": it works, or is not installed.
+        problem: message of nvidia-smi if it fails; "": it works, or is not installed.
     """
 
     gpus: tuple[str, ...] = ()
@@ -109,13 +115,20 @@ class Nvidia:
 
     @property
     def count(self) -> int:
-        """Number of GPUs in the machine by the source that sees most of them."""
+        """Number of GPUs: the largest number of the three sources."""
         return max(len(self.gpus), len(self.device_files), self.known_to_driver)
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A place for files; bytes, None: unknown."""
+    """Space in a folder.
+
+    Attributes:
+        path: of the folder.
+        free: free bytes on its disk; None: unknown.
+        total: bytes of its disk; None: unknown.
+        writable: whether files can be written there.
+    """
 
     path: str
     free: int | None
@@ -125,24 +138,24 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """All that `diagnose` looks at.
+    """The input of `diagnose`.
 
     Attributes:
-        version: of m2det_jax.
-        installed: pip knows m2det_jax, and with it what it requires.
-        python: its version.
+        version: version of m2det_jax.
+        installed: whether m2det_jax is installed as a package, so that its requirements are known.
+        python: version of Python.
         executable: path of the Python program.
         system: "Linux", "Darwin" or "Windows".
-        packages: by name, what is required.
-        plugins: versions of the device plugins of jax that are installed, by name.
-        cuda_extras: extras that the installed jax has for CUDA, such as "cuda12".
-        query: what jax answered.
-        nvidia: GPUs of the machine.
-        environment: those of VARIABLES that are set.
+        packages: the required packages by name.
+        plugins: versions of the installed device plugins of jax, by name.
+        cuda_extras: CUDA extras of the installed jax, such as "cuda12".
+        query: the answer of jax.
+        nvidia: NVIDIA GPUs of the machine.
+        environment: the variables of VARIABLES that are set.
         cache: folder of compiled programs.
         work: the current folder, where runs are written by default.
-        shared_memory: where data workers put their batches; None: the system has no such place.
-        extras: by name of an optional extra of m2det_jax, the packages of it that are missing.
+        shared_memory: memory for the batches of worker processes; None: the system has no limit.
+        extras: the missing packages of each optional extra of m2det_jax.
     """
 
     version: str
@@ -163,10 +176,13 @@ class Facts:
 
 
 def gather(limit: float) -> Facts:
-    """Returns the facts of this process and machine.
+    """Collects the facts.
 
     Args:
-        limit: seconds that jax may take to answer.
+        limit: time limit for jax, in seconds.
+
+    Returns:
+        The facts about this process and machine.
     """
     return Facts(
         version=__version__,
@@ -188,7 +204,7 @@ def gather(limit: float) -> Facts:
 
 
 def packages() -> dict[str, Package]:
-    """Returns what m2det_jax and jax require, by name; SHOWN are there in any case."""
+    """Returns the packages that m2det_jax and jax require, and those of SHOWN, by name."""
     found: dict[str, Package] = {}
     required = [*_requirements("m2det_jax"), *_requirements("jax")]
     for requirement in required:
@@ -204,10 +220,7 @@ def packages() -> dict[str, Package]:
 
 
 def extras() -> dict[str, tuple[str, ...]]:
-    """Returns the optional extras of m2det_jax, each with those of its packages that are missing.
-
-    For cuda12 and cuda13 these are the plugins of jax.
-    """
+    """Returns the missing packages of each optional extra of m2det_jax."""
     found = {}
     for extra in _extras_of("m2det_jax"):
         names = []
@@ -223,15 +236,15 @@ def extras() -> dict[str, tuple[str, ...]]:
 
 
 def plugins() -> dict[str, str]:
-    """Returns the versions of the device plugins of jax that are installed, by name."""
+    """Returns the versions of the installed device plugins of jax, by name."""
     names = {_plain(d.name): d.version for d in importlib.metadata.distributions() if d.name}
     return {name: names[name] for name in sorted(names) if _PLUGIN.fullmatch(name)}
 
 
 def query_devices(limit: float) -> Query:
-    """Asks jax for its devices in a process of its own, which is killed after `limit` seconds."""
+    """Asks jax for its devices in a separate process, which is killed after `limit` seconds."""
     program = pathlib.Path(__file__).with_name("query.py")
-    # Another program may use the GPU: take no more of its memory than is needed.
+    # Another program may use the GPU, so do not reserve its memory.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     status, output, errors = ask([sys.executable, "-P", str(program)], limit, environment)
     found = list(_json_lines(output))
@@ -248,10 +261,13 @@ def query_devices(limit: float) -> Query:
 
 
 def nvidia(root: pathlib.Path = pathlib.Path("/")) -> Nvidia:
-    """Looks for NVIDIA GPUs: nvidia-smi, /dev, /proc/driver/nvidia and the PCI bus.
+    """Looks for NVIDIA GPUs with nvidia-smi, in /dev and /proc/driver/nvidia, and on the PCI bus.
 
     Args:
-        root: where dev, proc and sys lie.
+        root: folder that contains dev, proc and sys.
+
+    Returns:
+        The GPUs.
     """
     rows, problem = _nvidia_smi()
     driver = rows[0][1] if rows else ""
@@ -259,7 +275,7 @@ def nvidia(root: pathlib.Path = pathlib.Path("/")) -> Nvidia:
         version = (root / "proc/driver/nvidia/version").read_text(errors="replace")
         driver = driver or "".join(_DRIVER.findall(version.partition("\n")[0])[:1])
     except OSError:
-        pass  # no driver is loaded, or this is no Linux
+        pass  # no driver is loaded, or the system is not Linux
     capabilities = [float(row[2]) for row in rows if re.fullmatch(r"\d+\.\d+", row[2])]
     return Nvidia(
         gpus=tuple(row[0] for row in rows),
@@ -275,14 +291,14 @@ def nvidia(root: pathlib.Path = pathlib.Path("/")) -> Nvidia:
 
 
 def cache_folder(environment: Mapping[str, str]) -> str:
-    """Returns the folder of compiled programs, as `runtime.start` chooses it."""
+    """Returns the folder of compiled programs, by the rule of `runtime.start`."""
     home = environment.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
     chosen = environment.get("JAX_COMPILATION_CACHE_DIR")
     return chosen or str(pathlib.Path(home) / "m2det_jax")
 
 
 def folder(path: str) -> Folder:
-    """Returns the room of a folder, or of the nearest one above it that exists."""
+    """Returns the space in a folder, or in its nearest parent that exists."""
     if "://" in path:  # a bucket
         return Folder(path, None, None, True)
     there = pathlib.Path(os.path.abspath(path))
@@ -298,11 +314,16 @@ def folder(path: str) -> Folder:
 def ask(
     command: Sequence[str], limit: float, environment: Mapping[str, str] | None = None
 ) -> tuple[int | None, str, str]:
-    """Runs a program for at most `limit` seconds, then kills it and what it started.
+    """Runs a program for at most `limit` seconds, then kills it and its child processes.
+
+    Args:
+        command: the program and its arguments.
+        limit: time limit, in seconds.
+        environment: its environment variables; None: those of this process.
 
     Returns:
-        (exit status, or None if it did not end in time; its stdout; its stderr). The status is 127
-        if the program cannot be started.
+        (exit status, stdout, stderr). The status is None after the time limit, and 127 if the
+        program cannot be started.
     """
     try:
         process = subprocess.Popen(
@@ -324,7 +345,7 @@ def ask(
         try:
             output, errors = process.communicate(timeout=2)
         except subprocess.TimeoutExpired as expired:
-            # A process that hangs inside a driver cannot be killed, and is not waited for.
+            # A process that hangs inside a driver cannot be killed. Do not wait for it.
             output, errors = expired.stdout or b"", expired.stderr or b""
     except BaseException:
         _kill(process)
@@ -335,17 +356,17 @@ def ask(
 def _kill(process: subprocess.Popen) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
-    except (AttributeError, ProcessLookupError):  # Windows has no groups; it may have ended
+    except (AttributeError, ProcessLookupError):  # Windows has no process groups; or it has ended
         process.kill()
 
 
 def _nvidia_smi() -> tuple[list[list[str]], str]:
-    """Returns rows [name, driver version, compute capability or ""], and what went wrong."""
+    """Returns rows [name, driver version, compute capability or ""], and an error message."""
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return [], ""
     problem, end = "", time.monotonic() + _SMI_LIMIT
-    # Old drivers do not know compute_cap.
+    # Old versions do not have compute_cap.
     for fields in ("name,driver_version,compute_cap", "name,driver_version"):
         command = [smi, f"--query-gpu={fields}", "--format=csv,noheader"]
         status, output, errors = ask(command, max(end - time.monotonic(), 1.0))
@@ -369,7 +390,7 @@ def _is_nvidia(device: pathlib.Path) -> bool:
 
 
 def _requirements(name: str, extra: str = "") -> list[Requirement]:
-    """Returns what a distribution requires here; with an extra, only what that adds."""
+    """Returns the requirements of a distribution; with an extra, only those that it adds."""
     try:
         lines = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
@@ -408,16 +429,16 @@ def _plain(name: str) -> str:
 
 
 def _json_lines(text: str) -> Iterator[dict]:
-    """Yields the lines of the query; plugins may print others between them."""
+    """Yields the lines of the query. Plugins can print other lines."""
     for line in text.splitlines():
         if line.startswith('{"stage"'):
             try:
                 yield json.loads(line)
-            except ValueError:  # it was killed as it wrote
+            except ValueError:  # killed in the middle of a line
                 return
 
 
 def _readable(text: str) -> list[str]:
-    """Returns the lines of text that are not empty, without what a terminal obeys."""
+    """Returns the lines that are not empty, without control characters."""
     lines = ("".join(c if c.isprintable() else " " for c in line) for line in text.splitlines())
     return [line.strip() for line in lines if line.strip()]

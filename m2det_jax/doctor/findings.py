@@ -1,6 +1,6 @@
-"""Findings of `m2det doctor`: what must be mended in an installation, and how.
+"""Findings of `m2det doctor`: problems of the installation, and their fixes.
 
-`diagnose` is a pure function of gathered facts.
+`diagnose` is a pure function of the collected facts.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ _CUDA_PLUGIN = re.compile(r"jax-(cuda\d+)-plugin")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be.
+    """A problem.
 
     Attributes:
-        severity: "error": it must be mended; "warning": it works, and could be better.
-        subject: what it is about: "packages", "jax", "gpu", "disk", "cache", "shared memory".
-        text: what was found.
-        remedy: what to do; a command stands alone.
+        severity: "error": it must be fixed; "warning": everything works, but not at its best.
+        subject: "packages", "jax", "gpu", "disk", "cache" or "shared memory".
+        text: the problem.
+        remedy: the fix: a sentence, or one command to run.
     """
 
     severity: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """Returns what is wrong, the first thing to mend first; []: all is well."""
+    """Returns the problems, in the order in which to fix them; []: all is well."""
     return [*_packages(facts), *_plugins(facts), *_query(facts), *_gpu(facts), *_room(facts)]
 
 
@@ -46,10 +46,10 @@ def uses_gpu(facts: Facts) -> bool:
 
 
 def cuda_extra(facts: Facts) -> str | None:
-    """Returns the extra of jax for the NVIDIA GPUs of a machine; None: their driver is too old.
+    """Returns the extra of jax for the NVIDIA GPUs of the machine; None: their driver is too old.
 
-    CUDA 13 needs a newer driver and a newer GPU than CUDA 12. If the driver is not known, it is
-    CUDA 12, which newer drivers run as well.
+    CUDA 13 needs a newer driver and a newer GPU than CUDA 12. If the driver is unknown, the answer
+    is CUDA 12, because newer drivers support it too.
     """
     nvidia, driver = facts.nvidia, _major(facts.nvidia)
     if driver is not None and driver < CUDA12_DRIVER:
@@ -63,7 +63,7 @@ def cuda_extra(facts: Facts) -> str | None:
 
 
 def pip_line(facts: Facts, extra: str, *options: str) -> str:
-    """Returns the command that installs jax with an extra, in the version that is there."""
+    """Returns the command that installs jax with an extra, without changing its version."""
     jax = facts.packages.get("jax")
     version = f"=={jax.version}" if jax and jax.version and jax.fits else ""
     return _pip(facts, "install", *options, f"jax[{extra}]{version}")
@@ -74,11 +74,11 @@ def _pip(facts: Facts, *arguments: str) -> str:
 
 
 def _packages(facts: Facts) -> Iterator[Finding]:
-    """What is missing, or has a version that m2det_jax or jax does not take."""
+    """Yields packages that are missing, or whose version is not allowed."""
     bad = [package for package in facts.packages.values() if not package.fits]
     if not facts.installed:
-        text = "m2det_jax runs from a folder and is not installed: what it requires is unknown"
-        yield Finding(WARNING, "packages", text, "pip install . in that folder")
+        text = "m2det_jax runs from a folder and is not installed, so its requirements are unknown"
+        yield Finding(WARNING, "packages", text, "run `pip install .` in that folder")
     if bad:
         said = ", ".join(
             f"{package.name} {package.version or 'is missing'}"
@@ -86,63 +86,63 @@ def _packages(facts: Facts) -> Iterator[Finding]:
             for package in bad
         )
         wanted = [f"{package.name}{package.required}" for package in bad]
-        text = f"packages that do not fit: {said}"
+        text = f"missing packages or wrong versions: {said}"
         yield Finding(ERROR, "packages", text, _pip(facts, "install", *wanted))
 
 
 def _plugins(facts: Facts) -> Iterator[Finding]:
-    """CUDA plugins that jax leaves aside because jaxlib has another version."""
+    """Yields CUDA plugins that jax ignores because the version of jaxlib differs."""
     if (jaxlib := _jaxlib(facts)) is None:
         return
     bad = [name for name in facts.plugins if _is_unlike(facts, name)]
     if bad:
         said = ", ".join(f"{name} {facts.plugins[name]}" for name in bad)
-        text = f"{said} and jaxlib {jaxlib} do not fit: jax uses a plugin only of its own version"
-        # The GPU may want the other plugin than the one that is there.
+        text = f"{said}, but jaxlib {jaxlib}: jax ignores a plugin of another version"
+        # The GPU may need another plugin than the installed one.
         extra = cuda_extra(facts) if facts.nvidia.count else None
         extra = extra or bad[0].split("-")[1]
         yield Finding(ERROR, "gpu", text, pip_line(facts, extra))
 
 
 def _query(facts: Facts) -> Iterator[Finding]:
-    """jax that hangs, dies, or does not compute."""
+    """Yields a jax that hangs or fails."""
     query = facts.query
     at = {(): "is imported", ("import",): "looks for devices"}.get(query.done, "computes")
     if query.timed_out:
         yield Finding(
             ERROR,
             "jax",
-            f"no answer in {query.limit:g} s while jax {at}: {_last_line(query)}",
-            "look whether `nvidia-smi` answers and whether other programs hold the device; "
-            "restart the machine if it hangs too; --timeout waits longer; JAX_PLATFORMS=cpu does "
-            "without the device",
+            f"no answer within {query.limit:g} s while jax {at}: {_last_line(query)}",
+            "check that `nvidia-smi` answers and that no other program blocks the device; if "
+            "`nvidia-smi` hangs too, restart the machine; --timeout waits longer; "
+            "JAX_PLATFORMS=cpu uses the CPU instead",
         )
     elif query.status != 0:
         unknown = re.search(r"Unknown flags? in XLA_FLAGS: *(.*)", "\n".join(query.messages))
         if unknown:
-            text = f"XLA_FLAGS has a flag that this XLA does not know: {unknown[1].strip()}"
-            yield Finding(ERROR, "jax", text, "take it out of XLA_FLAGS")
+            text = f"XLA_FLAGS has an unknown flag: {unknown[1].strip()}"
+            yield Finding(ERROR, "jax", text, "remove the flag from XLA_FLAGS")
             return
         asked = facts.environment.get("JAX_PLATFORMS", "")
         of = f" of JAX_PLATFORMS={asked!r}" if asked and query.done == ("import",) else ""
-        text = f"jax fails as it {at}{of}: {_last_line(query)}"
+        text = f"jax fails while it {at}{of}: {_last_line(query)}"
         yield Finding(ERROR, "jax", text, _remedy(facts))
 
 
 def _remedy(facts: Facts) -> str:
-    """What to do about a jax that fails for a reason that its message may tell."""
+    """Returns the fix for a jax that fails."""
     for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
         if facts.environment.get(name, "cpu") != "cpu":
-            return f"unset {name}, now {facts.environment[name]!r}, or install what it asks for"
+            return f"unset {name}, or install the platform {facts.environment[name]!r}"
     if "import" not in facts.query.done:
         return _pip(facts, "install", "--force-reinstall", "jax", "jaxlib")
     if facts.nvidia.count:
         return _repair(facts)
-    return "python -c 'import jax; print(jax.devices())' shows the whole message"
+    return "run python -c 'import jax; print(jax.devices())' to see the complete message"
 
 
 def _gpu(facts: Facts) -> Iterator[Finding]:
-    """An NVIDIA GPU that jax does not use."""
+    """Yields the reasons why jax does not use an NVIDIA GPU."""
     nvidia = facts.nvidia
     if uses_gpu(facts):
         return
@@ -152,8 +152,8 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
                 WARNING,
                 "gpu",
                 f"{nvidia.on_bus} NVIDIA GPU on the PCI bus, but no driver of NVIDIA is loaded",
-                f"install the driver, {CUDA13_DRIVER} or newer; in a container start it with the "
-                "GPU (docker run --gpus all)",
+                f"install the driver, version {CUDA13_DRIVER} or newer; if this is a container, "
+                "start it with the GPU: docker run --gpus all",
             )
         return
     for reason, remedy in _reasons(facts):
@@ -161,13 +161,13 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
 
 
 def _reasons(facts: Facts) -> list[tuple[str, str]]:
-    """Returns (reason, remedy) for all that keeps jax from the GPU; the last resort if nothing."""
+    """Returns all reasons with their fixes; if none is found, the message of jax."""
     reasons = _reasons_of_environment(facts)
     if facts.query.timed_out or any(_is_unlike(facts, name) for name in facts.plugins):
-        return reasons  # said above
+        return reasons  # another finding says it
     reasons += _reasons_of_plugins(facts)
     if not reasons and facts.query.status == 0:
-        reasons.append((f"it says: {_last_line(facts.query)}", _repair(facts)))
+        reasons.append((f"message: {_last_line(facts.query)}", _repair(facts)))
     return reasons
 
 
@@ -184,26 +184,29 @@ def _reasons_of_environment(facts: Facts) -> list[tuple[str, str]]:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and (not visible.strip() or visible.strip().startswith("-")):
         reasons.append(
-            (f"CUDA_VISIBLE_DEVICES is {visible!r}, no GPU", "unset CUDA_VISIBLE_DEVICES")
+            (
+                f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides all GPUs",
+                "unset CUDA_VISIBLE_DEVICES",
+            )
         )
     if nvidia.problem:
-        remedy = "mend the driver until `nvidia-smi` works; after an update restart the machine"
+        remedy = "repair the driver until `nvidia-smi` works; after an update, restart the machine"
         reasons.append((nvidia.problem, remedy))
     return reasons
 
 
 def _reasons_of_plugins(facts: Facts) -> list[tuple[str, str]]:
     if facts.system != "Linux":
-        return [(f"jax has no CUDA for {facts.system}", "use Linux, or WSL2 on Windows")]
+        return [(f"jax has no CUDA support on {facts.system}", "use Linux, or WSL2 on Windows")]
     extra, there = cuda_extra(facts), _cuda_plugins(facts)
     if extra is None:
         need = CUDA12_DRIVER if "cuda12" in (facts.cuda_extras or ("cuda12",)) else CUDA13_DRIVER
         reason = f"its driver {facts.nvidia.driver} is too old"
-        return [(reason, f"install a driver of NVIDIA, {CUDA13_DRIVER} or newer ({need} at least)")]
+        return [(reason, f"install NVIDIA driver {CUDA13_DRIVER} or newer (at least {need})")]
     if not there:
         return [("no CUDA plugin of jax is installed", pip_line(facts, extra))]
     others = [name for name in there if name != extra]
-    # cuda12 runs wherever cuda13 does; two plugins are in the way of each other.
+    # A cuda12 plugin also works where cuda13 is possible. Two plugins conflict.
     if len(there) > 1 or (others and extra == "cuda12"):
         wrong = others if extra in there else there
         names = [f"jax-{name}-{part}" for name in wrong for part in ("plugin", "pjrt")]
@@ -218,33 +221,33 @@ def _reasons_of_plugins(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _repair(facts: Facts) -> str:
-    """What to do about an installed plugin that does not work."""
+    """Returns the fix for an installed plugin that does not work."""
     if facts.environment.get("LD_LIBRARY_PATH"):
-        return "unset LD_LIBRARY_PATH: its CUDA libraries may come before those of jax"
+        return "unset LD_LIBRARY_PATH: its CUDA libraries can replace those of jax"
     there = _cuda_plugins(facts)
     extra = there[0] if there else cuda_extra(facts)
     if extra is None:
-        return f"install a driver of NVIDIA, {CUDA13_DRIVER} or newer"
+        return f"install NVIDIA driver {CUDA13_DRIVER} or newer"
     return pip_line(facts, extra, "--force-reinstall")
 
 
 def _room(facts: Facts) -> Iterator[Finding]:
-    """Places for files that are full, small, or cannot be written."""
+    """Yields folders that are full or not writable."""
     for subject, place in (("disk", facts.work), ("cache", facts.cache)):
         if not place.writable:
             severity = ERROR if subject == "disk" else WARNING
-            remedy = "work in another folder, or give --workdir"
+            remedy = "change to another folder, or give --workdir"
             if subject == "cache":
-                remedy = "set JAX_COMPILATION_CACHE_DIR: else every start compiles anew"
-            yield Finding(severity, subject, f"{place.path}: cannot be written", remedy)
+                remedy = "set JAX_COMPILATION_CACHE_DIR to another folder, for faster starts"
+            yield Finding(severity, subject, f"{place.path}: not writable", remedy)
         elif place.free is not None and place.free < LITTLE_DISK:
             severity = ERROR if place.free < LEAST_DISK else WARNING
             text = f"{place.path}: only {gib(place.free)} free; a checkpoint takes up to a few GiB"
-            yield Finding(severity, subject, text, "make room, or use another disk")
+            yield Finding(severity, subject, text, "delete files, or use another disk")
     memory = facts.shared_memory
     if memory and memory.free is not None and memory.free < LITTLE_SHARED_MEMORY:
-        text = f"{memory.path}: only {gib(memory.free)} free for the batches of data workers"
-        remedy = "enlarge it (docker run --shm-size=8g): else fewer processes read images"
+        text = f"{memory.path}: only {gib(memory.free)} free for the batches of worker processes"
+        remedy = "enlarge it (docker run --shm-size=8g), so that more processes can read images"
         yield Finding(WARNING, "shared memory", text, remedy)
 
 
@@ -276,7 +279,7 @@ def _cuda_plugins(facts: Facts) -> list[str]:
 
 
 def _is_unlike(facts: Facts, plugin: str) -> bool:
-    """Returns whether jaxlib refuses a plugin: the numbers of both versions must be the same."""
+    """Returns whether jaxlib ignores a plugin because the version numbers differ."""
     jaxlib = _jaxlib(facts)
     return (
         plugin.startswith("jax-cuda")
@@ -295,4 +298,4 @@ def _last_line(query: Query) -> str:
         return query.messages[-1]
     if query.status is not None and query.status < 0:
         return f"signal {-query.status}"
-    return "it says nothing"
+    return "no message"

@@ -1,10 +1,11 @@
-"""Device query: a program of its own that asks jax for its devices and computes on the first.
+"""Device query: a separate program that asks jax for its devices and computes on the first one.
 
-Each stage prints one line of JSON, so that the caller knows how far it came if it hangs or dies.
+Each stage prints one line of JSON, so that the caller knows the last stage if the program hangs.
 """
 
 import json
 import time
+from typing import Any
 
 
 def main() -> None:
@@ -36,10 +37,10 @@ def main() -> None:
     _tell("convolution", seconds=round(time.perf_counter() - begin, 3))
 
 
-def _stats(device) -> dict | None:
+def _stats(device: Any) -> dict | None:
     try:
         return device.memory_stats()
-    except RuntimeError:  # some plugins cannot tell
+    except RuntimeError:  # some plugins do not support it
         return None
 
 

@@ -1,12 +1,14 @@
-"""Draws detections on images, folders and COCO image lists, and writes them as JSON.
+"""Prediction on images, folders and COCO image lists: pictures with boxes, and JSON.
 
     python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
 
-The folder gets predictions.jsonl, a line an image as they are done; predictions.json, COCO results,
-at the end; and the pictures. What cannot be read is named and skipped. The exit status is 0, 3
-where something was skipped, 1 where nothing was done or --strict refuses.
+The output folder receives predictions.jsonl, with one line per image, written during the run;
+predictions.json, in COCO result form, written at the end; and the pictures. Images that cannot be
+read are named and skipped. Exit status: 0; 3 if images were skipped; 1 if no image could be read,
+or --strict refused one.
 """
 
+import argparse
 import json
 import pathlib
 import sys
@@ -21,33 +23,33 @@ from m2det_jax.predict.outputs import LINES, RESULTS
 from m2det_jax.predict.run import Predicted, predict
 from m2det_jax.run import readers
 
-_INTERRUPTED = f"interrupted; {LINES} has what was done, the same command begins anew"
+_INTERRUPTED = f"interrupted; {LINES} has the finished images, the same command starts again"
 
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
         prog="m2det predict",
-        description="Draw detections on images and write them as JSON. Exit status: 0; 3 where "
-        "images were skipped; 1 where nothing was done.",
+        description="Draw detections on images and write them as JSON. Exit status: 0; 3 if "
+        "images were skipped; 1 if no image could be read.",
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="image files or folders, or a COCO image list")
-    add("--workdir", required=True, type=pathlib.Path, help="of the training run")
+    add("--workdir", required=True, type=pathlib.Path, help="folder of the training run")
     add("--checkpoint", default="latest", help="latest (default), best, or a step")
     add("--output", default="", help="folder; default: WORKDIR/predictions")
-    add("--root", default="", help="folder of the images of a list; default: that of the list")
+    add("--root", default="", help="folder of the images of a list; default: the list's folder")
     add("--threshold", type=float, default=0.5, help="lowest score, 0..1 (default 0.5)")
-    add("--batch_size", type=int, default=0, help="default: one per device")
+    add("--batch_size", type=int, default=0, help="images per call; default: one per device")
     readers.add_flags(parser)
     add("--no_pictures", action="store_false", dest="pictures", help="write JSON only")
-    add("--strict", action="store_true", help="refuse images that cannot be read")
+    add("--strict", action="store_true", help="stop if an image cannot be read")
     runtime.add_overrides(parser)
     runtime.add_json_flag(parser)
     return parser
 
 
 def write_document(document: TextIO, done: Predicted) -> None:
-    """Writes the JSON document of --json, image by image, so that any number of images fits."""
+    """Writes the document of --json one image at a time, so that it never lies in memory."""
     counts = {name: getattr(done, name) for name in ("detections", "skipped", "undrawn")}
     files = [str(done.folder / name) for name in (LINES, RESULTS)]
     head = json.dumps({**counts, "folder": str(done.folder), "files": files}, indent=2)
@@ -55,11 +57,11 @@ def write_document(document: TextIO, done: Predicted) -> None:
     for number, line in enumerate(done.lines()):
         document.write(f"{',' if number else ''}\n    {json.dumps(without_nan(line))}")
     document.write("\n  ]\n}\n")
-    document.flush()  # here an error ends in one line
+    document.flush()  # so that an error is raised here
 
 
-def main(args) -> None:
-    """Runs the verb on parsed arguments; exit status 3 where images were skipped."""
+def main(args: argparse.Namespace) -> None:
+    """Runs the command with parsed arguments; the exit status is 3 if images were skipped."""
     runtime.one_line_errors(runtime.start)
     options = vars(args)
     workdir, paths = options.pop("workdir"), options.pop("paths")
