@@ -20,7 +20,8 @@ from m2det_jax.build import make_views, step_settings
 from m2det_jax.config.dotted import to_dict
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
-from m2det_jax.detector.evaluation import evaluate, evaluate_views, make_eval_step
+from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
+from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.metrics.coco import ImageDetections, coco_results, format_table
 from m2det_jax.pages.markup import printable, without_nan
@@ -103,13 +104,14 @@ def _evaluate_restored(
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    bad = restored.config.data.on_bad_image
-    common = dict(batch_size=batch_size, sharding=by_batch, on_bad_image=bad, **reading)
+    how = Reading(batch_size, on_bad_image=restored.config.data.on_bad_image, **reading)
     if views := make_views(restored.config):
         multi = MultiScale(detector, views, settings)
-        return evaluate_views(multi, variables, index, **common)
-    eval_step = jax.jit(make_eval_step(detector, settings))
-    return evaluate(eval_step, variables, index, detector, **common)
+        found = multi.detect(variables, index, how, sharding=by_batch)
+    else:
+        eval_step = jax.jit(make_eval_step(detector, settings))
+        found = detect(eval_step, variables, index, detector, how, sharding=by_batch)
+    return evaluate(found, index, how.num_batches(index))
 
 
 def _parser() -> argparse_flags.ArgumentParser:
@@ -137,11 +139,11 @@ def _parser() -> argparse_flags.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Runs the command with parsed arguments."""
-    runtime.one_line_errors(runtime.start)
     options = vars(args)
     workdir, wanted = options.pop("workdir"), options.pop("json")
-    with runtime.stdout_for_json(wanted) as document:
-        runtime.one_line_errors(evaluate_checkpoint, workdir, document=document, **options)
+    with runtime.one_line_errors(), runtime.stdout_for_json(wanted) as document:
+        runtime.start()
+        evaluate_checkpoint(workdir, document=document, **options)
 
 
 def cli() -> None:

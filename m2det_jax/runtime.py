@@ -23,8 +23,8 @@ import tqdm
 from m2det_jax.errors import BUG, InputError, in_words
 from m2det_jax.pages.markup import printable_lines, without_nan
 from m2det_jax.run import devices as cluster
-from m2det_jax.run.guard import Stopped
 from m2det_jax.run.memory import is_exhausted
+from m2det_jax.run.signals import Stopped
 
 log = logging.getLogger("m2det_jax")
 
@@ -172,29 +172,23 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def one_line_errors(
-    verb: Callable[..., Any], *args: Any, interrupted: str = "interrupted", **kwargs: Any
-) -> Any:
-    """Calls a command; an error that the user can fix is printed as one line, without traceback.
+@contextlib.contextmanager
+def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
+    """Prints an error that the user can fix as one line, without traceback, and ends the process.
 
     All other errors keep their traceback and are marked as bugs. M2DET_TRACEBACK=1 keeps every
     traceback. In a run of several processes, a process that fails does not wait for the others; see
     `devices.leave`.
 
     Args:
-        verb: the function to call.
-        args: its positional arguments.
         interrupted: the message after Ctrl-C.
-        kwargs: its keyword arguments.
-
-    Returns:
-        What the function returns.
 
     Raises:
         SystemExit: if the user can fix the error, or a signal stopped the process.
     """
     try:
-        return _one_line_errors(functools.partial(verb, *args, **kwargs), interrupted)
+        with _translated(interrupted):
+            yield
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else 1
         # After a signal all processes stop together.
@@ -207,9 +201,10 @@ def one_line_errors(
         cluster.leave(code if isinstance(code, int) else 1)
 
 
-def _one_line_errors(verb: Callable[[], Any], interrupted: str) -> Any:
+@contextlib.contextmanager
+def _translated(interrupted: str) -> Iterator[None]:
     try:
-        return verb()
+        yield
     except (InputError, OSError, FloatingPointError) as error:
         if os.environ.get("M2DET_TRACEBACK"):
             raise

@@ -56,7 +56,7 @@ ALLOWED = {
     "model": {"jax", "numpy", "jaxtyping", "flax"},
     "data": {"numpy", "PIL", "grain", "absl", "yaml"},
     "metrics": {"numpy", "pycocotools"},
-    "detector": {"jax", "numpy", "tqdm"},
+    "detector": {"jax", "numpy", "tqdm", "jaxtyping"},
     "weights": {"numpy", "jax", "flax", "orbax", "safetensors", "torch"},
     "pages": {"numpy", "PIL"},
     "fonts": {"PIL"},

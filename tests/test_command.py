@@ -196,8 +196,8 @@ def test_nothing_but_the_document_comes_to_stdout(capfd):
 def test_a_document_that_cannot_be_written_ends_in_one_line(tmp_path):
     program = (
         "from m2det_jax import runtime\n"
-        "with runtime.stdout_for_json(True) as document:\n"
-        "    runtime.one_line_errors(runtime.write_json, document, {'a': 1})\n"
+        "with runtime.one_line_errors(), runtime.stdout_for_json(True) as document:\n"
+        "    runtime.write_json(document, {'a': 1})\n"
     )
     with open("/dev/full", "w") as full:
         result = subprocess.run(

@@ -19,9 +19,10 @@ from m2det_jax.run import checkpoint
 from m2det_jax.run.devices import place
 from m2det_jax.run.history import read_history
 from m2det_jax.run.outputs import Outputs
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.training import resume
-from m2det_jax.training.resume import changed_keys, refuse_other_run, what_is_left
+from m2det_jax.training.errors import what_is_left
+from m2det_jax.training.resume import changed_keys, refuse_other_run
+from m2det_jax.training.step import IntervalMetrics
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_a_config_that_is_none_is_named(content, tmp_path):
 
 
 def test_what_is_left_names_the_last_good_checkpoint(whole, tmp_path):
-    assert "none is saved yet" in what_is_left(tmp_path)
+    assert "no checkpoint is saved in" in what_is_left(tmp_path)
     assert f"step 6 in {whole[0]}" in what_is_left(whole[0])
 
 
@@ -293,6 +294,9 @@ class Removing:
 
     def __init__(self, batches, folder):
         self.batches, self.folder, self.given = batches, folder, 0
+
+    def __iter__(self):
+        return self
 
     def __next__(self):
         self.given += 1

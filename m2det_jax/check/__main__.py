@@ -54,9 +54,9 @@ def main(argv: list[str]) -> None:
     name = command_line.config_name()
     output = pathlib.Path(_OUTPUT.value or f"runs/check-{name}")
 
-    def run() -> bool:
+    with runtime.one_line_errors(), runtime.stdout_for_json(_JSON.value) as document:
         runtime.start()
-        report = inspect(
+        found = inspect(
             command_line.CONFIG.value,
             output,
             name=name,
@@ -67,13 +67,9 @@ def main(argv: list[str]) -> None:
         )
         if document:
             page, table = (output / name for name in REPORT_FILES)
-            found = json.loads(table.read_text(encoding="utf-8"))
-            runtime.write_json(document, found | {"files": [str(page), str(table)]})
-        return report.refused
-
-    with runtime.stdout_for_json(_JSON.value) as document:
-        refused = runtime.one_line_errors(run)
-    if refused:
+            written = json.loads(table.read_text(encoding="utf-8"))
+            runtime.write_json(document, written | {"files": [str(page), str(table)]})
+    if found.refused:
         sys.exit(1)
 
 

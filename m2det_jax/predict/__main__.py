@@ -62,18 +62,17 @@ def write_document(document: TextIO, done: Predicted) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Runs the command with parsed arguments; the exit status is 3 if images were skipped."""
-    runtime.one_line_errors(runtime.start)
     options = vars(args)
     workdir, paths = options.pop("workdir"), options.pop("paths")
-    with runtime.stdout_for_json(options.pop("json")) as document:
-
-        def run() -> Predicted:
-            done = predict(workdir, paths, **options)
-            if document:
-                write_document(document, done)
-            return done
-
-        done = runtime.one_line_errors(run, interrupted=_INTERRUPTED)
+    wanted = options.pop("json")
+    with (
+        runtime.one_line_errors(interrupted=_INTERRUPTED),
+        runtime.stdout_for_json(wanted) as document,
+    ):
+        runtime.start()
+        done = predict(workdir, paths, **options)
+        if document:
+            write_document(document, done)
     if done.skipped or done.undrawn:
         sys.exit(3)
 
