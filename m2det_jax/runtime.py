@@ -110,7 +110,7 @@ def _devices(platform: str) -> list[jax.Device]:
     if platform and devices[0].platform != platform:
         raise InputError(
             f"config.platform is {platform!r}, but jax finds only {devices[0].platform!r} devices; "
-            "for NVIDIA GPUs install m2det_jax[cuda12] or [cuda13] and check `nvidia-smi`; "
+            "for NVIDIA GPUs install m2det_jax[cuda12] or [cuda13] (`m2det doctor` says which); "
             "or run with --config.platform=''"
         )
     return devices

@@ -126,7 +126,8 @@ def test_a_wrong_argument_ends_in_one_line(arguments, parts, tmp_path):
 
 
 def test_without_or_with_an_unknown_experiment(tmp_path):
-    assert "--config experiments/vgg512.py" in one_line(start("main", cwd=tmp_path))
+    for module in ("main", "train"):
+        assert "--config experiments/vgg512.py" in one_line(start(module, cwd=tmp_path))
     line = one_line(start("main", "--config=vgg1024", cwd=tmp_path))
     assert "vgg1024" in line and "quickstart" in line and "vgg800" in line
 
@@ -142,6 +143,7 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
     ("module", "options"),
     [
         ("main", ["--config", "--workdir", "--config.section.key=value"]),
+        ("train", ["--config", "--workdir", "--config.section.key=value"]),
         ("evaluate", ["--workdir", "--checkpoint", "--csv", "--batch_size", "--output", "--set"]),
         (
             "predict",
