@@ -23,7 +23,8 @@ from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
 from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
 from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
-from m2det_jax.metrics.coco import ImageDetections, coco_results, format_table
+from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.scores import coco_results, format_table
 from m2det_jax.pages.markup import printable, without_nan
 from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints

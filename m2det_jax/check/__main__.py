@@ -48,15 +48,15 @@ def main(argv: list[str]) -> None:
     del argv
     # Imported late: `--help` and a misspelt flag answer at once.
     from m2det_jax import runtime
-    from m2det_jax.check.assemble import REPORT_FILES
-    from m2det_jax.check.inspection import inspect
+    from m2det_jax.check.report import REPORT_FILES
+    from m2det_jax.check.run import check
 
     name = command_line.config_name()
     output = pathlib.Path(_OUTPUT.value or f"runs/check-{name}")
 
     with runtime.one_line_errors(), runtime.stdout_for_json(_JSON.value) as document:
         runtime.start()
-        found = inspect(
+        found = check(
             command_line.CONFIG.value,
             output,
             name=name,

@@ -15,8 +15,8 @@ from m2det_jax.detector.detector import Detector
 from m2det_jax.detector.objective import LOSSES, StepSettings, eval_losses
 from m2det_jax.detector.reading import Detected, Reading, open_batches
 from m2det_jax.errors import InputError
-from m2det_jax.metrics.coco import ImageDetections, coco_metrics
-from m2det_jax.metrics.detections import to_original
+from m2det_jax.metrics.detections import ImageDetections, to_original
+from m2det_jax.metrics.scores import coco_metrics
 from m2det_jax.run import devices
 
 log = logging.getLogger("m2det_jax")

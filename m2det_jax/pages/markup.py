@@ -1,4 +1,4 @@
-"""Text to HTML, and numbers to text."""
+"""Markup: text to HTML, and numbers to text."""
 
 import html
 import math
@@ -18,12 +18,12 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but lines stay lines."""
+    """Returns lines of text, each as `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def shorten(text: str, limit: int = 300) -> str:
-    """Cuts long text in its middle, where paths have the least to say."""
+    """Cuts long text in its middle, the least telling part of a path."""
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2 - 2]} ... {text[-(limit // 2 - 3) :]}"
@@ -44,7 +44,7 @@ def count(number: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns 97.3 %, or a dash for NaN; 100 % only of all."""
+    """Returns 97.3 %, or a dash for NaN; 100 % only where the share is 1."""
     if math.isnan(share):
         return "–"
     text = f"{100 * share:.1f}"

@@ -11,16 +11,15 @@ import numpy as np
 
 from m2det_jax.data import DetectionIndex, read_size
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import read_text
-from m2det_jax.data.formats.json_stream import JsonError, stream_lists
-from m2det_jax.data.image_files import distinct_names
-from m2det_jax.data.reading.csv_rows import resolve
+from m2det_jax.data.file_names import distinct_names
+from m2det_jax.data.files import read_text, resolve_path
+from m2det_jax.data.formats.parsers import ParseError, stream_lists
+from m2det_jax.data.images import IMAGE_SUFFIXES
 from m2det_jax.errors import InputError
 from m2det_jax.run.outputs import Outputs
 
 log = logging.getLogger("m2det_jax")
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and a number may be added
 
 
@@ -130,8 +129,8 @@ def read_image_list(path: pathlib.Path, root: str) -> Inputs:
                 raise InputError(f"{where}: id: a unique number or text expected, got {number!r}")
             if type(name) is not str or not name.strip() or "\0" in name:
                 raise InputError(f"{where}: file_name: a path expected, got {name!r}")
-            images[number] = resolve(str(folder), name)
-    except JsonError as error:
+            images[number] = resolve_path(str(folder), name)
+    except ParseError as error:
         raise InputError(f"{path}: {error}") from None
     if not images:
         raise InputError(f'{path}: no "images" in it; give image files, folders or a COCO file')

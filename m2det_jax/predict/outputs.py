@@ -11,8 +11,8 @@ import numpy as np
 
 from m2det_jax.data import DetectionIndex, load_image
 from m2det_jax.draw import draw_boxes
-from m2det_jax.metrics.coco import coco_results
 from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.scores import coco_results
 from m2det_jax.pages.markup import printable
 from m2det_jax.run import readers
 from m2det_jax.run.outputs import Outputs

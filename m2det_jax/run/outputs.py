@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from m2det_jax.data.image_files import same_file_key
+from m2det_jax.data.file_names import same_file_key
 from m2det_jax.errors import InputError
 
 MANIFEST = ".m2det-written.jsonl"

@@ -23,7 +23,7 @@ from m2det_jax.build import (
 from m2det_jax.config import Config
 from m2det_jax.config.checks import validate_classes
 from m2det_jax.data import DetectionIndex, describe_augmentation
-from m2det_jax.data.size_cache import SizeCache
+from m2det_jax.data.sizes import SizeCache
 from m2det_jax.datasets import record
 from m2det_jax.datasets.loading import fingerprint, load_datasets
 from m2det_jax.detector import evaluation
@@ -36,7 +36,7 @@ from m2det_jax.training.fine_tune import start_from
 from m2det_jax.training.optimizer import make_optimizer, make_schedule
 from m2det_jax.training.plan import Plan, images_of_epoch, make_optimizer_settings, make_plan
 from m2det_jax.training.step import INPUTS, make_train_step
-from m2det_jax.weights.backbones import with_backbone
+from m2det_jax.weights.imagenet import with_backbone
 from m2det_jax.weights.pretrained import load_backbone
 
 log = logging.getLogger("m2det_jax")

@@ -6,8 +6,6 @@ import numpy as np
 
 from m2det_jax.errors import InputError
 
-CHANNEL_ORDERS = ("rgb", "bgr")
-
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:

@@ -13,7 +13,7 @@ from m2det_jax.model import variable_shapes
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.run import checkpoint
 from m2det_jax.run.outputs import new_folder
-from m2det_jax.weights.backbones import BackboneWeights, read_backbone
+from m2det_jax.weights.imagenet import BackboneWeights, read_backbone
 from m2det_jax.weights.preprocessing import Preprocessing
 
 log = logging.getLogger("m2det_jax")

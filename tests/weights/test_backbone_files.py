@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from m2det_jax.model import M2Det, init_variables, variable_shapes
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.model.vgg import VGG16
-from m2det_jax.weights.backbones import read_backbone, with_backbone
+from m2det_jax.weights.imagenet import read_backbone, with_backbone
 from m2det_jax.weights.preprocessing import CAFFE, IMAGENET
 
 
