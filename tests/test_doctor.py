@@ -114,6 +114,16 @@ def test_all_is_well(facts):
         (
             with_gpu(PLUGIN12 | {"jax-cuda12-plugin": "0.10.1"}),
             "jax-cuda12-plugin 0.10.1, but jaxlib 0.10.2",
+            PIP12,
+        ),
+        (
+            with_gpu({"jax-cuda13-plugin": "0.10.1"}, driver="550.54"),
+            "jax-cuda13-plugin 0.10.1, but jaxlib 0.10.2",
+            "/env/python -m pip uninstall -y jax-cuda13-plugin jax-cuda13-pjrt && " + PIP12,
+        ),
+        (
+            but(plugins={"jax-cuda13-plugin": "0.10.3"}),
+            "jax-cuda13-plugin 0.10.3, but jaxlib 0.10.2",
             PIP13,
         ),
         (

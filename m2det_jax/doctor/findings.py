@@ -98,10 +98,7 @@ def _plugins(facts: Facts) -> Iterator[Finding]:
     if bad:
         said = ", ".join(f"{name} {facts.plugins[name]}" for name in bad)
         text = f"{said}, but jaxlib {jaxlib}: jax ignores a plugin of another version"
-        # The GPU may need another plugin than the installed one.
-        extra = cuda_extra(facts) if facts.nvidia.count else None
-        extra = extra or bad[0].split("-")[1]
-        yield Finding(ERROR, "gpu", text, pip_line(facts, extra))
+        yield Finding(ERROR, "gpu", text, _install(facts, _target(facts) or bad[0].split("-")[1]))
 
 
 def _query(facts: Facts) -> Iterator[Finding]:
@@ -205,19 +202,37 @@ def _reasons_of_plugins(facts: Facts) -> list[tuple[str, str]]:
         return [(reason, f"install NVIDIA driver {CUDA13_DRIVER} or newer (at least {need})")]
     if not there:
         return [("no CUDA plugin of jax is installed", pip_line(facts, extra))]
-    others = [name for name in there if name != extra]
-    # A cuda12 plugin also works where cuda13 is possible. Two plugins conflict.
-    if len(there) > 1 or (others and extra == "cuda12"):
-        wrong = others if extra in there else there
-        names = [f"jax-{name}-{part}" for name in wrong for part in ("plugin", "pjrt")]
-        line = _pip(facts, "uninstall", "-y", *names)
-        if len(there) > 1:
-            reason = f"the plugins for {' and '.join(there)} are both installed"
-        else:
-            reason = f"the plugin for {there[0]} needs driver {CUDA13_DRIVER} and compute "
-            reason += f"capability {CUDA13_CAPABILITY}"
-        return [(reason, f"{line} && {pip_line(facts, extra)}")]
-    return []
+    if len(there) > 1:
+        reason = f"the plugins for {' and '.join(there)} are both installed"
+    elif there != [_target(facts)]:
+        reason = (
+            f"the plugin for {there[0]} needs driver {CUDA13_DRIVER} and compute capability "
+            f"{CUDA13_CAPABILITY}"
+        )
+    else:
+        return []
+    return [(reason, _install(facts, extra))]
+
+
+def _target(facts: Facts) -> str | None:
+    """Returns the CUDA version to have in the end, such as "cuda12"; None: the driver is too old.
+
+    One installed plugin is kept if it fits: cuda12 also works where cuda13 is possible.
+    """
+    extra, there = cuda_extra(facts), _cuda_plugins(facts)
+    if extra and there == ["cuda12"] and "cuda12" in (facts.cuda_extras or there):
+        return "cuda12"
+    return there[0] if there and not facts.nvidia.count else extra
+
+
+def _install(facts: Facts, target: str) -> str:
+    """Returns the command that installs the plugin for a CUDA version, and removes others."""
+    line = pip_line(facts, target)
+    others = [name for name in _cuda_plugins(facts) if name != target]
+    if not others:
+        return line
+    names = [f"jax-{name}-{part}" for name in others for part in ("plugin", "pjrt")]
+    return f"{_pip(facts, 'uninstall', '-y', *names)} && {line}"
 
 
 def _repair(facts: Facts) -> str:
