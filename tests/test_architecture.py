@@ -271,6 +271,13 @@ def test_every_module_says_what_it_is():
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
 
 
+def test_an_ignored_type_error_has_its_code_and_a_reason():
+    for path in SOURCES:
+        for line in path.read_text().splitlines():
+            if "type: ignore" in line:
+                assert re.search(r"# type: ignore\[[a-z, -]+\]  # \w+", line), f"{path}: {line}"
+
+
 def test_files_and_functions_are_short():
     files = [len(path.read_text().splitlines()) for path in SOURCES]
     functions = {

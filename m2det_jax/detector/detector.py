@@ -6,6 +6,7 @@ B batch, A anchors, C classes, K detections per image, H, W.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ class Detector:
         """Returns candidates [B, G, N] (boxes xyxy in network pixels) of the raw outputs."""
         anchors = jnp.asarray(self.anchors)
 
-        def one_image(logits, deltas):  # [A, C], [A, 4]
+        def one_image(logits: jax.Array, deltas: jax.Array) -> ops.Candidates:  # [A, C], [A, 4]
             boxes = ops.decode(deltas, anchors, self.variances)
             return self.suppression.candidates(
                 ops.clip(boxes, self.resize.image_size), self.class_scores(logits)
@@ -156,8 +157,8 @@ class Detector:
 
 @functools.lru_cache(maxsize=8)
 def _detect_fn(detector: Detector) -> Detect:
-    def detect(variables, images):
-        outputs = detector.model.apply(variables, detector.normalize(images), train=False)
+    def detect(variables: dict, images: jax.Array) -> ops.Detections:
+        outputs: Any = detector.model.apply(variables, detector.normalize(images), train=False)
         return detector.postprocess(outputs)
 
     return jax.jit(detect)

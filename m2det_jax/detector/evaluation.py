@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
+from m2det_jax import ops
 from m2det_jax.data import DetectionIndex
 from m2det_jax.data.changes import shown
 from m2det_jax.detector.detector import Detector
@@ -32,8 +34,10 @@ def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
     count nowhere.
     """
 
-    def eval_step(variables, batch):
-        outputs = detector.model.apply(variables, detector.normalize(batch["image"]), train=False)
+    def eval_step(variables: dict, batch: dict) -> tuple[ops.Detections, dict]:
+        outputs: Any = detector.model.apply(
+            variables, detector.normalize(batch["image"]), train=False
+        )
         return detector.postprocess(outputs), eval_losses(detector, settings, outputs, batch)
 
     return eval_step

@@ -8,6 +8,7 @@ once. B batch, G groups, N candidates of a group, K detections of an image.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,9 +74,11 @@ def make_view_step(detector: Detector, settings: StepSettings | None) -> Callabl
     """
 
     @jax.jit
-    def view_step(variables, batch, mirror):
+    def view_step(
+        variables: dict, batch: dict, mirror: jax.Array
+    ) -> tuple[ops.Candidates, dict | None]:
         images = jnp.where(mirror, batch["image"][:, :, ::-1], batch["image"])
-        outputs = detector.model.apply(variables, detector.normalize(images), train=False)
+        outputs: Any = detector.model.apply(variables, detector.normalize(images), train=False)
         found = detector.candidates(outputs)
         x1, y1, x2, y2 = jnp.moveaxis(found.boxes, -1, 0)  # each [B, G, N]
         width = detector.resize.image_size[1]
@@ -112,7 +115,7 @@ class MultiScale:
 
         @jax.jit
         def merge(candidates: Sequence[ops.Candidates]) -> ops.Detections:
-            def one_image(candidates):
+            def one_image(candidates: Sequence[ops.Candidates]) -> ops.Detections:
                 return detector.suppression.detections(ops.merge_candidates(candidates))
 
             return jax.vmap(one_image)(candidates)

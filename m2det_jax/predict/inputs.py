@@ -113,7 +113,7 @@ def read_image_list(path: pathlib.Path, root: str) -> Inputs:
         InputError: if the file is not valid, or an entry has no file_name or no unique id.
     """
     findings = Findings()
-    text = read_text(path, findings)
+    text = read_text(path, findings) or ""
     findings.raise_if_any()
     folder = pathlib.Path(root or path.parent).absolute()
     images: dict[int | str, str] = {}
@@ -125,9 +125,9 @@ def read_image_list(path: pathlib.Path, root: str) -> Inputs:
             if not isinstance(entry, dict):
                 raise InputError(f"{where}: an object with id and file_name expected")
             number, name = entry.get("id"), entry.get("file_name")
-            if type(number) not in (int, str) or number in images:
+            if not isinstance(number, int | str) or type(number) is bool or number in images:
                 raise InputError(f"{where}: id: a unique number or text expected, got {number!r}")
-            if type(name) is not str or not name.strip() or "\0" in name:
+            if not isinstance(name, str) or not name.strip() or "\0" in name:
                 raise InputError(f"{where}: file_name: a path expected, got {name!r}")
             images[number] = resolve_path(str(folder), name)
     except ParseError as error:

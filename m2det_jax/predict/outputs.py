@@ -83,8 +83,13 @@ class Record:
         for one in detections:
             del one["image_id"], one["file_name"]
         width, height = index.sizes[found.image_id].tolist()
-        entry = {"image_id": self._ids[position], "file_name": self._paths[position]}
-        entry |= {"width": width, "height": height, "detections": detections}
+        entry = {
+            "image_id": self._ids[position],
+            "file_name": self._paths[position],
+            "width": width,
+            "height": height,
+            "detections": detections,
+        }
         self.images, self.detections = self.images + 1, self.detections + len(detections)
         return json.dumps(entry) + "\n"
 

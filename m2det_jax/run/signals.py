@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from types import FrameType
 
 import jax
 
@@ -86,7 +87,7 @@ class StopSignals:
             log.warning("%s: finishing the step and saving; once more to leave at once without",
                         signal.Signals(number).name)  # fmt: skip
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if not self._before:
             return
         signal.set_wakeup_fd(self._before_wakeup)
@@ -99,7 +100,7 @@ class StopSignals:
         self._before = {}
 
 
-def _no_more(number, frame) -> None:
+def _no_more(number: int, frame: FrameType | None) -> None:
     """Only keeps Python's own handler from ending the process; the thread does the work."""
 
 

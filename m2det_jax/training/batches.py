@@ -1,13 +1,13 @@
 """Batches of a training run: who reads their images, and the sheet of the first pictures."""
 
 import logging
-from collections.abc import Iterator
 
 import jax
 
 from m2det_jax.build import augment_settings, train_sizes
 from m2det_jax.config import Config
 from m2det_jax.data import TrainSettings, train_batches
+from m2det_jax.data.feeding.batches import Batches
 from m2det_jax.draw import training_sheet
 from m2det_jax.run import readers
 from m2det_jax.run.history import History
@@ -30,7 +30,7 @@ def training_readers(config: Config) -> readers.Readers:
 
 def open_batches(
     config: Config, run: Run, start_step: int, chosen: readers.Readers | None = None
-) -> Iterator[dict]:
+) -> Batches:
     """Opens the training data at the batch after `start_step`; close what it returns.
 
     Args:

@@ -98,10 +98,10 @@ def disk_trouble(error: BaseException) -> str | None:
 
     Orbax reports the errors of its threads as ValueError, with the number in the text.
     """
-    number = getattr(error, "errno", None)
+    number: int | None = getattr(error, "errno", None)
     if found := re.search(r"os_error_code='(\d+)'", str(error)):
         number = int(found[1])
-    return str(error).splitlines()[0] if number == errno.ENOENT else _DISK.get(number)
+    return str(error).splitlines()[0] if number == errno.ENOENT else _DISK.get(number or 0)
 
 
 def _step_advice(config: Config, costs: dict[tuple[int, int], StepCost]) -> str:

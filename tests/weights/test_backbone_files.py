@@ -220,6 +220,16 @@ def test_timms_configuration_beside_the_file_gives_the_preprocessing(tmp_path):
     assert found.channel_order == "rgb"
 
 
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.4, 0.2, 0.1]])
+def test_a_configuration_of_other_than_three_channels_is_not_used(tmp_path, values):
+    path = saved(
+        tmp_path, torch_form.drawn(torch_form.resnet((2,) * 4, bottleneck=False, width=THIN))
+    )
+    settings = {"pretrained_cfg": {"mean": values, "std": values}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert read_backbone(path).preprocessing == IMAGENET
+
+
 def test_backbone_weights_replace_the_backbone_alone():
     fields = dict(backbone_width=THIN, num_levels=1, num_scales=2, tum_width=8, tum_out=8)
     variables = init_variables(M2Det(num_class_outputs=2, **fields), (64, 64), seed=0)
