@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import pathlib
+import runpy
 
 import jax
 from ml_collections import ConfigDict
@@ -107,3 +108,7 @@ def train(
                              step, config.eval.patience)  # fmt: skip
                     break
         return metrics
+
+
+if __name__ == "__main__":  # main.py is the command line, and imports this module by its name
+    runpy.run_module("m2det_jax.main", run_name="__main__", alter_sys=True)
