@@ -55,7 +55,7 @@ def compare_losses(setup: Setup, report: Report) -> None:
 
 def lengths(setup: Setup) -> tuple[int, int]:
     """Returns the steps of the run, and between its checkpoints: long enough to be killed."""
-    return (120, 20) if setup.reduced else (600, 100)
+    return (60, 20) if setup.reduced else (600, 100)
 
 
 def command(setup: Setup, workdir: pathlib.Path) -> list[str]:
