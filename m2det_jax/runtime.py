@@ -12,7 +12,7 @@ import pkgutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import absl.logging
@@ -45,11 +45,14 @@ def start(
       ValueError: jax does not find the platform that is asked for, or the other processes.
     """
     _configure_logging()
-    add_xla_flags(deterministic=deterministic)
-    # A second start need not compile again; JAX_COMPILATION_CACHE_DIR chooses another place.
-    if not jax.config.jax_compilation_cache_dir:
-        home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
+    start_quietly(platform, deterministic, distributed)
+
+
+def start_quietly(
+    platform: str = "", deterministic: bool = False, distributed: Mapping[str, Any] | None = None
+) -> None:
+    """As `start`, in a program of the user's: logging stays as it is."""
+    set_up_jax(deterministic=deterministic)
     if distributed is None:
         cluster.refuse_several_processes("see docs/clusters.md")
     else:
@@ -60,6 +63,15 @@ def start(
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     log.info("devices: %d x %s (%s), jax %s", len(devices), devices[0].platform, kinds,
              jax.__version__)  # fmt: skip
+
+
+def set_up_jax(*, deterministic: bool = False) -> None:
+    """Sets the XLA flags and the folder of the compilation cache; a user's own choices stay."""
+    add_xla_flags(deterministic=deterministic)
+    # A second start need not compile again; JAX_COMPILATION_CACHE_DIR chooses another place.
+    if not jax.config.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
 
 
 def add_xla_flags(*, deterministic: bool = False) -> None:
@@ -147,6 +159,19 @@ def _worth_reading(record: logging.LogRecord) -> bool:
     if record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"):
         return False
     return not any(text in record.getMessage() for text in _EXPECTED)
+
+
+@contextlib.contextmanager
+def expected_warnings_left_out() -> Iterator[None]:
+    """Leaves out, inside, what Orbax warns of and is meant; in a program with its own logging."""
+    loggers = (absl.logging.get_absl_logger(), logging.getLogger("asyncio"))
+    for logger in loggers:
+        logger.addFilter(_worth_reading)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_worth_reading)
 
 
 def _without_closed_loops(hook: Callable, unraisable: Any) -> None:

@@ -32,9 +32,11 @@ class Suppression:
     max_detections: int
     class_agnostic: bool
 
-    def at_threshold(self, threshold: float) -> "Suppression":
+    def at_threshold(self, threshold: float | jax.Array) -> "Suppression":
         """Returns the same, but that no detection has a score below a threshold, 0..1."""
-        floor = max(threshold, self.soft_score_floor)
+        # Under jit it may be an argument, so that one program serves all of them.
+        maximum = jnp.maximum if isinstance(threshold, jax.Array) else max
+        floor = maximum(threshold, self.soft_score_floor)
         return dataclasses.replace(self, score_threshold=threshold, soft_score_floor=floor)
 
     def candidates(self, boxes: jax.Array, scores: jax.Array) -> ops.Candidates:
@@ -136,6 +138,17 @@ class Detector:
         """
         return _detect_fn(self)
 
+    def detect_above_fn(self) -> Callable[[dict, jax.Array, float], ops.Detections]:
+        """As `detect_fn`, whose third argument replaces the score threshold of the suppression.
+
+        It is compiled once for all thresholds.
+        """
+        return _detect_above_fn(self)
+
+    def at_threshold(self, threshold: float | jax.Array) -> "Detector":
+        """Returns the same, but that no detection has a score below a threshold, 0..1."""
+        return dataclasses.replace(self, suppression=self.suppression.at_threshold(threshold))
+
     def _key(self) -> tuple:
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
         anchors = (self.anchors.shape, self.anchors.dtype.str, self.anchors.tobytes())
@@ -153,5 +166,14 @@ def _detect_fn(detector: Detector) -> Callable[[dict, jax.Array], ops.Detections
     def detect(variables, images):
         outputs = detector.model.apply(variables, detector.normalize(images), train=False)
         return detector.postprocess(outputs)
+
+    return jax.jit(detect)
+
+
+@functools.lru_cache(maxsize=8)
+def _detect_above_fn(detector: Detector) -> Callable[[dict, jax.Array, float], ops.Detections]:
+    def detect(variables, images, threshold):
+        outputs = detector.model.apply(variables, detector.normalize(images), train=False)
+        return detector.at_threshold(threshold).postprocess(outputs)
 
     return jax.jit(detect)

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from m2det_jax.data import DetectionIndex
-from m2det_jax.metrics.detections import ImageDetections, check_detections
+from m2det_jax.metrics.detections import ImageDetections, check_detections, xywh
 from m2det_jax.metrics.voc import average_precision, voc_average_precision
 
 __all__ = [
@@ -45,12 +45,6 @@ COCO_FIGURES = {
 }
 
 
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    """xyxy [n, 4] to COCO's x, y, width, height, float64 [n, 4]."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
 def coco_results(index: DetectionIndex, detections: Sequence[ImageDetections]) -> list[dict]:
     """Detections as COCO result records, ready for json.dump.
 
@@ -71,7 +65,7 @@ def coco_results(index: DetectionIndex, detections: Sequence[ImageDetections]) -
         }
         for found in detections
         for box, score, label in zip(
-            _xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
+            xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
         )
         if index.original_class_id(label) is not None
     ]
@@ -101,7 +95,7 @@ def _ground_truth(index: DetectionIndex) -> list[dict]:
         for i, label, box, area, difficult in zip(
             images.tolist(),
             index.labels.tolist(),
-            _xywh(index.boxes).tolist(),
+            xywh(index.boxes).tolist(),
             index.areas.tolist(),
             index.difficult.tolist(),
             strict=True,
@@ -112,7 +106,7 @@ def _ground_truth(index: DetectionIndex) -> list[dict]:
     return objects + [
         {"image_id": i, "category_id": k, "bbox": box, "area": box[2] * box[3], "iscrowd": 1}
         for i, label, box in zip(
-            images.tolist(), index.region_labels.tolist(), _xywh(index.regions).tolist(),
+            images.tolist(), index.region_labels.tolist(), xywh(index.regions).tolist(),
             strict=True,
         )
         for k in (every_class if label < 0 else [label])
@@ -131,7 +125,7 @@ def _found_records(detections: Sequence[ImageDetections]) -> list[dict]:
         }
         for found in detections
         for box, score, label in zip(
-            _xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
+            xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
         )
     ]
 

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, spawn
 
 import grain
 import numpy as np
@@ -20,6 +20,7 @@ from absl import flags
 
 Batch = dict[str, np.ndarray]
 
+_STARTING = threading.local()  # workers: this thread starts worker processes
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # by worker processes
 
 
@@ -44,7 +45,7 @@ class Batches(Iterator[Batch]):
         if self._iterator is None:
             raise StopIteration
         try:
-            with contextlib.nullcontext() if self._given else _signals_held_back():
+            with contextlib.nullcontext() if self._given else _workers_start():
                 batch = next(self._iterator)
         except StopIteration:
             self.close()
@@ -88,6 +89,7 @@ def iterate(
             flags.FLAGS.mark_as_parsed()
         # It would start with the first worker, and lift what _signals_held_back holds back.
         resource_tracker.ensure_running()
+        _leave_main_alone()
         _let_go_at_exit()
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
@@ -109,6 +111,37 @@ def _let_go_at_exit() -> None:
             time.sleep(0.1)  # a thread of grain's removes what was let go
 
     atexit.register(let_go)
+
+
+@contextlib.contextmanager
+def _workers_start() -> Iterator[None]:
+    """Around the start of worker processes, which is in this thread."""
+    _STARTING.workers = True
+    try:
+        with _signals_held_back():
+            yield
+    finally:
+        _STARTING.workers = False
+
+
+@functools.cache
+def _leave_main_alone() -> None:
+    """Lets workers start without the main module of the program.
+
+    A spawned process imports it anew by default: a script without a `__main__` guard would begin a
+    second time inside of each worker. What workers do comes to them pickled, by value where it is
+    of the main module. All other processes of the program start as ever.
+    """
+    prepare = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict:
+        data = prepare(name)
+        if getattr(_STARTING, "workers", False):
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = without_main
 
 
 @contextlib.contextmanager

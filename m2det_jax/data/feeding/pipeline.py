@@ -51,8 +51,8 @@ def train_batches(
         batch_size: images of a step over all processes; this process gets its share.
         seed: 0..2**32 - 1; decides order and augmentation.
         start_step: the first batch is that of this step, counted from 0.
-        num_workers: worker processes; 0: threads of this process. A main module that starts
-            workers needs the `__main__` guard, they are spawned.
+        num_workers: worker processes; 0: threads of this process. They are spawned, without the
+            main module: a script needs no `__main__` guard.
         num_threads: reading threads, in every worker if there are any; 0: read when asked.
         max_objects: M; None: `padded_objects(index, settings)`.
         repeat_threshold: images with classes in a smaller share of the images are seen more often
