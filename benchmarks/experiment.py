@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from m2det_jax.build import build_detector
-from m2det_jax.config.checks import validate
+from m2det_jax.config import Config, resolve
 from m2det_jax.config.experiments import load_experiment
 from m2det_jax.detector.detector import Detector
 from m2det_jax.model import init_variables
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, config: str = "vgg512") -> No
     )
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
+def load(name: str, overrides: Iterable[str] = ()) -> Config:
     """Returns an experiment's config with overrides "section.key=value".
 
     Raises:
@@ -45,11 +44,10 @@ def load(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
         except (SyntaxError, ValueError):
             value = text  # a plain word
         config.update_from_flattened_dict({key: value})
-    validate(config)
-    return config
+    return resolve(config)
 
 
-def detector_with_variables(config: ConfigDict, num_classes: int) -> tuple[Detector, dict]:
+def detector_with_variables(config: Config, num_classes: int) -> tuple[Detector, dict]:
     """Returns the detector of a config and random variables on the device."""
     detector = build_detector(config, tuple(f"class {i}" for i in range(num_classes)))
     size = detector.resize.image_size

@@ -10,12 +10,12 @@ import argparse
 from collections.abc import Sequence
 
 import jax
-from ml_collections import ConfigDict
 
 from benchmarks import experiment, timing
+from m2det_jax.config import Config
 
 
-def measure(config: ConfigDict, *, batch_size: int, classes: int, rounds: int) -> None:
+def measure(config: Config, *, batch_size: int, classes: int, rounds: int) -> None:
     """Prints milliseconds of a batch, counted operations, and speed beside the GEMM peak."""
     detector, variables = experiment.detector_with_variables(config, classes)
     images = jax.device_put(experiment.random_images(detector, batch_size))

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from benchmarks import experiment, timing
+from m2det_jax.config import Config
 
 # Per cent of the forward pass, by config.eval.nms.
 TARGETS = {"hard": 2.0, "soft_linear": 10.0, "soft_gaussian": 10.0}
@@ -51,7 +51,7 @@ def raw_outputs(anchors: int, classes: int, num_high: int) -> dict[str, np.ndarr
     }
 
 
-def measure(config: ConfigDict, *, classes: int, num_high: int, rounds: int) -> None:
+def measure(config: Config, *, classes: int, num_high: int, rounds: int) -> None:
     """Prints milliseconds of both and the share in per cent."""
     detector, variables = experiment.detector_with_variables(config, classes)
     images = jax.device_put(experiment.random_images(detector, 1))

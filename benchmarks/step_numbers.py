@@ -1,5 +1,6 @@
 """The numbers of an experiment's train step, read from its traced and its compiled program."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -8,10 +9,10 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from benchmarks import experiment
 from m2det_jax.build import build_detector, step_settings
+from m2det_jax.config import Config
 from m2det_jax.detector.detector import Detector
 from m2det_jax.model import variable_shapes
 from m2det_jax.run import devices
@@ -62,9 +63,9 @@ def saved_bytes(detector: Detector, variables: dict, batch_size: int) -> int:
     return bytes_of(kept)
 
 
-def read_program(config: ConfigDict) -> dict[str, int]:
+def read_program(config: Config) -> dict[str, int]:
     """Compiles the train step, an image on each of DEVICES devices; numbers are of a device."""
-    config.batch_size = DEVICES
+    config = dataclasses.replace(config, batch_size=DEVICES)
     detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
     settings = make_optimizer_settings(config, make_plan(config, NUM_IMAGES), NUM_IMAGES)
     optimizer = make_optimizer(settings, detector.model.frozen_paths())

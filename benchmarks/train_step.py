@@ -8,14 +8,15 @@ backward pass multiplies with the weights and with the activations), nothing for
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
 import jax
-from ml_collections import ConfigDict
 
 from benchmarks import experiment, timing
 from m2det_jax.build import step_settings
+from m2det_jax.config import Config
 from m2det_jax.detector.detector import Detector
 from m2det_jax.run.devices import place
 from m2det_jax.run.state import TrainState, create_train_state
@@ -26,7 +27,7 @@ from m2det_jax.training.step import make_train_step
 NUM_IMAGES = 1000  # of an imagined training set: gives the schedule a length
 
 
-def build_step(config: ConfigDict, detector: Detector, variables: dict):
+def build_step(config: Config, detector: Detector, variables: dict):
     """Returns (the jitted step with the state donated, the first state), on one device."""
     plan = make_plan(config, NUM_IMAGES)
     settings = make_optimizer_settings(config, plan, NUM_IMAGES)
@@ -48,7 +49,7 @@ def endless(step: Callable, state: TrainState, batch: dict) -> Callable[[], jax.
     return next_step
 
 
-def measure(config: ConfigDict, *, classes: int, objects: int, rounds: int) -> None:
+def measure(config: Config, *, classes: int, objects: int, rounds: int) -> None:
     """Prints compile time, time of a step, images per second, speed beside the GEMM peak."""
     batch_size = config.batch_size
     detector, variables = experiment.detector_with_variables(config, classes)
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args(argv)
     config = experiment.load(args.config, args.set)
-    config.batch_size = args.batch_size or config.batch_size
+    config = dataclasses.replace(config, batch_size=args.batch_size or config.batch_size)
     jax.config.update("jax_enable_compilation_cache", False)
     timing.print_machine()
     print(f"{args.config}: {config.data.image_size}, {args.classes} classes, {config.model.dtype}")

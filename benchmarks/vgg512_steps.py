@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import jax
-from ml_collections import ConfigDict
 
 from benchmarks import experiment, timing
 from m2det_jax import runtime
 from m2det_jax.build import step_settings
+from m2det_jax.config import Config
 from m2det_jax.detector.objective import losses_of, make_targets
 from m2det_jax.run.history import read_history
 from m2det_jax.train import open_batches, train
@@ -45,7 +45,7 @@ def count_compilations() -> Counter:
     return compilations
 
 
-def untrained_losses(config: ConfigDict, workdir: pathlib.Path) -> list[float]:
+def untrained_losses(config: Config, workdir: pathlib.Path) -> list[float]:
     """Returns the loss of the initial weights on the batch of every step that will be trained."""
     run = prepare(config, workdir)
     state = first_state(config, run)
@@ -95,7 +95,7 @@ def report(
     return all(good for good, _ in checks.values())
 
 
-def run(config: ConfigDict) -> bool:
+def run(config: Config) -> bool:
     """Trains config.max_steps steps and prints what happened; returns whether all is well."""
     compilations = count_compilations()
     with tempfile.TemporaryDirectory(prefix="m2det_steps_") as folder:

@@ -1,16 +1,14 @@
-"""What a config describes: anchors, detector, and the plain values of steps, views and pictures.
+"""Builder of what a config describes: detector, anchors, and plain values for the rooms below.
 
-Below this module and its like nothing sees a config.
+Below this module nothing sees a config. Every key is named where its value goes.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from m2det_jax import ops
+from m2det_jax.config import Config
 from m2det_jax.data import AugmentSettings, ResizeSettings
 from m2det_jax.detector.detector import Detector, Suppression
 from m2det_jax.detector.objective import StepSettings
@@ -18,9 +16,11 @@ from m2det_jax.detector.views import Views
 from m2det_jax.errors import InputError
 from m2det_jax.model import M2Det, feature_map_sizes
 from m2det_jax.run import memory
+from m2det_jax.weights.preprocessing import Preprocessing
+from m2det_jax.weights.pretrained import BackboneSettings
 
 
-def anchors_per_cell(config: ConfigDict) -> int:
+def anchors_per_cell(config: Config) -> int:
     """Returns how many anchors config.anchors gives each cell of each map."""
     ratios = len(config.anchors.aspect_ratios)
     if config.anchors.kind == "retinanet":
@@ -28,17 +28,17 @@ def anchors_per_cell(config: ConfigDict) -> int:
     return 2 + 2 * ratios
 
 
-def anchor_sizes(config: ConfigDict) -> tuple[float, ...]:
+def anchor_sizes(config: Config) -> tuple[float, ...]:
     """Returns the sizes of the anchors in pixels: those of the config, or the default ones."""
-    image_size, num_scales = tuple(config.data.image_size), config.model.num_scales
+    image_size, num_scales = config.data.image_size, config.model.num_scales
     if config.anchors.sizes:
-        return tuple(config.anchors.sizes)
+        return config.anchors.sizes
     if config.anchors.kind == "retinanet":
         return ops.retinanet_sizes(image_size, num_scales)
     return ops.ssd_sizes(image_size, num_scales)
 
 
-def make_anchors(config: ConfigDict, image_size: tuple[int, int] | None = None) -> np.ndarray:
+def make_anchors(config: Config, image_size: tuple[int, int] | None = None) -> np.ndarray:
     """Returns the anchors of a config, float32 [A, 4] xyxy in pixels of the network input.
 
     One set serves training and detection alike. At another image_size (height, width) than that of
@@ -47,9 +47,10 @@ def make_anchors(config: ConfigDict, image_size: tuple[int, int] | None = None) 
     config.data.image_size, so that at a smaller size some are larger than the image.
 
     Raises:
-      ValueError: the input size does not carry that many scales, or sizes or steps do not fit them.
+        InputError: the input size does not carry that many scales, or sizes or steps do not fit
+            them.
     """
-    nominal_size = tuple(config.data.image_size)
+    nominal_size = config.data.image_size
     image_size = image_size or nominal_size
     if config.anchors.steps and image_size != nominal_size:
         raise InputError(
@@ -68,8 +69,8 @@ def make_anchors(config: ConfigDict, image_size: tuple[int, int] | None = None) 
     )
 
 
-def _nominal_anchors(config: ConfigDict, maps: list[tuple[int, int]]) -> np.ndarray:
-    image_size, c = tuple(config.data.image_size), config.anchors
+def _nominal_anchors(config: Config, maps: list[tuple[int, int]]) -> np.ndarray:
+    image_size, c = config.data.image_size, config.anchors
     if c.kind == "retinanet":
         inverses = [1 / ratio for ratio in reversed(c.aspect_ratios)]
         return ops.retinanet_anchors(
@@ -77,19 +78,19 @@ def _nominal_anchors(config: ConfigDict, maps: list[tuple[int, int]]) -> np.ndar
             image_size,
             sizes=anchor_sizes(config),
             ratios=(*inverses, 1.0, *c.aspect_ratios),
-            octave_scales=tuple(c.octave_scales),
+            octave_scales=c.octave_scales,
         )
     return ops.ssd_anchors(
         maps,
         image_size,
         sizes=anchor_sizes(config),
-        aspect_ratios=tuple(c.aspect_ratios),
-        steps=tuple(c.steps) or None,
+        aspect_ratios=c.aspect_ratios,
+        steps=c.steps or None,
         clip=c.clip,
     )
 
 
-def _feature_maps(config: ConfigDict, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+def _feature_maps(config: Config, image_size: tuple[int, int]) -> list[tuple[int, int]]:
     num_scales = config.model.num_scales
     try:
         return feature_map_sizes(image_size, num_scales)
@@ -97,58 +98,89 @@ def _feature_maps(config: ConfigDict, image_size: tuple[int, int]) -> list[tuple
         raise InputError(f"config.model.num_scales={num_scales}: {error}") from None
 
 
-def build_detector(config: ConfigDict, class_names: tuple[str, ...]) -> Detector:
+def build_detector(config: Config, class_names: tuple[str, ...]) -> Detector:
     """Builds the detector that a config describes.
 
     Raises:
-      ValueError: the input size does not carry that many scales, or the anchors do not fit them.
+        InputError: the input size does not carry that many scales, or the anchors do not fit them.
     """
-    image_size = tuple(config.data.image_size)
-    model_config = config.model.to_dict()
-    del model_config["backbone_weights"]
     background = config.loss.kind == "softmax"
-    model = M2Det(
-        **model_config | {"dtype": jnp.dtype(config.model.dtype)},
-        num_class_outputs=len(class_names) + background,
-        anchors_per_cell=anchors_per_cell(config),
-    )
     return Detector(
-        model=model,
+        model=_make_model(config, len(class_names) + background),
         anchors=make_anchors(config),
         class_names=tuple(class_names),
-        resize=ResizeSettings(image_size, config.data.resize, fill_colour(config)),
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
+        resize=ResizeSettings(config.data.image_size, config.data.resize, fill_colour(config)),
+        mean=config.data.mean,
+        std=config.data.std,
         channel_order=config.data.channel_order,
-        variances=tuple(config.anchors.variances),
+        variances=config.anchors.variances,
         background=background,
         suppression=make_suppression(config),
     )
 
 
-def make_suppression(config: ConfigDict) -> Suppression:
+def _make_model(config: Config, num_class_outputs: int) -> M2Det:
+    return M2Det(
+        num_class_outputs=num_class_outputs,
+        anchors_per_cell=anchors_per_cell(config),
+        backbone=config.model.backbone,
+        backbone_width=config.model.backbone_width,
+        backbone_norm=config.model.backbone_norm,
+        backbone_official_stride=config.model.backbone_official_stride,
+        frozen_stages=config.model.frozen_stages,
+        num_levels=config.model.num_levels,
+        num_scales=config.model.num_scales,
+        shallow_channels=config.model.shallow_channels,
+        deep_channels=config.model.deep_channels,
+        reduced_channels=config.model.reduced_channels,
+        tum_width=config.model.tum_width,
+        tum_out=config.model.tum_out,
+        sfam=config.model.sfam,
+        sfam_shared=config.model.sfam_shared,
+        share_base_reduction=config.model.share_base_reduction,
+        largest_scale_norm=config.model.largest_scale_norm,
+        upsample=config.model.upsample,
+        head=config.model.head,
+        norm_momentum=config.model.norm_momentum,
+        remat=config.model.remat,
+        dtype=jnp.dtype(config.model.dtype),
+    )
+
+
+def make_suppression(config: Config) -> Suppression:
     """Returns the plain values of config.eval that choose among the boxes of an image."""
-    names = [field.name for field in dataclasses.fields(Suppression)]
-    return Suppression(**{name: config.eval[name] for name in names})
+    return Suppression(
+        nms=config.eval.nms,
+        score_threshold=config.eval.score_threshold,
+        iou_threshold=config.eval.iou_threshold,
+        pre_nms_top_k=config.eval.pre_nms_top_k,
+        soft_iou_threshold=config.eval.soft_iou_threshold,
+        soft_sigma=config.eval.soft_sigma,
+        soft_score_floor=config.eval.soft_score_floor,
+        soft_candidates=config.eval.soft_candidates,
+        max_per_class=config.eval.max_per_class,
+        max_detections=config.eval.max_detections,
+        class_agnostic=config.eval.class_agnostic,
+    )
 
 
-def make_views(config: ConfigDict) -> Views | None:
+def make_views(config: Config) -> Views | None:
     """Returns the views of config.eval; None where they are the plain one that training uses."""
-    own = tuple(config.data.image_size)
-    sizes = [(s, s) if isinstance(s, int) else tuple(s) for s in config.eval.test_sizes]
+    own = config.data.image_size
+    sizes = [(s, s) if isinstance(s, int) else s for s in config.eval.test_sizes]
     sizes = tuple(dict.fromkeys(sizes)) or (own,)
     if sizes == (own,) and not config.eval.test_flip:
         return None
     return Views(sizes, config.eval.test_flip)
 
 
-def step_settings(config) -> StepSettings:
+def step_settings(config: Config) -> StepSettings:
     """Returns the plain values of a config that shape matching and losses."""
     return StepSettings(
         positive_threshold=config.anchors.positive_threshold,
         negative_threshold=config.anchors.negative_threshold,
         loss_kind=config.loss.kind,
-        focal_alpha=tuple(config.loss.focal_alpha_per_class) or config.loss.focal_alpha,
+        focal_alpha=config.loss.focal_alpha_per_class or config.loss.focal_alpha,
         focal_gamma=config.loss.focal_gamma,
         negative_ratio=config.loss.negative_ratio,
         smooth_l1_beta=config.loss.smooth_l1_beta,
@@ -160,10 +192,24 @@ def step_settings(config) -> StepSettings:
     )
 
 
-def memory_settings(config: ConfigDict) -> memory.MemorySettings:
+def backbone_settings(config: Config) -> BackboneSettings:
+    """Returns the plain values of a config that pretrained weights of a backbone must fit."""
+    preprocessing = Preprocessing(
+        mean=config.data.mean, std=config.data.std, channel_order=config.data.channel_order
+    )
+    return BackboneSettings(
+        weights=config.model.backbone_weights,
+        backbone=config.model.backbone,
+        width=config.model.backbone_width,
+        norm=config.model.backbone_norm,
+        preprocessing=preprocessing,
+    )
+
+
+def memory_settings(config: Config) -> memory.MemorySettings:
     """Returns the plain values of a config that decide how much memory a step takes."""
     return memory.MemorySettings(
-        image_size=tuple(config.data.image_size),
+        image_size=config.data.image_size,
         batch_size=config.batch_size,
         accumulation=config.accumulation,
         remat=config.model.remat,
@@ -173,29 +219,56 @@ def memory_settings(config: ConfigDict) -> memory.MemorySettings:
     )
 
 
-def fill_colour(config: ConfigDict) -> tuple[int, int, int]:
+def fill_colour(config: Config) -> tuple[int, int, int]:
     """Returns what the network input shows where there is no image: the mean, RGB."""
     return tuple(round(value) for value in config.data.mean)
 
 
-def augment_settings(config: ConfigDict) -> AugmentSettings:
+def augment_settings(config: Config) -> AugmentSettings:
     """Returns the plain values of config.augment and of the resize that follows.
 
     Raises:
-      ValueError: a value or the order of the steps is impossible; names the key.
+        InputError: a value or the order of the steps is impossible; names the key.
     """
     try:
         return AugmentSettings(
-            image_size=tuple(config.data.image_size),
+            image_size=config.data.image_size,
             mode=config.data.resize,
             fill=fill_colour(config),
-            **config.augment.to_dict(),
+            enabled=config.augment.enabled,
+            pipeline=config.augment.pipeline,
+            flip_probability=config.augment.flip_probability,
+            expand_probability=config.augment.expand_probability,
+            expand_max=config.augment.expand_max,
+            crop_probability=config.augment.crop_probability,
+            crop_min_scale=config.augment.crop_min_scale,
+            photometric_probability=config.augment.photometric_probability,
+            brightness=config.augment.brightness,
+            contrast=config.augment.contrast,
+            saturation=config.augment.saturation,
+            hue=config.augment.hue,
+            affine_probability=config.augment.affine_probability,
+            affine_rotation=config.augment.affine_rotation,
+            affine_shear=config.augment.affine_shear,
+            affine_scale=config.augment.affine_scale,
+            affine_translation=config.augment.affine_translation,
+            jitter_probability=config.augment.jitter_probability,
+            jitter_scale=config.augment.jitter_scale,
+            mosaic_probability=config.augment.mosaic_probability,
+            mosaic_scale=config.augment.mosaic_scale,
+            mosaic_joint=config.augment.mosaic_joint,
+            mixup_probability=config.augment.mixup_probability,
+            mixup_min_share=config.augment.mixup_min_share,
+            paste_probability=config.augment.paste_probability,
+            paste_max=config.augment.paste_max,
+            paste_scale=config.augment.paste_scale,
+            paste_max_covered=config.augment.paste_max_covered,
+            min_visible=config.augment.min_visible,
         )
     except ValueError as error:
         raise InputError(f"config.augment.{error}") from None
 
 
-def train_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
+def train_sizes(config: Config) -> tuple[tuple[int, int], ...]:
     """Returns the (height, width) that training steps may have; one, or those of train_sizes."""
-    sizes = config.data.train_sizes or (config.data.image_size,)
-    return tuple((int(height), int(width)) for height, width in sizes)
+    return config.data.train_sizes or (config.data.image_size,)

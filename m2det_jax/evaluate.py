@@ -14,6 +14,7 @@ from absl import app
 from absl.flags import argparse_flags
 
 from m2det_jax import runtime
+from m2det_jax.config.dotted import to_dict
 from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
 from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
 from m2det_jax.metrics.coco import coco_results, format_table
@@ -71,7 +72,7 @@ def evaluate_checkpoint(
     reading = {"num_workers": num_workers, "num_threads": num_threads}
     metrics, detections = evaluate_restored(restored, index, batch_size, "--batch_size", **reading)
     record = without_nan(metrics) | {"step": restored.step, "data": source}
-    record["eval"] = restored.config.eval.to_dict()
+    record["eval"] = to_dict(restored.config.eval)
     outputs.write(names[0], json.dumps(record, indent=2) + "\n")
     outputs.write(names[1], json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))

@@ -38,7 +38,13 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
 
     def run():
-        runtime.start(config.platform, config.deterministic, config.distributed.to_dict())
+        distributed = dict(
+            coordinator=config.distributed.coordinator,
+            num_processes=config.distributed.num_processes,
+            process_id=config.distributed.process_id,
+            heartbeat_seconds=config.distributed.heartbeat_seconds,
+        )
+        runtime.start(config.platform, config.deterministic, distributed)
         train(config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
 
     runtime.one_line_errors(run, interrupted=runtime.GOES_ON)

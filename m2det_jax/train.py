@@ -10,6 +10,8 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from m2det_jax.build import augment_settings, train_sizes
+from m2det_jax.config import Config, resolve
+from m2det_jax.config.dotted import to_dict
 from m2det_jax.config.paths import absolute_paths
 from m2det_jax.data import UnreadableImage, train_batches
 from m2det_jax.datasets import record
@@ -35,10 +37,13 @@ from m2det_jax.training.validation import Validation
 log = logging.getLogger("m2det_jax")
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: bool = False) -> dict:
+def train(
+    config: ConfigDict | Config, workdir: pathlib.Path, *, allow_config_change: bool = False
+) -> dict:
     """Trains until the plan is done, resuming from workdir's latest checkpoint where there is one.
 
     Args:
+      config: as an experiment returns it; nothing after this function sees a ConfigDict.
       allow_config_change: resume although keys differ that change the result.
 
     Returns:
@@ -52,6 +57,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
       MemoryError: the memory of a device does not suffice; says what to change.
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
+    config = absolute_paths(resolve(config))  # of the folder that it is started in
     try:
         with guard.WorkdirLock(workdir, enabled=jax.process_index() == 0) as lock:
             return run_locked(config, workdir, lock, allow_config_change)
@@ -73,10 +79,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, allow_config_change: boo
 
 
 def run_locked(
-    config: ConfigDict, workdir: pathlib.Path, lock: guard.WorkdirLock, allow_config_change: bool
+    config: Config, workdir: pathlib.Path, lock: guard.WorkdirLock, allow_config_change: bool
 ) -> dict:
     """Sets up what the loop needs, in the order in which it must end, and runs it."""
-    config = absolute_paths(config)  # of the folder that it is started in
     run = prepare(config, workdir)
     state = None if finished_steps(workdir) else first_state(config, run)
     if state is not None and jax.process_index() == 0:
@@ -133,7 +138,7 @@ def run_locked(
 
 
 def loop(
-    config: ConfigDict,
+    config: Config,
     files: Outputs | None,
     run: Run,
     state: TrainState,
@@ -176,7 +181,7 @@ def loop(
         lock.check()
         watch.check()  # a state with a bad loss is neither evaluated nor saved
         names, ids = run.train_index.class_names, run.train_index.class_ids
-        meta = checkpoint.make_meta(config, names, progress, run.fingerprints, ids)
+        meta = checkpoint.make_meta(to_dict(config), names, progress, run.fingerprints, ids)
         watch.pause(checkpoint.save, manager, state, watch.running, meta)
         if problem is not None:
             manager.wait_until_finished()
@@ -194,7 +199,7 @@ def loop(
     return metrics
 
 
-def nothing_to_do(config: ConfigDict, run: Run, start: int, progress: dict) -> bool:
+def nothing_to_do(config: Config, run: Run, start: int, progress: dict) -> bool:
     """Tells, and logs, whether a run that is started at this step is over."""
     if start >= run.plan.stop:
         key = "epochs" if run.plan.stop == run.plan.steps else "max_steps"
@@ -207,13 +212,13 @@ def nothing_to_do(config: ConfigDict, run: Run, start: int, progress: dict) -> b
     return over
 
 
-def out_of_patience(config: ConfigDict, progress: dict) -> bool:
+def out_of_patience(config: Config, progress: dict) -> bool:
     """Tells whether the run has had config.eval.patience evaluations without a better AP."""
     return 0 < config.eval.patience <= progress["evaluations_since_best"]
 
 
 def open_batches(
-    config: ConfigDict, run: Run, start_step: int, chosen: readers.Readers | None = None
+    config: Config, run: Run, start_step: int, chosen: readers.Readers | None = None
 ) -> Iterator[dict]:
     """Opens the training data at the batch after `start_step`; chosen: who reads them."""
     chosen = chosen or training_readers(config)
@@ -233,7 +238,7 @@ def open_batches(
     )
 
 
-def training_readers(config: ConfigDict) -> readers.Readers:
+def training_readers(config: Config) -> readers.Readers:
     """Returns who reads the training images of this process."""
     pixels = max(height * width for height, width in train_sizes(config))
     return readers.local_readers(
@@ -244,9 +249,7 @@ def training_readers(config: ConfigDict) -> readers.Readers:
     )
 
 
-def save_samples(
-    config: ConfigDict, files: Outputs, run: Run, batch: dict, history: History
-) -> None:
+def save_samples(config: Config, files: Outputs, run: Run, batch: dict, history: History) -> None:
     """Writes the first augmented pictures with their boxes, as the model is about to see them."""
     sheet = training_sheet(batch, run.detector.class_names, config.log.sample_images)
     if sheet is None:
@@ -257,7 +260,7 @@ def save_samples(
     log.info("augmented training pictures: %s", files.folder / "train_samples.png")
 
 
-def explain(error: NonFiniteLoss, run: Run, config: ConfigDict) -> str:
+def explain(error: NonFiniteLoss, run: Run, config: Config) -> str:
     """Says where the loss broke."""
     mixing = [name for name in ("mosaic", "paste", "mixup") if name in config.augment.pipeline]
     others = f" (beside what {', '.join(mixing)} added)" if mixing else ""

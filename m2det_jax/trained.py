@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from m2det_jax.build import build_detector
-from m2det_jax.config.checks import validate
-from m2det_jax.config.experiments import stored_config
+from m2det_jax.config import Config, resolve
+from m2det_jax.config.stored import stored_config
 from m2det_jax.detector.detector import Detector
 from m2det_jax.errors import InputError
 from m2det_jax.model import variable_shapes
@@ -24,18 +23,18 @@ class Restored:
     """A trained detector, ready for use.
 
     Attributes:
-      detector: model, anchors, preprocessing and class names; `detector.detect_fn()` is jitted.
-      variables: params and batch_stats (moving averages), jax arrays on the first device.
-      class_names: name of each class id.
-      config: the config that it was trained with.
-      step: optimiser step of the checkpoint.
-      class_ids: category ids of the training set's own, for results; (): 0..C-1.
+        detector: model, anchors, preprocessing and class names; `detector.detect_fn()` is jitted.
+        variables: params and batch_stats (moving averages), jax arrays on the first device.
+        class_names: name of each class id.
+        config: the config that it was trained with.
+        step: optimiser step of the checkpoint.
+        class_ids: category ids of the training set's own, for results; (): 0..C-1.
     """
 
     detector: Detector
     variables: dict[str, Any]
     class_names: tuple[str, ...]
-    config: ConfigDict
+    config: Config
     step: int
     class_ids: tuple[int | str, ...] = ()
 
@@ -46,12 +45,12 @@ def restore(
     """Restores a trained detector from its workdir alone.
 
     Args:
-      workdir: what training was given as --workdir.
-      checkpoint: "latest", "best" (by validation AP), or a step.
-      overrides: changes of config.eval, such as "eval.nms=soft_linear".
+        workdir: what training was given as --workdir.
+        checkpoint: "latest", "best" (by validation AP), or a step.
+        overrides: changes of config.eval, such as "eval.nms=soft_linear".
 
     Raises:
-      ValueError: there is no such checkpoint, it is damaged, or an override does not fit.
+        InputError: there is no such checkpoint, it is damaged, or an override does not fit.
     """
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise InputError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
@@ -64,8 +63,7 @@ def restore(
                 f"{workdir}: a backbone alone, no detector; train one from it with "
                 f"--config.model.backbone_weights={workdir}"
             )
-        config = stored_config(meta, overrides, source=f"{workdir}, checkpoint {step}")
-        validate(config)
+        config = resolve(stored_config(meta, overrides, source=f"{workdir}, checkpoint {step}"))
         if not (class_names := tuple(meta.get("class_names", ()))):
             raise _damaged(manager, step, "its meta has no class_names")
         detector = build_detector(config, class_names)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from m2det_jax.build import build_detector, step_settings
-from m2det_jax.config import default_config
+from m2det_jax.config import Config, default_config
+from m2det_jax.config.dotted import freeze, to_dict, with_values
 from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.model import init_variables
 from m2det_jax.run.checkpoint import drop_old, make_meta, open_manager, record_evaluation, save
@@ -56,19 +57,29 @@ TINY = {
 SHORT = {"epochs": 2.0, "eval.every_epochs": 1.0, "log.every_steps": 3, "eval.max_detections": 20}
 
 
-def tiny_config(files: DatasetFiles | None = None, overrides: dict[str, Any] | None = None):
-    """Returns a tiny config on the data set `files`, with overrides by dotted key."""
+def tiny_config(
+    files: DatasetFiles | None = None, overrides: dict[str, Any] | None = None
+) -> Config:
+    """Returns a tiny config on the data set `files`, with overrides by dotted key; unchecked."""
     config = default_config()
     for name, file in files._asdict().items() if files else ():
         config.data[f"{name}_csv"] = str(file)
     config.update_from_flattened_dict(TINY | (overrides or {}))
-    return config
+    return freeze(config)
 
 
-def short_config(files: DatasetFiles, **overrides):
+def short_config(files: DatasetFiles, **overrides) -> Config:
     """Returns the tiny config of a run of six steps; `data__val_csv` stands for data.val_csv."""
-    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    return tiny_config(files, SHORT | dotted)
+    return tiny_config(files, SHORT | _dotted(overrides))
+
+
+def changed(config: Config, **overrides) -> Config:
+    """Returns a config with other values; `data__val_csv` stands for data.val_csv."""
+    return with_values(config, _dotted(overrides))
+
+
+def _dotted(overrides: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("__", "."): value for key, value in overrides.items()}
 
 
 def make_step(config, detector, num_images: int = NUM_TRAIN, mesh=None):
@@ -146,10 +157,9 @@ def small_step(count: int, sharding: str = "replicated", accumulation: int = 1, 
 
     The batch is 8, times accumulation on several devices; `model__remat` stands for model.remat.
     """
-    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     size = 8 * accumulation if count > 1 else 8
     fixed = {"sharding": sharding, "accumulation": accumulation, "batch_size": size}
-    config = tiny_config(overrides=SMALL | fixed | dotted)
+    config = tiny_config(overrides=SMALL | fixed | _dotted(overrides))
     detector = build_detector(config, SMALL_CLASSES)
     replicated, by_batch = data_mesh(jax.devices()[:count])
     mesh = replicated.mesh if sharding == "replicated" else None
@@ -264,7 +274,7 @@ def running_at(tiny_run: TinyRun, step: int) -> IntervalMetrics:
 
 
 def save_steps(workdir, tiny_run, aps: dict[int, float | None], keep_latest: int = 2) -> None:
-    meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
+    meta = make_meta(to_dict(tiny_run.config), tiny_run.run.train_index.class_names, PROGRESS)
     with open_manager(workdir, keep_latest=keep_latest) as manager:
         for step, ap in aps.items():
             save(manager, state_at(tiny_run, step), running_at(tiny_run, step), meta)

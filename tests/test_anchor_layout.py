@@ -5,6 +5,7 @@ import pytest
 import support
 
 from m2det_jax.build import anchors_per_cell, build_detector, make_anchors
+from m2det_jax.config import resolve
 from m2det_jax.config.experiments import load_experiment
 
 OFFICIAL = {
@@ -19,7 +20,7 @@ OFFICIAL = {
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_experiments_have_exactly_the_official_anchors(reference_dir, name):
     reference, side = np.load(reference_dir / "official_ops.npz"), OFFICIAL[name]
-    anchors = build_detector(load_experiment(name), ("cat",)).anchors.astype(np.float64)
+    anchors = build_detector(resolve(load_experiment(name)), ("cat",)).anchors.astype(np.float64)
     low, high = anchors[:, :2], anchors[:, 2:]
     cxcywh = np.concatenate([(low + high) / 2, high - low], axis=1) / side
     expected = reference[f"anchors/{side}/boxes"]

@@ -41,13 +41,13 @@ ALLOWED = {
     "data": {"numpy", "PIL", "grain", "absl", "yaml"},
     "metrics": {"numpy", "pycocotools"},
     "detector": {"jax", "numpy", "tqdm"},
-    "weights": {"numpy", "jax", "flax", "orbax", "safetensors", "torch", "ml_collections"},
+    "weights": {"numpy", "jax", "flax", "orbax", "safetensors", "torch"},
     "pages": {"numpy", "PIL"},
     "fonts": {"PIL"},
     "draw": {"numpy", "PIL"},
 }
-# Below build only config/ knows a ConfigDict, with two that pass one on whole.
-TAKE_A_CONFIG = {"run/checkpoint.py", "weights/pretrained.py"}
+# Beside config/ only these know a ConfigDict: each makes a Config of it in its first line.
+DOORS = {"train.py", "check/inspection.py"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in SOURCES}
 
@@ -157,16 +157,22 @@ def test_no_folder_is_a_corridor():
         assert len(list(folder.glob("*.py"))) <= 15, folder
 
 
-def test_below_build_only_config_knows_a_config():
+def test_only_config_and_the_doors_know_a_configdict():
+    knowing = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in SOURCES
+        if room_of(path) != "config"
+        and "ml_collections" in {name.partition(".")[0] for name in imports_of(path)}
+    }
+    assert knowing == DOORS
+
+
+def test_below_build_nothing_takes_a_config():
     for path in SOURCES:
-        if "ml_collections" not in {name.partition(".")[0] for name in imports_of(path)}:
+        room = room_of(path)
+        if room in ("__init__", "config", "experiment") or floor_of(room) >= floor_of("build"):
             continue
-        name = path.relative_to(PACKAGE).as_posix()
-        assert (
-            room_of(path) == "config"
-            or name in TAKE_A_CONFIG
-            or floor_of(room_of(path)) >= floor_of("build")
-        ), name
+        assert "config" not in {name.partition(".")[0] for name in own_imports(path)}, path
 
 
 def test_no_tensorflow_and_no_wildcards():

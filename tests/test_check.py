@@ -19,6 +19,7 @@ from m2det_jax import convert_dataset
 from m2det_jax.build import build_detector, make_anchors
 from m2det_jax.check import inspection
 from m2det_jax.check.samples import choose
+from m2det_jax.config.dotted import with_values
 from m2det_jax.data import read_classes
 from m2det_jax.data.synthetic import DatasetFiles
 
@@ -86,8 +87,8 @@ def test_fitted_lines_are_taken_by_the_detector_and_are_no_worse(sound, drawn_fi
     detector = build_detector(config, read_classes(drawn_files.classes))
     for line in fit.lines:
         key, _, value = line.removeprefix("--config.").partition("=")
-        section, name = key.split(".")
-        setattr(config[section], name, tuple(map(float, value.strip("'()").rstrip(",").split(","))))
+        values = tuple(map(float, value.strip("'()").rstrip(",").split(",")))
+        config = with_values(config, {key: values})
     fitted = build_detector(config, read_classes(drawn_files.classes))
     assert fitted.anchors.shape == detector.anchors.shape  # a checkpoint still fits
     assert not np.array_equal(fitted.anchors, detector.anchors)

@@ -11,6 +11,7 @@ import support
 from support import PROGRESS, running_at, save_steps, state_at
 
 import m2det_jax
+from m2det_jax.config.dotted import to_dict
 from m2det_jax.run.checkpoint import (
     make_meta,
     open_manager,
@@ -71,7 +72,7 @@ def test_a_state_comes_back_whole(saved, tiny_run):
 def test_config_names_and_versions_lie_beside_the_arrays(saved, tiny_run):
     _, _, meta = latest(saved, tiny_run)
     assert meta["class_names"] == list(tiny_run.run.train_index.class_names)
-    assert meta["config"]["model"] == tiny_run.config.model.to_dict()
+    assert meta["config"]["model"] == to_dict(tiny_run.config.model)
     assert meta["config"]["data"]["image_size"] == [64, 96]
     assert meta["versions"]["jax"] == jax.__version__
     assert meta["versions"]["m2det_jax"] == m2det_jax.__version__
@@ -130,7 +131,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
 
 def test_a_run_goes_on_saving_after_damage(copy, tiny_run):
     truncate_files(copy / "checkpoints" / "4")
-    meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
+    meta = make_meta(to_dict(tiny_run.config), tiny_run.run.train_index.class_names, PROGRESS)
     with open_manager(copy) as manager:
         restore_latest(manager, tiny_run.fresh_state(), running_at(tiny_run, 0))
         save(manager, state_at(tiny_run, 4), running_at(tiny_run, 4), meta)
@@ -221,7 +222,7 @@ def test_other_class_names_are_refused(saved, tiny_run):
 
 def test_a_changed_config_is_told(saved, tiny_run, warnings_of_run):
     config = support.tiny_config(overrides={"eval.patience": 3})
-    config.data = tiny_run.config.data
+    config = dataclasses.replace(config, data=tiny_run.config.data)
     warnings_of_run.set_level(logging.INFO, "m2det_jax")
     with open_manager(saved, read_only=True) as manager:
         start_or_resume(tiny_run.run, None, running_at(tiny_run, 0), manager, config)

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from m2det_jax.config import default_config, experiments
-from m2det_jax.config.checks import validate, validate_classes
+from m2det_jax.config import default_config, experiments, resolve
+from m2det_jax.config.checks import validate_classes
+from m2det_jax.config.dotted import flatten, get, nearest_key
 
 
 def default(**overrides):
@@ -16,8 +17,7 @@ def default(**overrides):
 
 
 def test_the_defaults_are_valid_and_those_of_the_paper():
-    config = default_config()
-    validate(config)
+    config = resolve(default_config())
     assert config.data.image_size == (512, 512)
     assert (config.model.backbone, config.model.num_levels, config.model.num_scales) == (
         "vgg16",
@@ -99,15 +99,15 @@ def test_two_configs_share_nothing():
 )
 def test_a_wrong_value_is_named_with_what_fits(overrides, parts):
     with pytest.raises(ValueError) as caught:
-        validate(default(**overrides))
+        resolve(default(**overrides))
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert str(caught.value).count("config.") <= 2  # no second finding
 
 
 def test_a_wrong_number_of_alphas_names_the_classes():
-    config = default(loss__focal_alpha_per_class=(0.25, 0.5))
+    config = resolve(default(loss__focal_alpha_per_class=(0.25, 0.5)))
     validate_classes(config, ("cat", "dog"))
-    validate_classes(default(), ("cat", "dog", "cow"))
+    validate_classes(resolve(default()), ("cat", "dog", "cow"))
     with pytest.raises(ValueError, match=r"2 values for 3 classes.*cat, dog, cow, in this order"):
         validate_classes(config, ("cat", "dog", "cow"))
 
@@ -115,7 +115,7 @@ def test_a_wrong_number_of_alphas_names_the_classes():
 def test_all_wrong_values_are_named_at_once():
     wrong = dict(data__resize="crop", epochs=-1.0, eval__iou_threshold=2.0, model__frozen_stages=-1)
     with pytest.raises(ValueError) as caught:
-        validate(default(**wrong))
+        resolve(default(**wrong))
     for key in wrong:
         assert "config." + key.replace("__", ".") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -132,17 +132,17 @@ def test_all_wrong_values_are_named_at_once():
     ],
 )
 def test_the_ends_of_the_ranges_are_legal(overrides):
-    validate(default(**overrides))
+    resolve(default(**overrides))
 
 
 def test_flatten_lists_every_leaf_once():
     config = default_config()
-    flat = experiments.flatten(config)
+    flat = flatten(config)
     assert flat["batch_size"] == 32
     assert flat["data.image_size"] == (512, 512)
     assert flat["optimizer.learning_rate"] == config.optimizer.learning_rate
     assert "data" not in flat
-    assert all(experiments.get(config, key) == value for key, value in flat.items())
+    assert all(get(config, key) == value for key, value in flat.items())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_flatten_lists_every_leaf_once():
     ],
 )
 def test_nearest_key(misspelt, nearest):
-    assert experiments.nearest_key(default_config(), misspelt) == nearest
+    assert nearest_key(default_config(), misspelt) == nearest
 
 
 @pytest.mark.parametrize("name", ["vgg512", "experiments/vgg512.py", "vgg512.py"])

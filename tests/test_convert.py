@@ -11,7 +11,8 @@ import support
 import torch_state_dicts as torch_form
 from safetensors.numpy import load_file, save_file
 
-from m2det_jax.config import default_config
+from m2det_jax.build import backbone_settings
+from m2det_jax.config import default_config, resolve
 from m2det_jax.convert import __main__
 from m2det_jax.data import load_image, read_classes
 from m2det_jax.evaluate import evaluate_checkpoint
@@ -160,8 +161,7 @@ def test_other_classes_need_permission_and_get_random_heads(official, converted,
 
 def test_fine_tuning_starts_from_a_converted_checkpoint(converted):
     source = restore(converted)
-    config = source.config
-    config.init_from = str(converted)
+    config = support.changed(source.config, init_from=str(converted))
     variables = prepare.initial_variables(config, prepare.build_detector(config, ("x", "y")))
     for part in ("backbone", "mlfpn", "box_head"):
         support.assert_trees_equal(variables["params"][part], source.variables["params"][part])
@@ -196,11 +196,12 @@ def tiny_backbone(preprocessing):
     )  # fmt: skip
 
 
-def ssd_config(path, **data):
+def ssd_backbone(path, backbone="vgg16", **data):
+    """The settings of a thin backbone and of other keys of config.data."""
     config = default_config()
-    config.model.update(backbone_width=THIN, backbone_weights=str(path))
+    config.model.update(backbone=backbone, backbone_width=THIN, backbone_weights=str(path))
     config.data.update(data)
-    return config
+    return backbone_settings(resolve(config))
 
 
 def test_backbones_bring_their_preprocessing(tmp_path):
@@ -213,23 +214,22 @@ def test_backbones_bring_their_preprocessing(tmp_path):
     right = dataclasses.asdict(CAFFE)
     for path in (file, folder):
         with pytest.raises(ValueError, match="want other images") as error:
-            pretrained.load_backbone(ssd_config(path))
+            pretrained.load_backbone(ssd_backbone(path))
         assert CAFFE.flags() in str(error.value)
         assert "--config.data.mean='(123.0, 117.0, 104.0)'" in CAFFE.flags()
         with pytest.raises(ValueError, match="want other images"):
-            pretrained.load_backbone(ssd_config(path, **right | {"channel_order": "rgb"}))
-        loaded = pretrained.load_backbone(ssd_config(path, **right))
+            pretrained.load_backbone(ssd_backbone(path, **right | {"channel_order": "rgb"}))
+        loaded = pretrained.load_backbone(ssd_backbone(path, **right))
         support.assert_trees_equal(loaded, pretrained.read(file).variables)
-    support.assert_trees_equal(pretrained.load_backbone(ssd_config(other)), loaded)
+    support.assert_trees_equal(pretrained.load_backbone(ssd_backbone(other)), loaded)
     assert "exists already" in error_of("backbone", file, "--output", folder)
 
 
 def test_backbone_weights_of_another_network_name_the_keys(tmp_path):
     pretrained.save(tmp_path / "b", tiny_backbone(IMAGENET), "x.pth")
-    config = ssd_config(tmp_path / "b")
-    config.model.backbone = "resnet18"
+    settings = ssd_backbone(tmp_path / "b", backbone="resnet18")
     with pytest.raises(ValueError) as error:
-        pretrained.load_backbone(config)
+        pretrained.load_backbone(settings)
     assert "not for config.model.backbone=resnet18" in str(error.value)
     assert "--config.model.backbone=vgg16 --config.model.backbone_norm=True" in str(error.value)
     with pytest.raises(ValueError, match="no backbone there"):
@@ -238,8 +238,7 @@ def test_backbone_weights_of_another_network_name_the_keys(tmp_path):
 
 def test_a_run_starts_from_a_converted_backbone(tmp_path, drawn_files):
     pretrained.save(tmp_path / "b", tiny_backbone(IMAGENET), "x.pth")
-    config = support.tiny_config(drawn_files)
-    config.model.backbone_weights = str(tmp_path / "b")
+    config = support.tiny_config(drawn_files, {"model.backbone_weights": str(tmp_path / "b")})
     detector = prepare.build_detector(config, ("a", "b"))
     variables = prepare.initial_variables(config, detector)
     for collection in ("params", "batch_stats"):

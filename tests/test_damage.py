@@ -9,6 +9,7 @@ import pytest
 import support
 from support import PROGRESS, running_at, save_steps, state_at
 
+from m2det_jax.config.dotted import to_dict
 from m2det_jax.errors import InputError
 from m2det_jax.run import checksums as damage
 from m2det_jax.run.checkpoint import (
@@ -204,7 +205,7 @@ def test_a_half_deleted_old_checkpoint_blocks_nothing(with_list, copy, tiny_run)
     half_deleted(checkpoints / "3", with_list)
     assert latest_step(copy, tiny_run) == 5
     assert restore(copy, "best").step == 5
-    meta = make_meta(tiny_run.config, tiny_run.run.train_index.class_names, PROGRESS)
+    meta = make_meta(to_dict(tiny_run.config), tiny_run.run.train_index.class_names, PROGRESS)
     with open_manager(copy) as manager:
         save(manager, state_at(tiny_run, 6), running_at(tiny_run, 6), meta)
         record_evaluation(manager, 6, {"AP": 0.1})

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from m2det_jax.config import default_config
+from m2det_jax.config.dotted import freeze, to_dict
 from m2det_jax.config.paths import absolute_paths
 from m2det_jax.data import read_csv, write_classes, write_csv
 from m2det_jax.data.formats.write import write_dataset
@@ -61,7 +62,7 @@ class DataSet:
         config.data.classes_csv = str(self.folder / "classes.csv")
         config.data.root = str(self.folder)
         config.update_from_flattened_dict(changes)
-        return config
+        return freeze(config)
 
 
 @pytest.fixture(params=["csv", "coco"])
@@ -91,7 +92,7 @@ def start(config, workdir, allowed=False):
 def trained(config, workdir):
     """A run of which a checkpoint is kept."""
     run = start(config, workdir)
-    meta = checkpoint.make_meta(config, run.train_index.class_names, {}, run.fingerprints)
+    meta = checkpoint.make_meta(to_dict(config), run.train_index.class_names, {}, run.fingerprints)
     (workdir / "checkpoints" / "00000001").mkdir(parents=True)
     (workdir / "meta.json").write_text(json.dumps(meta))
     return run

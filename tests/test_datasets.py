@@ -10,8 +10,8 @@ import pytest
 import support
 from PIL import Image
 
-from m2det_jax.config import default_config
-from m2det_jax.config.checks import FORMATS, validate
+from m2det_jax.config import default_config, resolve
+from m2det_jax.config.keys import FORMATS
 from m2det_jax.data import DataError, read_classes, read_csv
 from m2det_jax.data.formats.sources import READERS
 from m2det_jax.data.formats.write import write_dataset
@@ -42,8 +42,7 @@ def config_of(format, root, **changes):
         for split in ("train", "val", "classes"):
             config.data[f"{split}_csv"] = str(root / f"{split}.csv")
     config.data.update({"format": format, "root": str(root)} | changes)
-    validate(config)
-    return config
+    return resolve(config)
 
 
 def test_formats_of_checks_and_readers_agree():
@@ -80,8 +79,9 @@ def test_validation_part_split_off(tmp_path, written, format):
     assert not set(train.image_paths) & set(val.image_paths)
     again, what = load_validation(config, tmp_path, train.class_names)
     assert again.image_paths == val.image_paths and what.startswith("part of ")
-    config.seed = 5
-    assert load_datasets(config, tmp_path)[1].image_paths != val.image_paths
+    assert (
+        load_datasets(support.changed(config, seed=5), tmp_path)[1].image_paths != val.image_paths
+    )
     assert not list(tmp_path.iterdir())  # what a run keeps: see test_data_record
 
 
@@ -229,7 +229,7 @@ def test_impossible_values(change, message):
     config = default_config()
     config.data.update(change)
     with pytest.raises(ValueError) as caught:
-        validate(config)
+        resolve(config)
     assert message in str(caught.value)
 
 
@@ -247,7 +247,7 @@ def test_a_run_on_coco_maps_category_and_image_ids_back(tmp_path, drawn_files, d
     }
     write_dataset(splits, "coco", tmp_path / "coco")
     config = support.short_config(drawn_files, max_steps=1)
-    config.data.update({"format": "coco", "root": str(tmp_path / "coco")})
+    config = support.changed(config, data__format="coco", data__root=str(tmp_path / "coco"))
     train(config, tmp_path / "run")
     metrics = evaluate_checkpoint(tmp_path / "run")
     assert 0 <= metrics["AP"] <= 1

@@ -8,6 +8,7 @@ import pytest
 import support
 
 from m2det_jax import build
+from m2det_jax.config.dotted import to_dict
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.detector import evaluation
 from m2det_jax.run import checkpoint, devices
@@ -91,7 +92,7 @@ def test_arrays_that_no_device_count_divides_stay_whole():
 
 def saved(small: support.SmallStep, state, workdir) -> None:
     running = devices.place(IntervalMetrics.empty(), small.replicated)
-    meta = checkpoint.make_meta(small.config, support.SMALL_CLASSES, support.PROGRESS)
+    meta = checkpoint.make_meta(to_dict(small.config), support.SMALL_CLASSES, support.PROGRESS)
     with checkpoint.open_manager(workdir) as manager:
         checkpoint.save(manager, state, running, meta)
 

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from m2det_jax.config import default_config
-from m2det_jax.config.experiments import experiments_dir, flatten
+from m2det_jax.config.dotted import flatten
+from m2det_jax.config.experiments import experiments_dir
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 

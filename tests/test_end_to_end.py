@@ -9,7 +9,7 @@ import jax
 import pytest
 import support
 from PIL import Image
-from support import short_config
+from support import changed, short_config
 
 from m2det_jax import train
 from m2det_jax.data import read_classes, read_csv
@@ -152,8 +152,8 @@ def test_early_stopping_keeps_the_best(tmp_path, drawn_files, monkeypatch):
     # The same command once more, as of a cluster that starts it until it is done.
     assert train.train(config, tmp_path) == {}
     assert [r["step"] for r in read_history(tmp_path) if "val_AP" in r] == [3, 6, 9, 12]
-    config.eval.patience, config.max_steps = 3, 15
-    assert train.train(config, tmp_path)["AP"] == 0.9
+    patient = changed(config, eval__patience=3, max_steps=15)
+    assert train.train(patient, tmp_path)["AP"] == 0.9
 
 
 def test_a_corrected_box_of_one_csv_is_refused_and_told(tmp_path, drawn_files):

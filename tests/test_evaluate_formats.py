@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from safetensors.numpy import save_file
 
 from m2det_jax import evaluate
-from m2det_jax.config.checks import FORMATS
+from m2det_jax.config.keys import FORMATS
 from m2det_jax.convert import __main__
 from m2det_jax.data import DataError, read_classes, read_csv
 from m2det_jax.data.formats.write import write_dataset
@@ -244,11 +244,16 @@ def coco_run(val, drawn_files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("coco_run")
     train_index = read_csv(drawn_files.train, val.class_names)
     write_dataset({"train": train_index, "val": val, "test": val.subset(range(5))}, "coco", folder)
-    config = support.short_config(drawn_files, max_steps=1)
-    config.data.update({
-        "format": "coco", "root": str(folder), "num_workers": 0, "on_bad_box": "drop",
-        "class_map": (("cross", "mark"), ("stripes", "")), "labels_filter": ("ring", "mark"),
-    })  # fmt: skip
+    config = support.short_config(
+        drawn_files,
+        max_steps=1,
+        data__format="coco",
+        data__root=str(folder),
+        data__num_workers=0,
+        data__on_bad_box="drop",
+        data__class_map=(("cross", "mark"), ("stripes", "")),
+        data__labels_filter=("ring", "mark"),
+    )
     train(config, folder / "run")
     return folder
 

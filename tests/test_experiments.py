@@ -9,9 +9,10 @@ import pytest
 import support
 
 from m2det_jax.build import augment_settings, build_detector, step_settings
-from m2det_jax.config import default_config
-from m2det_jax.config.checks import validate
-from m2det_jax.config.experiments import experiments_dir, flatten, load_experiment, stored_config
+from m2det_jax.config import default_config, resolve
+from m2det_jax.config.dotted import flatten, freeze, to_dict, with_values
+from m2det_jax.config.experiments import experiments_dir, load_experiment
+from m2det_jax.config.stored import stored_config
 from m2det_jax.data import AugmentSettings
 from m2det_jax.model import variable_shapes
 from m2det_jax.run.state import create_train_state
@@ -33,7 +34,7 @@ ANCHORS = {
 @functools.cache
 def built(name: str):
     """Returns an experiment's (config, detector, shapes of its variables); not to be changed."""
-    config = load_experiment(name)
+    config = freeze(load_experiment(name))
     detector = build_detector(config, CLASSES)
     return config, detector, variable_shapes(detector.model, detector.resize.image_size)
 
@@ -45,8 +46,8 @@ def one_of_each_network() -> list[str]:
     """
     largest = {}
     for name in NAMES:
-        config = load_experiment(name)
-        family = config.model.to_dict() | {"backbone": config.model.backbone.rstrip("0123456789")}
+        config = freeze(load_experiment(name))
+        family = to_dict(config.model) | {"backbone": config.model.backbone.rstrip("0123456789")}
         key = str([family, config.loss, config.anchors.kind, config.optimizer.name])
         if key not in largest or config.data.image_size > largest[key][0]:
             largest[key] = (config.data.image_size, name)
@@ -107,7 +108,7 @@ IN_EPOCHS = {
 @pytest.mark.parametrize("num_images", [1, 37, 292, 800, 1234.5, 117_266])
 @pytest.mark.parametrize("name", NAMES)
 def test_shares_of_the_run_are_the_epochs_of_the_shipped_one(name, num_images):
-    config = load_experiment(name)
+    config = freeze(load_experiment(name))
     kind = "official" if name.startswith("official") else name if name in IN_EPOCHS else "paper"
     warmup, decays = IN_EPOCHS[kind]
     found = make_optimizer_settings(config, make_plan(config, num_images), num_images)
@@ -139,7 +140,7 @@ def test_a_config_that_is_older_than_the_shares_means_what_it_meant():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slow_averages_of_batchnorm_warm_up_but_in_other_peoples_recipes(name):
-    config = load_experiment(name)
+    config = freeze(load_experiment(name))
     slow = config.model.norm_momentum >= 0.99  # faster ones have forgotten their start soon
     theirs = name.startswith(("official", "keras"))
     assert config.optimizer.norm_warmup == (slow and not theirs)
@@ -147,9 +148,9 @@ def test_slow_averages_of_batchnorm_warm_up_but_in_other_peoples_recipes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_short_runs_learn_at_the_whole_schedule_or_say_that_they_do_not(name):
-    config = load_experiment(name)
+    config = freeze(load_experiment(name))
     for epochs in (4.0, 20.0, 50.0):
-        config.epochs = epochs
+        config = with_values(config, {"epochs": epochs})
         plan = make_plan(config, 3200)
         with support.warnings_of_run() as warned:
             found = make_optimizer_settings(config, plan, 3200)
@@ -191,7 +192,7 @@ def test_a_step_of_each_network_is_tried():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_values_of_an_experiment_are_legal(name):
     config, _, _ = built(name)
-    validate(config)
+    resolve(config)
     assert isinstance(augment_settings(config), AugmentSettings)
 
 

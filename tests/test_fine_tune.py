@@ -41,7 +41,7 @@ def start(source, class_names, **overrides):
     config = support.tiny_config(overrides={"seed": 5} | dotted)
     detector = build_detector(config, class_names)
     fresh = initial_variables(config, detector)
-    config.init_from = str(source)
+    config = support.changed(config, init_from=str(source))
     return initial_variables(config, detector), fresh
 
 
@@ -174,8 +174,7 @@ def test_a_run_starts_there_and_then_goes_on_from_its_own(
         assert 0 < distances[0] < distances[1], path
 
     log_of_run.clear()
-    config.max_steps = 2
-    config.init_from = str(tmp_path / "gone by now")
+    config = support.changed(config, max_steps=2, init_from=str(tmp_path / "gone by now"))
     train(config, tmp_path / "run")
     assert "gone by now is not read: the run goes on" in log_of_run.text
     assert "initial weights" not in log_of_run.text

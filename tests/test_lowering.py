@@ -10,7 +10,7 @@ import pytest
 import support
 
 from m2det_jax.build import build_detector
-from m2det_jax.config import default_config
+from m2det_jax.config import default_config, resolve
 from m2det_jax.model import variable_shapes
 from m2det_jax.run.state import create_train_state
 
@@ -25,6 +25,7 @@ def exported():
     """The step of vgg512 at batch 16 in bfloat16 for CUDA and TPU, and its state, no array real."""
     config = default_config()
     config.update_from_flattened_dict({"batch_size": 16, "model.dtype": "bfloat16"})
+    config = resolve(config)
     detector = build_detector(config, tuple(f"class{i}" for i in range(80)))
     step, optimizer = support.make_step(config, detector)
     shapes = variable_shapes(detector.model, (512, 512))

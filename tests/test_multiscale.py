@@ -31,12 +31,12 @@ def tiny_detector(**overrides) -> Detector:
 def test_views_of_a_config():
     config = support.tiny_config()
     assert make_views(config) is None
-    config.eval.test_sizes = ((64, 96),)
+    config = support.changed(config, eval__test_sizes=((64, 96),))
     assert make_views(config) is None
-    config.eval.test_sizes = (64, (64, 96), 64)
+    config = support.changed(config, eval__test_sizes=(64, (64, 96), 64))
     views = make_views(config)
     assert views.sizes == ((64, 64), (64, 96)) and not views.flip
-    config.eval.update(test_sizes=(), test_flip=True)
+    config = support.changed(config, eval__test_sizes=(), eval__test_flip=True)
     views = make_views(config)
     assert views.sizes == ((64, 96),) and views.flip
 

@@ -91,8 +91,7 @@ def _convert(whole, root: Path) -> Verb:
 
 
 def _train(whole, root: Path) -> Verb:
-    config = _config(root)
-    config.update_from_flattened_dict({"max_steps": 1, "batch_size": 8, "eval.batch_size": 8})
+    config = support.changed(_config(root), max_steps=1, batch_size=8, eval__batch_size=8)
     return Verb(
         lambda out: train.train(config, out),
         ("config.json", "train_samples.png", "history.jsonl"),
@@ -219,18 +218,18 @@ def test_training_notices_a_config_that_was_changed(drawn_files, tmp_path):
     written = tmp_path / "config.json"
     kept = written.read_text()
     written.write_text(kept.replace('"epochs": 2.0', '"epochs": 4.0'))
-    config.max_steps = 2
+    config = support.changed(config, max_steps=2)
     with pytest.raises(ValueError, match=r"config\.json: it was changed since the run wrote it"):
         train.train(config, tmp_path)
     assert '"epochs": 4.0' in written.read_text()
-    config.epochs, config.max_steps = 4.0, 1  # what it says now
+    config = support.changed(config, epochs=4.0, max_steps=1)  # what it says now
     train.train(config, tmp_path)
-    config.log.every_steps = 5  # once it was taken, it is the run's own
+    config = support.changed(config, log__every_steps=5)  # once it was taken, it is the run's own
     train.train(config, tmp_path)
     written.write_text(kept)
-    config.epochs, config.max_steps, config.log.every_steps = 2.0, 1, 3
+    config = support.changed(config, epochs=2.0, max_steps=1, log__every_steps=3)
     train.train(config, tmp_path)
-    config.max_steps = 2
+    config = support.changed(config, max_steps=2)
     train.train(config, tmp_path)
     assert '"max_steps": 2' in written.read_text()
 
@@ -239,7 +238,7 @@ def test_a_run_of_an_older_version_goes_on(drawn_files, tmp_path):
     config = support.short_config(drawn_files, max_steps=1)
     train.train(config, tmp_path)
     (tmp_path / MANIFEST).unlink()
-    config.max_steps = 2
+    config = support.changed(config, max_steps=2)
     train.train(config, tmp_path)
     assert '"max_steps": 2' in (tmp_path / "config.json").read_text()
 

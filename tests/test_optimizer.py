@@ -137,12 +137,9 @@ def test_epochs_of_the_config_become_steps():
     assert (found.warmup_steps, found.decay_steps) == (5, (20, 40))
     assert (found.decay_factors, found.backbone_factor) == ((0.5, 0.1), 0.2)
     assert found.learning_rate == pytest.approx(0.05)
-    config.max_steps = 7
-    assert make_plan(config, 40).stop == 7
-    config.max_steps = 70
-    assert make_plan(config, 40).stop == 50
-    config.epochs = 0.01
-    assert make_plan(config, 40).steps == 1
+    assert make_plan(support.changed(config, max_steps=7), 40).stop == 7
+    assert make_plan(support.changed(config, max_steps=70), 40).stop == 50
+    assert make_plan(support.changed(config, epochs=0.01), 40).steps == 1
 
 
 def settings_of(num_images=80, **overrides) -> tuple[OptimizerSettings, list[str]]:

@@ -59,5 +59,5 @@ def test_the_plan_rounds_epochs_to_whole_steps():
     config = support.tiny_config(overrides={"epochs": 3.0, "eval.every_epochs": 0.5})
     plan = make_plan(config, num_images=30)  # 3.75 steps an epoch
     assert (plan.steps, plan.evaluate_every) == (11, 2)
-    config.eval.every_epochs = 1e-3
+    config = support.changed(config, eval__every_epochs=1e-3)
     assert make_plan(config, num_images=30).evaluate_every == 1

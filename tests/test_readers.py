@@ -6,8 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from m2det_jax.config import default_config
-from m2det_jax.config.checks import validate
+from m2det_jax.config import default_config, resolve
 from m2det_jax.run import readers
 from m2det_jax.run.readers import Host, choose_readers
 
@@ -134,10 +133,10 @@ def test_this_host_reads_with_two_threads_and_says_so_once(monkeypatch):
 def test_the_config_keeps_the_word_automatic():
     config = default_config()
     assert (config.data.num_workers, config.data.num_threads) == (-1, -1)
-    validate(config)
+    resolve(config)
     config.data.num_workers, config.data.num_threads = -2, 0
     with pytest.raises(ValueError, match=r"num_workers=-2: give 0 or more, or -1 .*num_threads=0"):
-        validate(config)
+        resolve(config)
 
 
 @pytest.mark.parametrize("name", ["num_workers", "num_threads"])

@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 import support
-from ml_collections import ConfigDict
 from PIL import Image
 
 from m2det_jax import train
-from m2det_jax.config import FREE_KEYS, command_line, default_config
-from m2det_jax.config.experiments import flatten, get, load_experiment
+from m2det_jax.config import FREE_KEYS, Config, command_line, default_config, resolve
+from m2det_jax.config.dotted import flatten, freeze, get, to_dict, with_values
+from m2det_jax.config.experiments import load_experiment
 from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.run import checkpoint
 from m2det_jax.run.devices import place
@@ -31,21 +31,18 @@ def log_of_run(caplog, monkeypatch):
     return caplog
 
 
-def changed(config: ConfigDict, key: str) -> ConfigDict:
+def changed(config: Config, key: str) -> Config:
     value = get(config, key)
     others = {bool: lambda v: not v, str: lambda v: v + "x", tuple: lambda v: (*v, 7)}
     return _with(config, key, others.get(type(value), lambda v: v + 1)(value))
 
 
-def _with(config: ConfigDict, key: str, value) -> ConfigDict:
-    copy = default_config()
-    copy.update_from_flattened_dict(flatten(config))
-    copy.update_from_flattened_dict({key: value})
-    return copy
+def _with(config: Config, key: str, value) -> Config:
+    return with_values(config, {key: value})
 
 
 def test_every_key_is_told_and_counts_unless_it_is_free():
-    config = default_config()
+    config = resolve(default_config())
     assert changed_keys(config, config) == ([], [])
     for key in flatten(config):
         other = changed(config, key)
@@ -58,12 +55,16 @@ def test_every_key_is_told_and_counts_unless_it_is_free():
     ("vgg512", 5.0, (90.0, 120.0)),
 ])  # fmt: skip
 def test_a_schedule_in_epochs_is_the_same_in_shares(name, warmup, decays):
-    now, before = load_experiment(name), load_experiment(name)
-    before.optimizer.update(
-        warmup_epochs=warmup, warmup_share=0.0, decay_epochs=decays, decay_shares=()
+    now = resolve(load_experiment(name))
+    before = support.changed(
+        now,
+        optimizer__warmup_epochs=warmup,
+        optimizer__warmup_share=0.0,
+        optimizer__decay_epochs=decays,
+        optimizer__decay_shares=(),
     )
     assert changed_keys(before, now) == ([], [])
-    before.optimizer.warmup_epochs = 2 * warmup
+    before = _with(before, "optimizer.warmup_epochs", 2 * warmup)
     assert any(
         "config.optimizer.warmup_epochs was" in line for line in changed_keys(before, now)[0]
     )
@@ -92,7 +93,7 @@ def meta(tiny_run):
     """What a checkpoint of the tiny run holds, as JSON gives it back."""
     run = tiny_run.run
     names, prints = run.train_index.class_names, run.fingerprints
-    return json.loads(json.dumps(checkpoint.make_meta(tiny_run.config, names, {}, prints)))
+    return json.loads(json.dumps(checkpoint.make_meta(to_dict(tiny_run.config), names, {}, prints)))
 
 
 def refuse(meta, config, run, tmp_path, allowed=False):
@@ -161,11 +162,11 @@ def test_other_versions_are_told(meta, tiny_run, tmp_path, log_of_run):
     assert len(log_of_run.records) == 2
 
 
-def found_config(argv: list[str]) -> ConfigDict | None:
+def found_config(argv: list[str]) -> Config | None:
     argv = ["main", *map(str, argv)]
     name = command_line._resolve_config(argv)
     assert name is None or f"--config={name}" in argv
-    return name and load_experiment(name)
+    return name and freeze(load_experiment(name))
 
 
 @pytest.mark.parametrize("give", [lambda w: ["--workdir", w], lambda w: [f"--workdir={w}"]])
@@ -201,7 +202,7 @@ def test_what_is_left_names_the_last_good_checkpoint(whole, tmp_path):
 
 def test_the_config_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     files = Outputs(tmp_path, "train")
-    resume.write_config(files, default_config())
+    resume.write_config(files, resolve(default_config()))
     before = (tmp_path / "config.json").read_text()
 
     def full(self, content):
@@ -211,7 +212,7 @@ def test_the_config_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
-        resume.write_config(files, load_experiment("small320"))
+        resume.write_config(files, resolve(load_experiment("small320")))
     assert (tmp_path / "config.json").read_text() == before
 
 
@@ -228,7 +229,7 @@ NESTED = {
 def test_a_run_with_nested_values_is_resumed(drawn_files, tmp_path, log_of_run):
     config = support.short_config(drawn_files, **NESTED, max_steps=1)
     train.train(config, tmp_path)
-    config.max_steps = 2
+    config = support.changed(config, max_steps=2)
     log_of_run.clear()
     train.train(config, tmp_path)
     assert "resuming from step 1" in log_of_run.text
@@ -236,7 +237,7 @@ def test_a_run_with_nested_values_is_resumed(drawn_files, tmp_path, log_of_run):
     assert changes == ["changed since the last checkpoint: config.max_steps was 1, now 2"]
     alone = found_config(["--workdir", tmp_path])
     assert changed_keys(config, alone) == ([], [])
-    config.data.train_sizes = ((64, 96), (96, 128))
+    config = support.changed(config, data__train_sizes=((64, 96), (96, 128)))
     with pytest.raises(ValueError, match=r"config.data.train_sizes was \(\(64, 96\), \(96, 64\)\)"):
         train.train(config, tmp_path)
 
@@ -280,10 +281,8 @@ def test_skipped_images_are_counted_through_a_stop(broken_files, tmp_path, tiny_
     for name in ("000003", "000011"):
         assert log_of_run.text.count(f"{name}.jpg, another one in its place") == 2
     assert "4 times so far" in log_of_run.text
-    config.max_steps = 3
-    train.train(config, tmp_path / "stopped")
-    config.max_steps, config.data.num_workers = 0, 1
-    train.train(config, tmp_path / "stopped")
+    train.train(support.changed(config, max_steps=3), tmp_path / "stopped")
+    train.train(support.changed(config, data__num_workers=1), tmp_path / "stopped")
     found = end_of(tmp_path / "stopped", tiny_run)
     support.assert_trees_equal(found[0], expected[0])
     assert found[1:] == expected[1:]
@@ -316,10 +315,13 @@ def test_a_folder_removed_during_the_run_ends_it_and_is_not_made_anew(
 
 
 def test_epochs_against_epochs_are_compared_as_they_are():
-    before, now = load_experiment("official_vgg512"), load_experiment("official_vgg512")
-    now.epochs = 2 * before.epochs
-    now.optimizer.warmup_epochs = 2 * before.optimizer.warmup_epochs
-    now.optimizer.decay_epochs = tuple(2 * epoch for epoch in before.optimizer.decay_epochs)
+    before = resolve(load_experiment("official_vgg512"))
+    now = support.changed(
+        before,
+        epochs=2 * before.epochs,
+        optimizer__warmup_epochs=2 * before.optimizer.warmup_epochs,
+        optimizer__decay_epochs=tuple(2 * epoch for epoch in before.optimizer.decay_epochs),
+    )
     changed, _ = changed_keys(before, now)
     assert [line.split(" was ")[0] for line in changed] == [
         "config.optimizer.decay_epochs", "config.optimizer.warmup_epochs"

@@ -1,5 +1,6 @@
 """Configs that runs have stored: one reader, paths that lead there from anywhere, no code."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,10 +13,10 @@ import support
 from PIL import Image
 
 from m2det_jax import __version__, restore
-from m2det_jax.config import default_config
-from m2det_jax.config.experiments import flatten, stored_config
+from m2det_jax.config import default_config, resolve
+from m2det_jax.config.dotted import flatten, freeze, to_dict
 from m2det_jax.config.paths import absolute_paths, find_paths, relative_paths
-from m2det_jax.config.stored import get_config
+from m2det_jax.config.stored import get_config, stored_config
 from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.datasets.loading import load_datasets, load_validation
 from m2det_jax.evaluate import evaluate_checkpoint
@@ -40,19 +41,19 @@ def nested_config():
             "augment.pipeline": ("mosaic", "mixup"),
         }
     )
-    return config
+    return resolve(config)
 
 
 @pytest.mark.parametrize("wrap", [lambda c: c, lambda c: {"config": c, "versions": {}}])
 def test_a_config_comes_back_from_json_as_it_was(wrap):
     config = nested_config()
-    found = stored_config(as_json(wrap(config.to_dict())))
+    found = stored_config(as_json(wrap(to_dict(config))))
     assert flatten(found) == flatten(config)
     assert changed_keys(found, config) == ([], [])
 
 
 def test_younger_keys_have_their_defaults():
-    stored = as_json(nested_config().to_dict())
+    stored = as_json(to_dict(nested_config()))
     del stored["on_nonfinite"], stored["data"]["train_sizes"], stored["log"]
     found = stored_config({"config": stored})
     assert found.on_nonfinite == "stop" and found.data.train_sizes == ()
@@ -87,7 +88,7 @@ def test_keys_of_another_version_are_refused_with_its_name(tmp_path):
             get_config(str(tmp_path / file))
         assert str(caught.value) == f"{tmp_path / file}: {expected}; or give --config"
     with pytest.raises(ValueError, match=r"checkpoints: written by m2det_jax 77\.1; this is"):
-        refuse_other_run(meta, default_config(), NoRun, tmp_path / "checkpoints", False)
+        refuse_other_run(meta, resolve(default_config()), NoRun, tmp_path / "checkpoints", False)
 
 
 class NoRun:
@@ -107,16 +108,16 @@ def test_paths_are_made_absolute_where_they_lead_somewhere(tmp_path, monkeypatch
     config = default_config()
     config.data.update({"train_csv": "a.csv", "val_csv": "", "extra_train": ("b.csv", "no.csv")})
     config.model.backbone_weights = "w.pth"
-    config.lock()
+    config = freeze(config)
     found = absolute_paths(config)
     assert found.data.train_csv == str(tmp_path / "a.csv") and found.data.val_csv == ""
     assert found.data.extra_train == (str(tmp_path / "b.csv"), "no.csv")
     assert found.model.backbone_weights == str(tmp_path / "w.pth")
     assert config.data.train_csv == "a.csv" and found.data.classes_csv == "data/classes.csv"
-    config.data.format = "voc"
+    config = support.changed(config, data__format="voc")
     assert absolute_paths(config).data.root == str(tmp_path)
     assert absolute_paths(config).data.train_csv == "a.csv"
-    config.data.update({"format": "my_source", "root": "table=marks"})
+    config = support.changed(config, data__format="my_source", data__root="table=marks")
     assert absolute_paths(config).data.root == "table=marks"
 
 
@@ -124,6 +125,7 @@ def test_a_stored_path_that_leads_nowhere_is_taken_from_beside_the_workdir(tmp_p
     config = default_config()
     config.data.update({"train_csv": str(tmp_path / "p" / "a.csv"), "val_csv": ""})
     config.data.extra_train = (str(tmp_path / "p" / "b.csv"), str(tmp_path / "stays.csv"))
+    config = freeze(config)
     workdir = tmp_path / "p" / "runs" / "mine"
     workdir.mkdir(parents=True)
     for path in (config.data.train_csv, *config.data.extra_train):
@@ -173,6 +175,7 @@ def test_an_old_run_with_relative_paths_says_which_key_to_give(drawn_files, tmp_
     config = default_config()
     for name, file in drawn_files._asdict().items():
         config.data[f"{name}_csv"] = file.name
+    config = freeze(config)
     names = ("disc", "ring", "triangle", "cross", "stripes", "letter_A")
     monkeypatch.chdir(drawn_files.train.parent)
     assert load_validation(config, tmp_path / "run", names)[0].num_images == support.NUM_VAL
@@ -182,7 +185,7 @@ def test_an_old_run_with_relative_paths_says_which_key_to_give(drawn_files, tmp_
     message = str(caught.value)
     assert f"not there, val_csv=val.csv, seen from {tmp_path}; start the command where" in message
     assert message.endswith("or give --csv FILE")
-    config.data.val_csv = ""
+    config = support.changed(config, data__val_csv="")
     with pytest.raises(ValueError, match=r"train_csv=train\.csv.*--config\.data\.train_csv=PATH"):
         load_validation(config, tmp_path / "run", names)
     with pytest.raises(FileNotFoundError, match=f"train_csv=train.csv.*seen from {tmp_path}"):
@@ -202,8 +205,7 @@ def untrusted(tmp_path):
         "    return make_index([(picture, [(1, 2, 9, 9, 'cat')])], ('cat',))\n"
     )
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    config = support.short_config(None)
-    config.data.update({"format": "marking_source", "root": str(tmp_path)})
+    config = support.short_config(None, data__format="marking_source", data__root=str(tmp_path))
     (tmp_path / "run").mkdir()
     write_config(Outputs(tmp_path / "run", "train"), config)
     return tmp_path
@@ -242,7 +244,7 @@ def test_a_module_is_imported_where_the_user_says_so(untrusted, flag):
 
 def test_evaluation_imports_no_module_of_a_checkpoint(untrusted, monkeypatch):
     monkeypatch.syspath_prepend(untrusted / "cwd")
-    config = get_config(str(untrusted / "run" / "config.json"))
+    config = resolve(get_config(str(untrusted / "run" / "config.json")))
     with pytest.raises(ValueError, match="names the Python module 'marking_source'.*give --trust"):
         load_validation(config, untrusted / "run", ("cat",))
     assert not (untrusted / "cwd" / "mark").exists()
@@ -253,7 +255,10 @@ def test_evaluation_imports_no_module_of_a_checkpoint(untrusted, monkeypatch):
 def test_evaluate_passes_its_trust_on(whole, untrusted, monkeypatch):
     monkeypatch.syspath_prepend(untrusted / "cwd")
     restored = restore(whole[0])
-    restored.config.data.update({"format": "marking_source", "root": str(untrusted)})
+    config = support.changed(
+        restored.config, data__format="marking_source", data__root=str(untrusted)
+    )
+    restored = dataclasses.replace(restored, config=config)
     monkeypatch.setattr("m2det_jax.evaluate.restore", lambda *args: restored)
     with pytest.raises(ValueError, match="give --trust"):
         evaluate_checkpoint(untrusted / "run")

@@ -9,6 +9,7 @@ import pytest
 import support
 
 from m2det_jax.build import build_detector
+from m2det_jax.config import resolve
 from m2det_jax.data.feeding.sampling import size_of_step
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.run.devices import place
@@ -108,7 +109,7 @@ def test_anchors_keep_their_pixels_at_other_sizes(size, clip):
 def test_steps_of_the_anchors_fit_one_size_only(drawn_files, tmp_path):
     config = small_config(drawn_files, anchors__steps=(8.0, 16.0))
     with pytest.raises(ValueError, match=r"config.anchors.steps .*\(96, 64\)"):
-        prepare.prepare(config, tmp_path)
+        prepare.prepare(resolve(config), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -124,4 +125,4 @@ def test_steps_of_the_anchors_fit_one_size_only(drawn_files, tmp_path):
 def test_impossible_wishes_are_refused_at_once(drawn_files, tmp_path, overrides, message):
     config = support.short_config(drawn_files, **overrides)
     with pytest.raises(ValueError, match=message):
-        prepare.prepare(config, tmp_path)
+        prepare.prepare(resolve(config), tmp_path)

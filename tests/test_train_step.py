@@ -167,8 +167,8 @@ def parts():
     batch["image"] = np.repeat(batch["image"][::2], 2, axis=0)
     results = {}
     for count in (1, 2):
-        config.accumulation = count
-        step, optimizer = support.make_step(config, detector)
+        at_count = support.changed(config, accumulation=count)
+        step, optimizer = support.make_step(at_count, detector)
         before = create_train_state(init_variables(detector.model, (64, 96), 0), optimizer)
         results[count] = jax.device_get(jax.jit(step)(before, batch))
     return before, results, detector.model.frozen_paths()

@@ -9,7 +9,7 @@ import time
 
 import jax
 import pytest
-from support import leaves, short_config
+from support import changed, leaves, short_config
 
 from benchmarks.outcome import differences, outcome
 from m2det_jax import train
@@ -154,7 +154,7 @@ def test_a_broken_validation_image_ends_the_run_early_and_costs_nothing(
 def test_broken_validation_images_are_left_out_on_demand(own_images, tmp_path, log_lines):
     config, path = own_images
     truncate(path)
-    config.data.on_bad_image = "skip"
+    config = changed(config, data__on_bad_image="skip")
     metrics = train.train(config, tmp_path / "run")
     assert f"1 of 12 images cannot be read and are left out of the evaluation: ({path})" in (
         log_lines.text
@@ -166,7 +166,7 @@ def test_broken_validation_images_are_left_out_on_demand(own_images, tmp_path, l
     assert len(kept) < len(csv.read_text().splitlines())
     without = csv.with_name("without.csv")
     without.write_text("\n".join(kept) + "\n")
-    config.data.val_csv = str(without)
+    config = changed(config, data__val_csv=str(without))
     expected = train.train(config, tmp_path / "other")
     assert metrics.keys() == expected.keys()
     for name in ("AP", "AP50", "loss", "loss_box"):
@@ -175,7 +175,7 @@ def test_broken_validation_images_are_left_out_on_demand(own_images, tmp_path, l
 
 def test_all_images_broken_is_no_evaluation(own_images, tmp_path):
     config, path = own_images
-    config.data.on_bad_image = "skip"
+    config = changed(config, data__on_bad_image="skip")
     for other in path.parent.glob("*.jpg"):
         truncate(other)
     with pytest.raises(ValueError, match="none of the 12 images to evaluate on can be read"):
@@ -200,10 +200,8 @@ def test_there_is_one_state_on_the_devices(drawn_files, tmp_path, monkeypatch):
         return evaluation.evaluate(*args, **kwargs)
 
     monkeypatch.setattr(validation, "evaluate", looking)
-    config.max_steps = 4
     before = live_bytes()
-    train.train(config, tmp_path)  # evaluates after step 3
-    config.max_steps = 0
+    train.train(changed(config, max_steps=4), tmp_path)  # evaluates after step 3
     before = live_bytes()
     train.train(config, tmp_path)  # resumes after step 4, evaluates after step 6
     state = prepare(config, tmp_path).state_shapes

@@ -5,11 +5,11 @@ import logging
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from m2det_jax import ops
 from m2det_jax.build import anchor_sizes, make_anchors
 from m2det_jax.check.figures import Split
+from m2det_jax.config import Config
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.ops.anchor_fit import AnchorShapes, fit_anchors
 from m2det_jax.ops.coverage import best_anchors
@@ -50,7 +50,7 @@ def _match(anchors, boxes, mask, thresholds):
     return ops.match(anchors, boxes, mask, positive_threshold=positive, negative_threshold=negative)
 
 
-def config_anchors(config: ConfigDict) -> Anchors:
+def config_anchors(config: Config) -> Anchors:
     """Returns the anchors of a config with their thresholds."""
     return Anchors(
         boxes=make_anchors(config),
@@ -60,13 +60,13 @@ def config_anchors(config: ConfigDict) -> Anchors:
     )
 
 
-def fit_to(config: ConfigDict, splits: dict[str, Split]) -> Fit:
+def fit_to(config: Config, splits: dict[str, Split]) -> Fit:
     """Fits anchors to the training boxes and measures them on all boxes, with what is printed."""
 
     def build(shapes: AnchorShapes) -> np.ndarray:
-        changed = config.copy_and_resolve_references()
-        changed.anchors.sizes, changed.anchors.aspect_ratios = shapes
-        return make_anchors(changed)
+        sizes, ratios = shapes
+        anchors = dataclasses.replace(config.anchors, sizes=sizes, aspect_ratios=ratios)
+        return make_anchors(dataclasses.replace(config, anchors=anchors))
 
     def coverage(shapes: AnchorShapes) -> dict[str, tuple[float, float]]:
         anchors = dataclasses.replace(now, boxes=build(shapes))

@@ -5,12 +5,11 @@ import json
 import math
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
 from m2det_jax.build import make_anchors
 from m2det_jax.check import figures
 from m2det_jax.check.figures import Found, Split
 from m2det_jax.check.remarks import ERROR
+from m2det_jax.config import Config
 from m2det_jax.datasets.splits import describe, names_validation
 from m2det_jax.pages import Contents, Fit, Picture, render_page
 from m2det_jax.run.outputs import Outputs
@@ -19,7 +18,7 @@ REPORT_FILES = ("report.html", "findings.json")
 
 
 def assemble(
-    config: ConfigDict,
+    config: Config,
     name: str,
     splits: dict[str, Split],
     found: Found,
@@ -50,7 +49,7 @@ def assemble(
     )
 
 
-def _facts(config: ConfigDict) -> list[tuple[str, str]]:
+def _facts(config: Config) -> list[tuple[str, str]]:
     val, (height, width) = "split off by seed", config.data.image_size
     if names_validation(config.data):
         val = describe(config.data, "val")

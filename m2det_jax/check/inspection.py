@@ -18,7 +18,8 @@ from m2det_jax.check.files import check_files, check_repeats
 from m2det_jax.check.image_facts import ImageFacts, iterate_facts
 from m2det_jax.check.remarks import NOTE, Remark, from_finding, remark
 from m2det_jax.check.samples import augmented_pictures, choose, whole_picture
-from m2det_jax.config.checks import validate, validate_classes
+from m2det_jax.config import Config, resolve
+from m2det_jax.config.checks import validate_classes
 from m2det_jax.data import DetectionIndex
 from m2det_jax.data.errors import EFFECTS
 from m2det_jax.datasets.loading import inspect_datasets
@@ -29,7 +30,7 @@ SPLITS = {"train": "training", "val": "validation"}
 
 
 def inspect(
-    config: ConfigDict,
+    config: ConfigDict | Config,
     output: pathlib.Path,
     *,
     name: str,
@@ -54,10 +55,10 @@ def inspect(
     Raises:
       ValueError, FileNotFoundError: the config names no data, or does not fit itself.
     """
-    validate(config)
+    config = resolve(config)
     anchors = config_anchors(config)
     outputs = Outputs(output, "check")
-    tables = [config.data[key] for key in ("train_csv", "val_csv", "classes_csv")]
+    tables = [config.data.train_csv, config.data.val_csv, config.data.classes_csv]
     outputs.claim(REPORT_FILES, tables)
     output.mkdir(parents=True, exist_ok=True)
     indices, found = read_splits(config)
@@ -82,7 +83,7 @@ def inspect(
     return report
 
 
-def read_splits(config: ConfigDict) -> tuple[dict[str, DetectionIndex], Found]:
+def read_splits(config: Config) -> tuple[dict[str, DetectionIndex], Found]:
     """Returns the sound part of both splits, and what is wrong with the rest."""
     found, indices = Found([]), {}
     for split, (index, findings) in inspect_datasets(config).items():
@@ -111,7 +112,7 @@ def decode(
     return dict(zip(images.tolist(), bar, strict=True))
 
 
-def measure(config: ConfigDict, index: DetectionIndex, anchors: Anchors) -> Split:
+def measure(config: Config, index: DetectionIndex, anchors: Anchors) -> Split:
     """Brings all boxes of a split to the network input and compares them with the anchors."""
     boxes = stats.network_boxes(index, augment_settings(config))
     overlap = anchors.overlaps(boxes)
@@ -119,7 +120,7 @@ def measure(config: ConfigDict, index: DetectionIndex, anchors: Anchors) -> Spli
 
 
 def check_all(
-    config: ConfigDict,
+    config: Config,
     splits: dict[str, Split],
     facts: dict[str, dict[int, ImageFacts]],
     anchors: Anchors,
@@ -158,7 +159,7 @@ def readable_images(index: DetectionIndex, facts: dict[int, ImageFacts]) -> np.n
 
 
 def whole_pictures(
-    config: ConfigDict,
+    config: Config,
     splits: dict[str, Split],
     remarks: Sequence[Remark],
     readable: dict[str, np.ndarray],

@@ -3,11 +3,11 @@
 import itertools
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from m2det_jax.build import augment_settings
 from m2det_jax.check.anchors import Anchors
+from m2det_jax.config import Config
 from m2det_jax.data import DetectionIndex, ResizeSettings, load_image, train_batches
 from m2det_jax.data.augment.transforms import place_whole
 from m2det_jax.ops.coverage import aligned_iou
@@ -74,7 +74,7 @@ def whole_picture(
 
 
 def augmented_pictures(
-    config: ConfigDict, index: DetectionIndex, anchors: Anchors, count: int
+    config: Config, index: DetectionIndex, anchors: Anchors, count: int
 ) -> list[Picture]:
     """Returns the first training samples of a run, as its pipeline makes them."""
     if not index.num_images or not count:

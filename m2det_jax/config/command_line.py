@@ -12,8 +12,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from m2det_jax.config import experiments
-from m2det_jax.config.checks import FORMATS
+from m2det_jax.config.dotted import flatten, nearest_key
 from m2det_jax.config.experiment_checks import load_checked
+from m2det_jax.config.keys import FORMATS
 from m2det_jax.config.stored import stored_metas
 from m2det_jax.errors import InputError
 
@@ -35,8 +36,8 @@ def parse(argv: list[str], doc: str, own_flag: str) -> list[str]:
     """Parses flags; what is wrong with them ends in one line that names the nearest key.
 
     Args:
-      doc: printed above the flags when --help is asked for.
-      own_flag: any flag of the verb, whose module's flags --help lists beside --config.
+        doc: printed above the flags when --help is asked for.
+        own_flag: any flag of the verb, whose module's flags --help lists beside --config.
     """
     argv = list(argv)
     if {"--help", "-help", "-h", "--helpshort"} & set(argv):
@@ -139,16 +140,16 @@ def _check_keys(argv: list[str], path: str | None) -> dict[str, object]:
     """Returns the keys with the experiment's values.
 
     Raises:
-      InputError: an override of a key that the experiment does not have, or no experiment at all.
+        InputError: an override of a key that the experiment does not have, or no experiment at all.
     """
     if path is None:
         return {}
     config = load_checked(path)
-    keys = experiments.flatten(config)
+    keys = flatten(config)
     for argument in argv:
         flag = argument.partition("=")[0]
         key = flag.lstrip("-").removeprefix("no").removeprefix("config.")
         if flag.lstrip("-").removeprefix("no").startswith("config.") and key not in keys:
-            nearest = experiments.nearest_key(config, key)
+            nearest = nearest_key(config, key)
             raise InputError(f"{flag}: there is no such key; the nearest is --config.{nearest}")
     return keys

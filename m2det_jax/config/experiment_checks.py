@@ -4,8 +4,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from m2det_jax.config import default_config
-from m2det_jax.config.experiments import flatten, load_experiment, nearest_key
+from m2det_jax.config.dotted import raise_if_other_keys
+from m2det_jax.config.experiments import load_experiment
 from m2det_jax.errors import InputError, in_one_line
 
 
@@ -13,7 +13,7 @@ def load_checked(name: str) -> ConfigDict:
     """Loads an experiment, and checks that it is a config with the keys of this version.
 
     Raises:
-      InputError: there is no such file, it cannot be run, or gives something else; says where.
+        InputError: there is no such file, it cannot be run, or gives something else; says where.
     """
     try:
         config = load_experiment(name)
@@ -30,15 +30,5 @@ def load_checked(name: str) -> ConfigDict:
             f"--config {name}: get_config() returns {type(config).__name__}, not a ConfigDict; "
             "change default_config() and return it"
         )
-    given, known = flatten(config), flatten(default_config())
-    if unknown := sorted(given.keys() - known.keys()):
-        nearest = nearest_key(default_config(), unknown[0])
-        raise InputError(
-            f"--config {name}: there is no key config.{unknown[0]}; the nearest is config.{nearest}"
-        )
-    if missing := sorted(known.keys() - given.keys()):
-        raise InputError(
-            f"--config {name}: the config lacks {len(missing)} keys, such as config.{missing[0]}; "
-            "start from default_config()"
-        )
+    raise_if_other_keys(config, f"--config {name}: ")
     return config

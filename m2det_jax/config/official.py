@@ -1,9 +1,11 @@
 """Which configs describe the network of the official code, and the config of its checkpoints."""
 
-from ml_collections import ConfigDict
+import dataclasses
 
+from m2det_jax.config.dotted import flatten, freeze, with_values
 from m2det_jax.config.experiment_checks import load_checked
-from m2det_jax.config.experiments import flatten, load_experiment
+from m2det_jax.config.experiments import load_experiment
+from m2det_jax.config.keys import Config, Model
 from m2det_jax.errors import InputError
 
 OFFICIAL_SIZES = (320, 512, 704, 800)
@@ -20,30 +22,29 @@ _OPEN = frozenset(
 )
 
 
-def official_config(experiment: str, fields: dict) -> ConfigDict:
+def official_config(experiment: str, fields: dict) -> Config:
     """Returns an experiment's config with the network that an official checkpoint holds.
 
     Args:
-      experiment: a shipped one or a file, of the official form.
-      fields: of `weights.official.official_fields`.
+        experiment: a shipped one or a file, of the official form.
+        fields: of `weights.official.official_fields`.
 
     Raises:
-      ValueError: the experiment is not of the official form; lists the keys.
+        InputError: the experiment is not of the official form; lists the keys.
     """
-    config = load_checked(experiment)
-    for key, value in fields.items():
-        if key in config.model:
-            config.model[key] = value
-    config.model.backbone_official_stride = fields["backbone"].startswith("resnet")
+    keys = {field.name for field in dataclasses.fields(Model)}
+    values = {f"model.{name}": value for name, value in fields.items() if name in keys}
+    values["model.backbone_official_stride"] = fields["backbone"].startswith("resnet")
+    config = with_values(freeze(load_checked(experiment)), values)
     raise_if_not_official(config, f"experiment {experiment}")
     return config
 
 
-def raise_if_not_official(config: ConfigDict, what: str) -> None:
+def raise_if_not_official(config: Config, what: str) -> None:
     """Checks that the official code has a network that computes the same as the config's.
 
     Raises:
-      ValueError: listing all keys that differ, with the value that they would have.
+        InputError: listing all keys that differ, with the value that they would have.
     """
     reference = flatten(load_experiment(f"official_vgg{_nearest_size(config)}"))
     ours, model = flatten(config), config.model
@@ -63,7 +64,7 @@ def raise_if_not_official(config: ConfigDict, what: str) -> None:
         raise InputError(f"{what}: not of the official form: {'; '.join(differing)}")
 
 
-def _nearest_size(config: ConfigDict) -> int:
+def _nearest_size(config: Config) -> int:
     """The official size whose anchors `ops.ssd_sizes` would take."""
     side = min(config.data.image_size)
     return min(OFFICIAL_SIZES, key=lambda size: abs(size - side))

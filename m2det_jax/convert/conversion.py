@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import load_file, save_file
 
 from m2det_jax.build import build_detector
+from m2det_jax.config.dotted import to_dict
 from m2det_jax.config.official import official_config, raise_if_not_official
 from m2det_jax.data import read_classes
 from m2det_jax.detector.detector import Detector
@@ -76,7 +77,8 @@ def from_official(
     log.info("%s: %s; not used, the ImageNet classifier: %s", file, _in_words(fields),
              ", ".join(unused) or "(none there)")  # fmt: skip
     class_ids = COCO_IDS if classes == "coco" else ()
-    meta = make_meta(settings, class_names, {}, class_ids=class_ids) | {"converted_from": file.name}
+    meta = make_meta(to_dict(settings), class_names, {}, class_ids=class_ids)
+    meta["converted_from"] = file.name
     with new_folder(workdir) as partial:
         with open_manager(partial) as manager:
             model = ocp.args.StandardSave(variables)

@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from m2det_jax.config.checks import FORMATS
+from m2det_jax.config.keys import FORMATS
 from m2det_jax.data import (
     EFFECTS,
     KINDS,

@@ -7,9 +7,8 @@ import os
 import pathlib
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from m2det_jax.config.checks import FORMATS
+from m2det_jax.config.keys import FORMATS, Config, Data
 from m2det_jax.config.paths import find_paths, missing_paths
 from m2det_jax.data import (
     EFFECTS,
@@ -31,7 +30,7 @@ log = logging.getLogger("m2det_jax")
 
 
 def load_datasets(
-    config: ConfigDict, workdir: pathlib.Path, sizes: SizeCache | None = None
+    config: Config, workdir: pathlib.Path, sizes: SizeCache | None = None
 ) -> tuple[DetectionIndex, DetectionIndex]:
     """Reads the training and the validation set that a config names; writes nothing.
 
@@ -72,7 +71,7 @@ def load_datasets(
 
 
 def load_validation(
-    config: ConfigDict,
+    config: Config,
     workdir: pathlib.Path,
     class_names: tuple[str, ...],
     class_ids: tuple[int | str, ...] = (),
@@ -120,7 +119,7 @@ def refuse_untrusted(format: str, trust: bool, workdir: pathlib.Path) -> None:
         )
 
 
-def _require_there(config: ConfigDict, role: str, workdir: pathlib.Path) -> None:
+def _require_there(config: Config, role: str, workdir: pathlib.Path) -> None:
     missing = missing_paths(config, role)
     if not missing:
         return
@@ -140,7 +139,7 @@ def _require_there(config: ConfigDict, role: str, workdir: pathlib.Path) -> None
 
 
 def read_split(
-    config: ConfigDict, role: str, class_names: tuple[str, ...], read: ReadSize = read_size
+    config: Config, role: str, class_names: tuple[str, ...], read: ReadSize = read_size
 ) -> DetectionIndex:
     """Reads what a config names for "train" or "val", and logs what was left out or cut.
 
@@ -160,7 +159,7 @@ def read_split(
     return index
 
 
-def inspect_datasets(config: ConfigDict) -> dict[str, tuple[DetectionIndex, Findings]]:
+def inspect_datasets(config: Config) -> dict[str, tuple[DetectionIndex, Findings]]:
     """Reads like `load_datasets`, but refuses nothing that can be read, and writes nothing.
 
     Returns:
@@ -183,11 +182,13 @@ def inspect_datasets(config: ConfigDict) -> dict[str, tuple[DetectionIndex, Find
     return {"train": (train, findings), "val": (val, val_findings)}
 
 
-def _require_files(data: ConfigDict) -> None:
+def _require_files(data: Data) -> None:
     if data.format != "csv":
         return
-    keys = ["train_csv", "classes_csv"] + (["val_csv"] if data.val_csv else [])
-    missing = [f"{key}={data[key]}" for key in keys if not pathlib.Path(data[key]).is_file()]
+    keys = {"train_csv": data.train_csv, "classes_csv": data.classes_csv}
+    if data.val_csv:
+        keys["val_csv"] = data.val_csv
+    missing = [f"{key}={path}" for key, path in keys.items() if not pathlib.Path(path).is_file()]
     if missing:
         given = " ".join(f"--config.data.{key}=FILE" for key in keys)
         raise FileNotFoundError(

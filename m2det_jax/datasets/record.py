@@ -15,8 +15,8 @@ import pathlib
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from m2det_jax.config.keys import Config, Data
 from m2det_jax.config.paths import RECORD, relative_paths
 from m2det_jax.data import DetectionIndex, Findings, read_classes, split_by_image
 from m2det_jax.data.changes import Note, align, describe_changes, image_names, note_images, shown
@@ -39,14 +39,14 @@ def size_cache(workdir: pathlib.Path) -> SizeCache:
     return SizeCache(workdir / "image_sizes.json")
 
 
-def image_root(data: ConfigDict) -> str:
+def image_root(data: Data) -> str:
     """Returns the folder from which images are named in a workdir."""
     folder = os.path.dirname(data.train_csv) if data.format == "csv" else data.root
     return os.path.abspath(folder)
 
 
 def split_off(
-    config: ConfigDict, workdir: pathlib.Path, whole: DetectionIndex
+    config: Config, workdir: pathlib.Path, whole: DetectionIndex
 ) -> tuple[DetectionIndex, DetectionIndex]:
     """Splits the training images in (training, validation), as an earlier start has decided.
 
@@ -99,7 +99,7 @@ def _list_file(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "split" / "val.txt"
 
 
-def _listed(config: ConfigDict, workdir: pathlib.Path) -> tuple[list[str] | None, pathlib.Path]:
+def _listed(config: Config, workdir: pathlib.Path) -> tuple[list[str] | None, pathlib.Path]:
     """Returns the names of the images for validation that were decided, and the file with them."""
     file = _list_file(workdir)
     if file.is_file():
@@ -114,7 +114,7 @@ def _listed(config: ConfigDict, workdir: pathlib.Path) -> tuple[list[str] | None
 
 
 def what_changed(
-    config: ConfigDict,
+    config: Config,
     workdir: pathlib.Path,
     what: str,
     index: DetectionIndex,
@@ -133,7 +133,7 @@ def what_changed(
     return ", ".join(describe_changes(old, _note(config, index))) if old else ""
 
 
-def log_changes(config: ConfigDict, workdir: pathlib.Path, **parts: DetectionIndex) -> None:
+def log_changes(config: Config, workdir: pathlib.Path, **parts: DetectionIndex) -> None:
     """Logs how the data of a run that has trained nothing yet differ from its last start."""
     if jax.process_index() != 0:
         return
@@ -143,7 +143,7 @@ def log_changes(config: ConfigDict, workdir: pathlib.Path, **parts: DetectionInd
 
 
 def remember(
-    config: ConfigDict,
+    config: Config,
     workdir: pathlib.Path,
     train: DetectionIndex,
     val: DetectionIndex,
@@ -176,7 +176,7 @@ def remember(
 
 
 def _write_list(
-    config: ConfigDict, workdir: pathlib.Path, train: DetectionIndex, val: DetectionIndex
+    config: Config, workdir: pathlib.Path, train: DetectionIndex, val: DetectionIndex
 ) -> None:
     root, file = image_root(config.data), _list_file(workdir)
     names = image_names(val.image_paths, root)
@@ -191,7 +191,7 @@ def _write_list(
     Outputs(workdir, "train").write(name, os.fsencode("".join(f"{line}\n" for line in names)))
 
 
-def _note(config: ConfigDict, index: DetectionIndex) -> Note:
+def _note(config: Config, index: DetectionIndex) -> Note:
     return note_images(index, image_root(config.data))
 
 
@@ -206,7 +206,7 @@ def _read(workdir: pathlib.Path) -> dict:
         return {}
 
 
-def _note_copy(config: ConfigDict, file: pathlib.Path) -> Note:
+def _note_copy(config: Config, file: pathlib.Path) -> Note:
     index = _read_copy(file)
     return {} if index is None else _note(config, index)
 

@@ -3,8 +3,7 @@
 import dataclasses
 import os
 
-from ml_collections import ConfigDict
-
+from m2det_jax.config.keys import Data
 from m2det_jax.data import DataError, DetectionIndex, Findings, Source, inspect_dataset, read_size
 from m2det_jax.data.reading.combine import (
     all_classes,
@@ -23,33 +22,38 @@ _NAMED_BY_BOXES = ("voc", "kitti")
 Classes = str | tuple[str, ...]
 
 
-def names_validation(data: ConfigDict) -> bool:
+def names_validation(data: Data) -> bool:
     """Says whether the config names a validation set, or leaves it to be split off."""
     return bool(data.val_csv if data.format == "csv" else data.val_split)
 
 
-def describe(data: ConfigDict, role: str) -> str:
+def describe(data: Data, role: str) -> str:
     """Returns what a split is read from, in words."""
+    split = _named_split(data, role)
+    return split if data.format == "csv" else f"{data.format} {os.path.join(data.root, split)}"
+
+
+def _named_split(data: Data, role: str) -> str:
+    """Returns the split as the config names it, which for CSV is a file."""
     if data.format == "csv":
-        return str(data[f"{role}_csv"])
-    return f"{data.format} {os.path.join(data.root, data[f'{role}_split'])}"
+        return {"train": data.train_csv, "val": data.val_csv}[role]
+    return {"train": data.train_split, "val": data.val_split}[role]
 
 
-def sources_of(data: ConfigDict, role: str, classes: Classes) -> list[Source]:
+def sources_of(data: Data, role: str, classes: Classes) -> list[Source]:
     """Returns the sources of "train" (several with extra_train) or "val".
 
     classes: of CSV files, their class file or the names.
     """
+    split, extra = _named_split(data, role), data.extra_train if role == "train" else ()
     if data.format == "csv":
-        files = [data[f"{role}_csv"], *(data.extra_train if role == "train" else ())]
-        return [Source("csv", split=file, classes=classes) for file in files]
-    roots = [data.root, *(data.extra_train if role == "train" else ())]
-    split = data[f"{role}_split"]
+        return [Source("csv", split=file, classes=classes) for file in (split, *extra)]
+    roots = [data.root, *extra]
     return [Source(data.format, root, split, parent_label=data.parent_label) for root in roots]
 
 
 def inspect_split(
-    data: ConfigDict, role: str, classes: Classes, read: ReadSize = read_size
+    data: Data, role: str, classes: Classes, read: ReadSize = read_size
 ) -> tuple[DetectionIndex, Findings, list[str]]:
     """Reads all sources of a split as one.
 
@@ -80,7 +84,7 @@ def inspect_split(
     return concatenate(parts), findings, remarks
 
 
-def _chosen(data: ConfigDict, index: DetectionIndex, remarks: list[str]) -> DetectionIndex:
+def _chosen(data: Data, index: DetectionIndex, remarks: list[str]) -> DetectionIndex:
     """Applies class_map, then labels_filter."""
     if data.class_map:
         index, dropped = map_classes(index, [tuple(pair) for pair in data.class_map])

@@ -12,11 +12,11 @@ import functools
 import importlib.metadata
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 import m2det_jax
@@ -94,7 +94,7 @@ def versions() -> dict[str, str]:
 
 
 def make_meta(
-    config: ConfigDict,
+    config: Mapping[str, Any],
     class_names: tuple[str, ...],
     progress: dict[str, Any],
     data: dict[str, str] | None = None,
@@ -103,12 +103,13 @@ def make_meta(
     """Returns what is stored beside the arrays, as JSON values.
 
     Args:
+      config: of the run, as dicts of plain values.
       data: fingerprints by name.
       class_ids: category ids of the data set's own; (): 0..C-1.
     """
     return {
         "format": 1,
-        "config": config.to_dict(),
+        "config": config,
         "class_names": list(class_names),
         "class_ids": list(class_ids),
         "data": data or {},

@@ -21,7 +21,7 @@ class OutOfMemory(MemoryError):
 
 @dataclasses.dataclass(frozen=True)
 class MemorySettings:
-    """What of a config decides how much memory a step takes; see config/__init__.py."""
+    """What of a config decides how much memory a step takes; see config/keys.py."""
 
     image_size: tuple[int, int]
     batch_size: int

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 
 from m2det_jax import trained
-from m2det_jax.config.experiments import flatten
+from m2det_jax.config import Config
+from m2det_jax.config.dotted import flatten
 from m2det_jax.detector.detector import Detector
 from m2det_jax.errors import InputError
 from m2det_jax.model import is_class_output
@@ -31,7 +31,7 @@ _NO_MATTER = (
 )
 
 
-def start_from(config: ConfigDict, detector: Detector, fresh: dict[str, Any]) -> dict[str, Any]:
+def start_from(config: Config, detector: Detector, fresh: dict[str, Any]) -> dict[str, Any]:
     """Returns `fresh` variables with those of config.init_from in their places.
 
     The moving averages of the source are taken. Its class outputs are only where the class names
@@ -110,7 +110,7 @@ def _log_loaded(loaded: Tensors) -> None:
         log.info("  loaded: %s, all %d tensors, %s values", part, len(sizes), f"{sum(sizes):,}")
 
 
-def _differing_settings(config: ConfigDict, source: ConfigDict) -> list[tuple[str, Any, Any]]:
+def _differing_settings(config: Config, source: Config) -> list[tuple[str, Any, Any]]:
     """Returns (key, value here, value in the source) of settings that the weights depend on."""
     here, there = flatten(config), flatten(source)
     keys = [

@@ -4,8 +4,7 @@ import dataclasses
 import logging
 import math
 
-from ml_collections import ConfigDict
-
+from m2det_jax.config import Config
 from m2det_jax.data import DetectionIndex, describe_sampling, epoch_length, image_factors
 from m2det_jax.training.optimizer import OptimizerSettings, scaled_learning_rate
 
@@ -30,7 +29,7 @@ class Plan:
         return self.evaluates(step) or step == self.stop or step % self.save_every == 0
 
 
-def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> float:
+def images_of_epoch(config: Config, index: DetectionIndex) -> float:
     """Returns how many images an epoch shows: each once, or by repeat-factor sampling."""
     threshold = config.data.repeat_threshold
     if not threshold:
@@ -41,7 +40,7 @@ def images_of_epoch(config: ConfigDict, index: DetectionIndex) -> float:
     return epoch_length(image_factors(index, threshold))
 
 
-def make_plan(config: ConfigDict, num_images: float) -> Plan:
+def make_plan(config: Config, num_images: float) -> Plan:
     """Turns the epochs of a config into steps, for so many images an epoch.
 
     Warns where the run does not come to what config.eval asks for.
@@ -59,7 +58,7 @@ def make_plan(config: ConfigDict, num_images: float) -> Plan:
     return plan
 
 
-def _about_evaluations(config: ConfigDict, plan: Plan) -> list[str]:
+def _about_evaluations(config: Config, plan: Plan) -> list[str]:
     """Returns a line for each key of config.eval that a run of this length gives nothing to do."""
     if plan.evaluate_every > plan.steps:
         return [
@@ -75,7 +74,7 @@ def _about_evaluations(config: ConfigDict, plan: Plan) -> list[str]:
     return []
 
 
-def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: float) -> OptimizerSettings:
+def make_optimizer_settings(config: Config, plan: Plan, num_images: float) -> OptimizerSettings:
     """Turns config.optimizer into plain values in steps, with the learning rate scaled.
 
     Warns where the run does not come to a part of its schedule.
@@ -108,7 +107,7 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: float) -
         warmup_steps=round(warmup_epochs * per_epoch),
         warmup_start=c.warmup_start,
         decay_steps=tuple(round(epoch * per_epoch) for epoch in decay_epochs),
-        decay_factors=tuple(c.decay_factors),
+        decay_factors=c.decay_factors,
         final_factor=c.final_factor,
     )
     for line in _about_schedule(config, plan, settings):
@@ -116,7 +115,7 @@ def make_optimizer_settings(config: ConfigDict, plan: Plan, num_images: float) -
     return settings
 
 
-def schedule_stretches(config: ConfigDict) -> bool:
+def schedule_stretches(config: Config) -> bool:
     """Says whether another config.epochs changes the learning rate of the steps before it."""
     c = config.optimizer
     if c.schedule == "step" and c.decay_shares:
@@ -124,39 +123,43 @@ def schedule_stretches(config: ConfigDict) -> bool:
     return c.schedule == "cosine" or c.warmup_share > 0
 
 
-def same_schedule(a: ConfigDict, b: ConfigDict) -> bool:
+def same_schedule(a: Config, b: Config) -> bool:
     """Says whether warm-up and decays, in epochs in one run and in shares in the other, are one.
 
     Our recipes counted them in epochs before 0.2.
     """
 
-    def shares(config: ConfigDict) -> tuple[float, ...]:
+    def shares(config: Config) -> tuple[float, ...]:
         warmup, decays = _schedule_epochs(config)
         return tuple(round(epochs / config.epochs, 12) for epochs in (warmup, *decays))
 
-    def counts_shares(config: ConfigDict) -> bool:
+    def counts_shares(config: Config) -> bool:
         return bool(config.optimizer.warmup_share or config.optimizer.decay_shares)
 
     return counts_shares(a) != counts_shares(b) and shares(a) == shares(b)
 
 
-def _schedule_epochs(config: ConfigDict) -> tuple[float, tuple[float, ...]]:
+def _schedule_epochs(config: Config) -> tuple[float, tuple[float, ...]]:
     """Returns how many epochs the warm-up has, and after how many each decay comes."""
     c = config.optimizer
     warmup = c.warmup_share * config.epochs if c.warmup_share else c.warmup_epochs
     if c.decay_shares:
         return warmup, tuple(share * config.epochs for share in c.decay_shares)
-    return warmup, tuple(c.decay_epochs)
+    return warmup, c.decay_epochs
 
 
-def _about_schedule(config: ConfigDict, plan: Plan, settings: OptimizerSettings) -> list[str]:
+def _about_schedule(config: Config, plan: Plan, settings: OptimizerSettings) -> list[str]:
     """Returns a line for each length that the schedule does not fit, with the keys to change."""
     c, warmup = config.optimizer, settings.warmup_steps
     decays = settings.decay_steps if settings.schedule == "step" else ()
-    key = "warmup_share" if c.warmup_share else "warmup_epochs"
-    warmup_is = f"the warm-up of {warmup} steps (config.optimizer.{key}={c[key]:g})"
-    key = "decay_shares" if c.decay_shares else "decay_epochs"
-    decays_are = f"decays of the learning rate (config.optimizer.{key}={tuple(c[key])})"
+    given = f"warmup_epochs={c.warmup_epochs:g}"
+    if c.warmup_share:
+        given = f"warmup_share={c.warmup_share:g}"
+    warmup_is = f"the warm-up of {warmup} steps (config.optimizer.{given})"
+    given = f"decay_epochs={c.decay_epochs}"
+    if c.decay_shares:
+        given = f"decay_shares={c.decay_shares}"
+    decays_are = f"decays of the learning rate (config.optimizer.{given})"
     misfits = []
     if warmup >= plan.steps:
         misfits.append(f"it ends inside {warmup_is}")

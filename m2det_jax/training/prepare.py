@@ -9,17 +9,18 @@ from typing import Any
 import jax
 import optax
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
 from m2det_jax.build import (
     augment_settings,
+    backbone_settings,
     build_detector,
     make_anchors,
     memory_settings,
     step_settings,
     train_sizes,
 )
-from m2det_jax.config.checks import validate, validate_classes
+from m2det_jax.config import Config
+from m2det_jax.config.checks import validate_classes
 from m2det_jax.data import DetectionIndex, describe_augmentation
 from m2det_jax.data.size_cache import SizeCache
 from m2det_jax.datasets import record
@@ -68,13 +69,12 @@ class Run:
     sizes: SizeCache
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
-    """Checks the config, reads the data, and builds model, optimiser and steps.
+def prepare(config: Config, workdir: pathlib.Path) -> Run:
+    """Reads the data of a checked config, and builds model, optimiser and steps.
 
     Raises:
       ValueError, FileNotFoundError: config or data do not fit; the message says what to do.
     """
-    validate(config)
     devices.check_divisible("config.batch_size", config.batch_size, config.accumulation)
     devices.check_divisible("config.eval.batch_size", config.eval.batch_size)
     augmentation = describe_augmentation(augment_settings(config), train_sizes(config))
@@ -121,7 +121,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     )
 
 
-def first_state(config: ConfigDict, run: Run) -> TrainState:
+def first_state(config: Config, run: Run) -> TrainState:
     """Returns the state before the first step, placed on all devices.
 
     Raises:
@@ -136,7 +136,7 @@ def first_state(config: ConfigDict, run: Run) -> TrainState:
 
 
 def make_step(
-    config: ConfigDict, detector: Detector, optimizer, schedule, settings, mesh=None
+    config: Config, detector: Detector, optimizer, schedule, settings, mesh=None
 ) -> Callable:
     """Returns the train step; it takes batches of every size of config.data.train_sizes.
 
@@ -157,7 +157,7 @@ def make_step(
     return train_step
 
 
-def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
+def initial_variables(config: Config, detector: Detector) -> dict[str, Any]:
     """Returns variables to start with: random from the seed, or from the files of a config."""
     variables = init_variables(
         detector.model, detector.resize.image_size, config.seed, prior=detector.class_prior
@@ -166,7 +166,7 @@ def initial_variables(config: ConfigDict, detector: Detector) -> dict[str, Any]:
     if config.init_from:
         return start_from(config, detector, variables)
     if model.backbone_weights:
-        variables = with_backbone(variables, load_backbone(config))
+        variables = with_backbone(variables, load_backbone(backbone_settings(config)))
     elif model.backbone.startswith("vgg") and not model.backbone_norm:
         log.warning(
             "WARNING: a VGG without BatchNorm starts from random weights and will learn slowly or "

@@ -7,10 +7,10 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
-from m2det_jax.config import FREE_KEYS, OWN_KEYS
-from m2det_jax.config.experiments import flatten, stored_config
+from m2det_jax.config import FREE_KEYS, OWN_KEYS, Config
+from m2det_jax.config.dotted import flatten, to_dict
+from m2det_jax.config.stored import stored_config
 from m2det_jax.datasets import record
 from m2det_jax.errors import InputError
 from m2det_jax.run import checkpoint, checksums, devices
@@ -43,7 +43,7 @@ def start_or_resume(
     state: TrainState | None,
     running,
     manager: ocp.CheckpointManager,
-    config: ConfigDict,
+    config: Config,
     allow_config_change: bool = False,
 ) -> tuple[TrainState, Any, dict[str, Any], bool]:
     """Returns where a run goes on: from its latest checkpoint, or from the state before step 1.
@@ -83,7 +83,7 @@ def start_or_resume(
     return state, running, progress, bool(evaluation)
 
 
-def _refuse_unlike_processes(run: Run, config: ConfigDict) -> None:
+def _refuse_unlike_processes(run: Run, config: Config) -> None:
     common = {key: value for key, value in flatten(config).items() if key not in OWN_KEYS}
     devices.refuse_unlike("the config", repr(sorted(common.items())))
     data = [run.train_index.class_names, sorted(run.fingerprints.items())]
@@ -105,7 +105,7 @@ def _refuse_converted(manager: ocp.CheckpointManager) -> None:
 
 
 def refuse_other_run(
-    meta: dict, config: ConfigDict, run: Run, folder: pathlib.Path, allowed: bool
+    meta: dict, config: Config, run: Run, folder: pathlib.Path, allowed: bool
 ) -> None:
     """Refuses checkpoints that this config and this data would not have led to.
 
@@ -148,7 +148,7 @@ def refuse_other_run(
     log.warning("going on although the run would have gone another way: %s", listed)
 
 
-def changed_keys(before: ConfigDict, config: ConfigDict) -> tuple[list[str], list[str]]:
+def changed_keys(before: Config, config: Config) -> tuple[list[str], list[str]]:
     """Compares a config with the one that a checkpoint was saved with.
 
     Returns:
@@ -182,14 +182,14 @@ def own_files(workdir: pathlib.Path) -> Outputs:
     return files
 
 
-def write_config(files: Outputs, config: ConfigDict) -> None:
+def write_config(files: Outputs, config: Config) -> None:
     """Writes the config beside the run: for people, and for `--workdir` alone to resume by.
 
     Raises:
       ValueError: there is one that was changed since a run wrote it, and says something else.
     """
     path = files.folder / "config.json"
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    text = json.dumps(to_dict(config), indent=2) + "\n"
     if path.is_file() and _read_json(path) == json.loads(text):
         if not files.wrote(path.name):  # changed by the user, and taken
             files.record(path.name)

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
+from m2det_jax.config import Config
 from m2det_jax.data import eval_batches, padded_objects
 from m2det_jax.data.changes import shown
 from m2det_jax.detector.evaluation import ON_DEVICE, evaluate
@@ -43,7 +43,7 @@ class Validation:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         run: Run,
         manager: ocp.CheckpointManager,
         watch: Watch,

@@ -7,7 +7,6 @@ import pathlib
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from m2det_jax.errors import InputError
 from m2det_jax.model import variable_shapes
@@ -20,18 +19,34 @@ from m2det_jax.weights.preprocessing import Preprocessing
 log = logging.getLogger("m2det_jax")
 
 
-def load_backbone(config: ConfigDict) -> dict:
-    """Returns the variables of the backbone that config.model.backbone_weights names.
+@dataclasses.dataclass(frozen=True)
+class BackboneSettings:
+    """Plain values of config.model and config.data that pretrained weights must fit.
+
+    Attributes:
+        weights: a weights file, or a folder that `save` wrote.
+        backbone, width, norm: which backbone the network has.
+        preprocessing: of the images that it sees.
+    """
+
+    weights: str
+    backbone: str
+    width: float
+    norm: bool
+    preprocessing: Preprocessing
+
+
+def load_backbone(settings: BackboneSettings) -> dict:
+    """Returns the variables of a pretrained backbone.
 
     Raises:
-      ValueError, FileNotFoundError: the weights cannot be read, are of another backbone, or want
-        another preprocessing than the config has; the message gives the flags to set.
+        InputError, FileNotFoundError: the weights cannot be read, are of another backbone, or want
+            another preprocessing than the network has; the message gives the flags to set.
     """
-    path, model, data = config.model.backbone_weights, config.model, config.data
+    path = settings.weights
     loaded = read(path)
-    _check_kind(path, loaded, model)
-    asked = Preprocessing(tuple(data.mean), tuple(data.std), data.channel_order)
-    if not loaded.preprocessing.agrees_with(asked):
+    _check_kind(loaded, settings)
+    if not loaded.preprocessing.agrees_with(settings.preprocessing):
         raise InputError(
             f"{path}: these weights want other images than the config gives; add "
             f"{loaded.preprocessing.flags()} (to train them on other images all the same, convert "
@@ -50,7 +65,7 @@ def save(folder: str | pathlib.Path, weights: BackboneWeights, origin: str) -> N
     """Writes a backbone as a new folder with an Orbax checkpoint.
 
     Raises:
-      ValueError: the folder exists already.
+        InputError: the folder exists already.
     """
     meta = {
         "backbone": {key: getattr(weights, key) for key in ("backbone", "width", "norm")},
@@ -94,15 +109,20 @@ def _abstract(backbone: str, width: float, norm: bool) -> dict:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def _check_kind(path: str, loaded: BackboneWeights, model: ConfigDict) -> None:
-    has = {"backbone": loaded.backbone, "backbone_width": loaded.width}
+def _check_kind(loaded: BackboneWeights, settings: BackboneSettings) -> None:
+    pairs = {
+        "config.model.backbone": (settings.backbone, loaded.backbone),
+        "config.model.backbone_width": (settings.width, loaded.width),
+    }
     if loaded.backbone.startswith("vgg"):  # the others have BatchNorm whatever the key says
-        has["backbone_norm"] = loaded.norm
-    wrong = {key: value for key, value in has.items() if not _same(model[key], value)}
+        pairs["config.model.backbone_norm"] = (settings.norm, loaded.norm)
+    wrong = {key: pair for key, pair in pairs.items() if not _same(*pair)}
     if wrong:
-        asked = ", ".join(f"config.model.{key}={model[key]}" for key in wrong)
-        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
-        raise InputError(f"{path}: the weights are not for {asked}; set {flags}, or give others")
+        asked = ", ".join(f"{key}={asked}" for key, (asked, _) in wrong.items())
+        flags = " ".join(f"--{key}={has}" for key, (_, has) in wrong.items())
+        raise InputError(
+            f"{settings.weights}: the weights are not for {asked}; set {flags}, or give others"
+        )
 
 
 def _same(asked, has) -> bool:

@@ -23,6 +23,8 @@ from absl import app, flags
 from absl.flags import argparse_flags
 from sound_sets import SOUND, Content, png, write_files
 
+from m2det_jax.config import resolve
+from m2det_jax.config.dotted import to_dict
 from m2det_jax.config.experiments import load_experiment
 from m2det_jax.model import init_variables
 from m2det_jax.model.backbones import make_backbone
@@ -108,12 +110,12 @@ def make_templates(folder: Path) -> None:
     write_files(folder, FILES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # the paths of its data are relative
-        config = load_experiment("tiny.py")
+        config = resolve(load_experiment("tiny.py"))
         run = prepare.prepare(config, Path("run"))
         first = prepare.first_state(config, run)
         running = place(IntervalMetrics.empty(), run.replicated)
         names = run.train_index.class_names
-        meta = checkpoint.make_meta(config, names, support.PROGRESS, run.fingerprints)
+        meta = checkpoint.make_meta(to_dict(config), names, support.PROGRESS, run.fingerprints)
         with checkpoint.open_manager("run") as manager:
             for step, ap in ((3, 0.25), (6, 0.5)):
                 step = place(np.int32(step), run.replicated)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m2det_jax.config.checks import BACKBONES as CONFIG_BACKBONES
+from m2det_jax.config.keys import BACKBONES as CONFIG_BACKBONES
 from m2det_jax.model import M2Det
 from m2det_jax.model.backbones import BACKBONES, make_backbone
 
