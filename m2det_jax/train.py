@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from m2det_jax.build import augment_settings, train_sizes
 from m2det_jax.config import Config, resolve
-from m2det_jax.config.dotted import to_dict
+from m2det_jax.config.dotted import flatten, to_dict
 from m2det_jax.config.paths import absolute_paths
 from m2det_jax.data import UnreadableImage, train_batches
 from m2det_jax.datasets import record
@@ -21,6 +21,7 @@ from m2det_jax.run import checkpoint, guard, memory, readers
 from m2det_jax.run.checksums import finished_steps
 from m2det_jax.run.devices import leave_after, place, put_batch
 from m2det_jax.run.history import History
+from m2det_jax.run.hooks import Hooks
 from m2det_jax.run.outputs import Outputs
 from m2det_jax.run.progress import IntervalMetrics, NonFiniteLoss, Watch
 from m2det_jax.run.state import TrainState
@@ -38,13 +39,18 @@ log = logging.getLogger("m2det_jax")
 
 
 def train(
-    config: ConfigDict | Config, workdir: pathlib.Path, *, allow_config_change: bool = False
+    config: ConfigDict | Config,
+    workdir: pathlib.Path,
+    *,
+    allow_config_change: bool = False,
+    hooks: Hooks | None = None,
 ) -> dict:
     """Trains until the plan is done, resuming from workdir's latest checkpoint where there is one.
 
     Args:
       config: as an experiment returns it; nothing after this function sees a ConfigDict.
       allow_config_change: resume although keys differ that change the result.
+      hooks: are told of the start and of evaluations; of the end and of errors only `fit` tells.
 
     Returns:
       The validation metrics of the last evaluation (moving-average weights); {} if there was none.
@@ -60,7 +66,7 @@ def train(
     config = absolute_paths(resolve(config))  # of the folder that it is started in
     try:
         with guard.WorkdirLock(workdir, enabled=jax.process_index() == 0) as lock:
-            return run_locked(config, workdir, lock, allow_config_change)
+            return run_locked(config, workdir, lock, allow_config_change, hooks or Hooks())
     except ChildProcessError as error:
         raise ChildProcessError(f"{error}; {what_is_left(workdir)}") from error
     except memory.OutOfMemory as error:
@@ -79,7 +85,11 @@ def train(
 
 
 def run_locked(
-    config: Config, workdir: pathlib.Path, lock: guard.WorkdirLock, allow_config_change: bool
+    config: Config,
+    workdir: pathlib.Path,
+    lock: guard.WorkdirLock,
+    allow_config_change: bool,
+    hooks: Hooks,
 ) -> dict:
     """Sets up what the loop needs, in the order in which it must end, and runs it."""
     run = prepare(config, workdir)
@@ -123,10 +133,21 @@ def run_locked(
         pending = run.plan.evaluates(step) and not evaluated
         validation = Validation(config, run, manager, watch, signals, pending=pending)
         stack.enter_context(contextlib.closing(validation))
+        hooks.on_run_start(flatten(config), workdir, step, run.plan.steps)
         try:
             with run.train_step.explained():  # devices may say it long after the call
                 return loop(
-                    config, files, run, state, lock, manager, batches, watch, signals, validation
+                    config,
+                    files,
+                    run,
+                    state,
+                    lock,
+                    manager,
+                    batches,
+                    watch,
+                    signals,
+                    validation,
+                    hooks,
                 )
         except NonFiniteLoss as error:
             why = explain(error, run, config)
@@ -148,6 +169,7 @@ def loop(
     watch: Watch,
     signals: guard.StopSignals,
     validation: Validation,
+    hooks: Hooks,
 ) -> dict:
     """Steps from the state's step to the end of the plan; returns the last validation metrics.
 
@@ -157,6 +179,7 @@ def loop(
     if validation.pending:
         log.info("step %d was saved and not evaluated; evaluating it first", start)
         metrics = validation.run(state)
+        hooks.on_evaluation_end(start, metrics)
     if nothing_to_do(config, run, start, progress):
         return metrics
     if stopping := signals.agreed():
@@ -192,6 +215,7 @@ def loop(
         # Saved first: whatever becomes of the evaluation, the steps so far are safe.
         if plan.evaluates(step):
             metrics = watch.pause(validation.run, state)
+            hooks.on_evaluation_end(step, metrics)
             if out_of_patience(config, progress):
                 log.info("stopping early at step %d: no better AP in %d evaluations",
                          step, config.eval.patience)  # fmt: skip

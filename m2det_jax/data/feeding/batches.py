@@ -20,7 +20,7 @@ from absl import flags
 
 Batch = dict[str, np.ndarray]
 
-_STARTING = threading.local()  # workers: this thread starts worker processes
+_WORKER_NAME = "grain-process-prefetch"  # how grain names worker processes begins
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # by worker processes
 
 
@@ -45,7 +45,7 @@ class Batches(Iterator[Batch]):
         if self._iterator is None:
             raise StopIteration
         try:
-            with contextlib.nullcontext() if self._given else _workers_start():
+            with contextlib.nullcontext() if self._given else _signals_held_back():
                 batch = next(self._iterator)
         except StopIteration:
             self.close()
@@ -113,30 +113,19 @@ def _let_go_at_exit() -> None:
     atexit.register(let_go)
 
 
-@contextlib.contextmanager
-def _workers_start() -> Iterator[None]:
-    """Around the start of worker processes, which is in this thread."""
-    _STARTING.workers = True
-    try:
-        with _signals_held_back():
-            yield
-    finally:
-        _STARTING.workers = False
-
-
 @functools.cache
 def _leave_main_alone() -> None:
-    """Lets workers start without the main module of the program.
+    """Lets grain's workers start without the main module of the program.
 
     A spawned process imports it anew by default: a script without a `__main__` guard would begin a
-    second time inside of each worker. What workers do comes to them pickled, by value where it is
+    second time inside of each worker. What workers need comes to them pickled, by value where it is
     of the main module. All other processes of the program start as ever.
     """
     prepare = spawn.get_preparation_data
 
     def without_main(name: str) -> dict:
         data = prepare(name)
-        if getattr(_STARTING, "workers", False):
+        if name.startswith(_WORKER_NAME):
             data.pop("init_main_from_name", None)
             data.pop("init_main_from_path", None)
         return data
