@@ -163,7 +163,7 @@ class TrainedDetector:
             InputError: the inputs are of another type or size.
         """
         inputs, (height, width) = np.asarray(inputs), self.image_size
-        if inputs.dtype != np.uint8 or inputs.shape != (len(inputs), height, width, 3):
+        if inputs.dtype != np.uint8 or inputs.shape[:1] + (height, width, 3) != inputs.shape:
             got = " x ".join(map(str, inputs.shape))
             raise InputError(
                 f"inputs: expected uint8 [B, {height}, {width}, 3], got {inputs.dtype} {got}; "

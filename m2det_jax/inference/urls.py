@@ -26,8 +26,8 @@ def download(url: str, *, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) 
         InputError: there is no such thing, or it does not come within the limits; names the URL.
     """
     deadline = time.monotonic() + seconds
-    request = urllib.request.Request(url, headers={"User-Agent": "m2det_jax"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "m2det_jax"})
         with _opener().open(request, timeout=min(_SILENCE, seconds)) as response:
             return _read(response, deadline, seconds, max_bytes)
     except (OSError, http.client.HTTPException, ValueError) as error:
