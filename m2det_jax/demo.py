@@ -99,8 +99,9 @@ def _seed(text: str) -> int:
 
 def main(args) -> None:
     """Runs the verb on parsed arguments."""
-    runtime.one_line_errors(runtime.start)
-    runtime.one_line_errors(demo, args.workdir, seed=args.seed, interrupted=runtime.GOES_ON)
+    with runtime.one_line_errors(interrupted=runtime.GOES_ON):
+        runtime.start()
+        demo(args.workdir, seed=args.seed)
 
 
 def cli() -> None:

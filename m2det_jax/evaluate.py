@@ -100,9 +100,10 @@ def _parser() -> argparse_flags.ArgumentParser:
 
 def main(args) -> None:
     """Runs the verb on parsed arguments."""
-    runtime.one_line_errors(runtime.start)
     options = vars(args)
-    runtime.one_line_errors(evaluate_checkpoint, options.pop("workdir"), **options)
+    with runtime.one_line_errors():
+        runtime.start()
+        evaluate_checkpoint(options.pop("workdir"), **options)
 
 
 def cli() -> None:

@@ -21,9 +21,9 @@ from m2det_jax.config.stored import get_config, stored_file
 from m2det_jax.datasets.loading import refuse_untrusted
 from m2det_jax.errors import InputError
 from m2det_jax.inference.trained_detector import TrainedDetector, load
-from m2det_jax.run.guard import Stopped
 from m2det_jax.run.history import read_history
-from m2det_jax.run.hooks import Hooks
+from m2det_jax.run.hooks import NO_HOOKS, Hooks
+from m2det_jax.run.signals import Stopped
 from m2det_jax.train import train
 
 DEFAULT_EXPERIMENT = "small320"
@@ -64,7 +64,7 @@ def fit(
     *,
     workdir: str | os.PathLike | None = None,
     epochs: float | None = None,
-    hooks: Hooks | None = None,
+    hooks: Hooks = NO_HOOKS,
     allow_config_change: bool = False,
     trust: bool = False,
     **overrides: Any,
@@ -102,7 +102,6 @@ def fit(
     if stored and "data.format" not in changes:
         refuse_untrusted(config.data.format, trust, workdir)
     runtime.start_quietly(config.platform, config.deterministic, config.distributed.to_dict())
-    hooks = hooks or Hooks()
     try:
         with runtime.expected_warnings_left_out():
             metrics = _train(config, workdir, allow_config_change, hooks)

@@ -37,17 +37,15 @@ def main(argv: list[str]) -> None:
     config = command_line.CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
 
-    def run():
-        distributed = dict(
-            coordinator=config.distributed.coordinator,
-            num_processes=config.distributed.num_processes,
-            process_id=config.distributed.process_id,
-            heartbeat_seconds=config.distributed.heartbeat_seconds,
-        )
+    distributed = dict(
+        coordinator=config.distributed.coordinator,
+        num_processes=config.distributed.num_processes,
+        process_id=config.distributed.process_id,
+        heartbeat_seconds=config.distributed.heartbeat_seconds,
+    )
+    with runtime.one_line_errors(interrupted=runtime.GOES_ON):
         runtime.start(config.platform, config.deterministic, distributed)
         train(config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
-
-    runtime.one_line_errors(run, interrupted=runtime.GOES_ON)
 
 
 def cli() -> None:

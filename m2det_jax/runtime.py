@@ -22,8 +22,8 @@ import tqdm
 from m2det_jax.errors import BUG, InputError, in_words
 from m2det_jax.pages.markup import printable_lines
 from m2det_jax.run import devices as cluster
-from m2det_jax.run.guard import Stopped
 from m2det_jax.run.memory import is_exhausted
+from m2det_jax.run.signals import Stopped
 
 log = logging.getLogger("m2det_jax")
 
@@ -193,18 +193,20 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def one_line_errors(verb: Callable, *args, interrupted: str = "interrupted", **kwargs):
-    """Calls a verb; what the user can mend ends in one clear message instead of a traceback.
+@contextlib.contextmanager
+def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
+    """Ends the process in one clear message for what the user can mend, instead of a traceback.
 
     All other errors keep theirs, and say that they are bugs; M2DET_TRACEBACK=1 keeps all.
 
     One process of several leaves the others behind at any error, see `devices.leave`.
 
     Args:
-      interrupted: what Ctrl-C is answered with.
+        interrupted: what Ctrl-C is answered with.
     """
     try:
-        return _one_line_errors(functools.partial(verb, *args, **kwargs), interrupted)
+        with _translated(interrupted):
+            yield
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else 1
         # All of them stop for a signal, and together.
@@ -217,9 +219,10 @@ def one_line_errors(verb: Callable, *args, interrupted: str = "interrupted", **k
         cluster.leave(code if isinstance(code, int) else 1)
 
 
-def _one_line_errors(verb: Callable, interrupted: str):
+@contextlib.contextmanager
+def _translated(interrupted: str) -> Iterator[None]:
     try:
-        return verb()
+        yield
     except (InputError, OSError, FloatingPointError) as error:
         if os.environ.get("M2DET_TRACEBACK"):
             raise

@@ -1,4 +1,4 @@
-"""A strict test environment: typed ops, no silent rank promotion, parsed flags, a cache."""
+"""A strict test environment: typed ops and step, no silent rank promotion, parsed flags, cache."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook("m2det_jax.ops", "beartype.beartype")
+install_import_hook(["m2det_jax.ops", "m2det_jax.training.step"], "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

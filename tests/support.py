@@ -19,12 +19,11 @@ from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.model import init_variables
 from m2det_jax.run.checkpoint import drop_old, make_meta, open_manager, record_evaluation, save
 from m2det_jax.run.devices import data_mesh, place, state_sharding
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.run.state import TrainState, create_train_state
 from m2det_jax.training import prepare
 from m2det_jax.training.optimizer import make_optimizer, make_schedule
 from m2det_jax.training.plan import make_optimizer_settings, make_plan
-from m2det_jax.training.step import make_train_step
+from m2det_jax.training.step import IntervalMetrics, make_train_step
 
 NUM_TRAIN, NUM_VAL = 24, 12
 
@@ -212,7 +211,8 @@ class TinyRun:
 
     def step(self, state: TrainState, batch: dict[str, np.ndarray]):
         """One step of the shipped, jitted, sharded and donating function."""
-        return self.run.train_step(state, jax.device_put(batch, self.run.by_batch))
+        train_step = self.run.train_steps[batch["image"].shape[1:3]]
+        return train_step(state, jax.device_put(batch, self.run.by_batch))
 
 
 def random_batch(seed: int, size: int = 8, num_classes: int = 5) -> dict[str, np.ndarray]:

@@ -15,10 +15,9 @@ from m2det_jax.detector.objective import losses_of, make_targets
 from m2det_jax.model.layers import batch_norm
 from m2det_jax.run import devices
 from m2det_jax.run.state import create_train_state
-from m2det_jax.training.step import make_train_step
+from m2det_jax.training.step import accumulate, make_train_step, on_each_device
 
 SIZE = (64, 96)
-MOMENTUM = 0.9
 
 
 class Toy(nn.Module):
@@ -27,13 +26,16 @@ class Toy(nn.Module):
     anchors: int
     classes: int
     norm: bool
+    norm_momentum: float = 0.9
+    norm_axis: str | None = None
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images, *, train):
         x = images.reshape(images.shape[0], 8, 8, 8, 12, 3).mean(axis=(2, 4))  # [B, 8, 8, 3]
         x = nn.Conv(8, (3, 3), name="conv")(x)
         if self.norm:
-            x = batch_norm(MOMENTUM, jnp.float32, train=train, name="norm")(x)
+            x = batch_norm(self, train=train, name="norm")(x)
         else:
             self.variable("batch_stats", "unused", jnp.zeros, ())
         x = jnp.tanh(x).mean(axis=(1, 2))  # [B, 8]
@@ -118,3 +120,29 @@ def test_statistics_are_those_of_each_part_over_all_devices(count, size):
     assert np.abs(mean - of_whole).max() > 1e-3
     kernel, of_whole = found.params["conv"]["kernel"], whole.params["conv"]["kernel"]
     assert np.abs(kernel - of_whole).max() > 1e-4
+
+
+def weighted_error(params, stats, batch, scale):
+    """A loss with names of its own: nothing here is a detector's."""
+    wrong = batch["x"] @ params["w"] - batch["y"]  # [B]
+    loss = scale * (wrong**2).sum()
+    return loss, ({"largest": jnp.abs(wrong).sum(), "deep": (wrong.sum(),)}, stats + 1)
+
+
+@pytest.mark.parametrize(("parts", "count"), [(1, 2), (2, 1), (4, 1), (2, 2)])
+def test_any_gradient_function_goes_in_parts(parts, count):
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.normal(size=(16, 3)), "y": rng.normal(size=16)}
+    batch = jax.tree.map(np.float32, batch)
+    params, stats, scale = {"w": np.float32([1, -2, 3])}, np.int32(0), np.float32(0.5)
+    whole = jax.value_and_grad(weighted_error, has_aux=True)
+    grad_fn = accumulate(whole, parts)
+    if count > 1:
+        replicated, _ = devices.data_mesh(jax.devices()[:count])
+        grad_fn = on_each_device(grad_fn, replicated.mesh)
+    (loss, (aux, passed)), gradients = jax.jit(grad_fn)(params, stats, batch, scale)
+    (expected, (expected_aux, _)), slope = jax.jit(whole)(params, stats, batch, scale)
+    assert passed == parts  # the statistics went from part to part
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert jax.tree.structure((aux, gradients)) == jax.tree.structure((expected_aux, slope))
+    assert_close((aux, gradients), (expected_aux, slope))

@@ -40,7 +40,7 @@ ALLOWED = {
     "model": {"jax", "numpy", "jaxtyping", "flax"},
     "data": {"numpy", "PIL", "grain", "absl", "yaml"},
     "metrics": {"numpy", "pycocotools"},
-    "detector": {"jax", "numpy", "tqdm"},
+    "detector": {"jax", "numpy", "tqdm", "jaxtyping"},
     "weights": {"numpy", "jax", "flax", "orbax", "safetensors", "torch"},
     "pages": {"numpy", "PIL"},
     "fonts": {"PIL"},

@@ -20,9 +20,9 @@ from m2det_jax.run.checkpoint import (
     save,
 )
 from m2det_jax.run.devices import place
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.trained import restore
 from m2det_jax.training.resume import start_or_resume
+from m2det_jax.training.step import IntervalMetrics
 
 
 def latest(workdir, tiny_run):
@@ -217,7 +217,7 @@ def test_other_class_names_are_refused(saved, tiny_run):
     run = other_classes(tiny_run.run, names)
     refused = pytest.raises(ValueError, match="trained on the classes .*'disc'.*'cat'")
     with open_manager(saved, read_only=True) as manager, refused:
-        start_or_resume(run, None, running_at(tiny_run, 0), manager, tiny_run.config)
+        start_or_resume(run, None, manager, tiny_run.config)
 
 
 def test_a_changed_config_is_told(saved, tiny_run, warnings_of_run):
@@ -225,7 +225,7 @@ def test_a_changed_config_is_told(saved, tiny_run, warnings_of_run):
     config = dataclasses.replace(config, data=tiny_run.config.data)
     warnings_of_run.set_level(logging.INFO, "m2det_jax")
     with open_manager(saved, read_only=True) as manager:
-        start_or_resume(tiny_run.run, None, running_at(tiny_run, 0), manager, config)
+        start_or_resume(tiny_run.run, None, manager, config)
     assert "config.eval.patience was 0, now 3" in warnings_of_run.text
 
 

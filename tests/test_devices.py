@@ -11,9 +11,10 @@ from m2det_jax import build
 from m2det_jax.config.dotted import to_dict
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.detector import evaluation
+from m2det_jax.detector.reading import Reading
 from m2det_jax.run import checkpoint, devices
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.training import prepare
+from m2det_jax.training.step import IntervalMetrics
 
 STEPS = 20
 EARLY = 5  # steps after which the weights are compared
@@ -144,9 +145,9 @@ def evaluated(count: int, state, index):
     detector = dataclasses.replace(small.detector, suppression=suppression)
     step = jax.jit(evaluation.make_eval_step(detector, build.step_settings(small.config)))
     variables = jax.device_put(state.eval_variables, small.replicated)
-    return evaluation.evaluate(
-        step, variables, index, detector, batch_size=8, sharding=small.by_batch
-    )
+    reading = Reading(batch_size=8)
+    found = evaluation.detect(step, variables, index, detector, reading, sharding=small.by_batch)
+    return evaluation.evaluate(found, index, reading.num_batches(index))
 
 
 def test_eight_devices_evaluate_like_one(courses, drawn_files):

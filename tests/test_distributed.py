@@ -312,7 +312,8 @@ def verb():
     devices.fetch(batch)  # never comes back
     jax.block_until_ready(devices.start_maximum(0))
 
-runtime.one_line_errors(verb)
+with runtime.one_line_errors():
+    verb()
 """
 
 

@@ -17,8 +17,8 @@ from m2det_jax.data.synthetic import DatasetFiles
 from m2det_jax.run import checkpoint, devices
 from m2det_jax.run.devices import place
 from m2det_jax.run.history import read_history
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.training import validation
+from m2det_jax.training.step import IntervalMetrics
 
 WALL_CLOCK = {"images_per_second", "data_wait_share"}
 
@@ -104,6 +104,9 @@ def spy_on(open_batches, seen):
     class Spy:
         def __init__(self, *args):
             self.batches = open_batches(*args)
+
+        def __iter__(self):
+            return self
 
         def __next__(self):
             batch = next(self.batches)

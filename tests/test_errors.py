@@ -11,13 +11,6 @@ from m2det_jax.data.images import UnreadableImage
 from m2det_jax.errors import BUG, InputError
 
 
-def failing(error: Exception):
-    def verb():
-        raise error
-
-    return verb
-
-
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -31,18 +24,18 @@ def failing(error: Exception):
 )
 def test_what_a_user_can_mend_ends_in_one_line(error, line, monkeypatch):
     monkeypatch.delenv("M2DET_TRACEBACK", raising=False)
-    with pytest.raises(SystemExit) as caught:
-        runtime.one_line_errors(failing(error))
+    with pytest.raises(SystemExit) as caught, runtime.one_line_errors():
+        raise error
     assert caught.value.code == f"error: {line}"
     monkeypatch.setenv("M2DET_TRACEBACK", "1")
-    with pytest.raises(type(error)):
-        runtime.one_line_errors(failing(error))
+    with pytest.raises(type(error)), runtime.one_line_errors():
+        raise error
 
 
 @pytest.mark.parametrize("error", [ValueError("shapes differ"), KeyError("a"), AssertionError()])
 def test_a_bug_keeps_its_traceback_and_says_that_it_is_one(error):
-    with pytest.raises(type(error)) as caught:
-        runtime.one_line_errors(failing(error))
+    with pytest.raises(type(error)) as caught, runtime.one_line_errors():
+        raise error
     *_, last = traceback.format_exception(caught.value)
     assert last.strip() == BUG
 

@@ -1,5 +1,6 @@
 """What a step costs is read and told, and the end of a device's memory ends in advice."""
 
+import dataclasses
 import logging
 import types
 
@@ -11,8 +12,9 @@ import support
 
 from m2det_jax import runtime, train
 from m2det_jax.run import cost, memory
-from m2det_jax.training import validation
-from m2det_jax.training.compiled_step import CompiledStep
+from m2det_jax.training import prepare, validation
+from m2det_jax.training.errors import explained
+from m2det_jax.training.step import INPUTS
 
 GIB = 2**30
 SETTINGS = memory.MemorySettings(
@@ -158,18 +160,33 @@ def scaled_step(num_traces: list):
 
 
 def batch_of(height, width):
-    return {"image": jnp.ones((2, height, width, 3), jnp.uint8)}
+    """A batch of host memory; the step of these tests looks at the images alone."""
+    others = {name: np.zeros(2, np.float32) for name in INPUTS}
+    return others | {"image": np.ones((2, height, width, 3), np.uint8)}
 
 
-def test_a_step_is_compiled_once_a_size_and_reported_before_it_runs(log_of_run, monkeypatch):
-    traces = []
-    step = CompiledStep(scaled_step(traces), [(4, 8), (6, 8)], settings(batch_size=2))
-    state = {"w": jnp.ones((8, 5))}
-    state, metrics = step(before := state, batch_of(4, 8))
-    assert traces == [(6, 8), (4, 8)]  # the largest first
+def run_of(*sizes, step=None):
+    step = step or scaled_step([])
+    return types.SimpleNamespace(train_steps=dict.fromkeys(sizes, step))
+
+
+@pytest.fixture
+def config():
+    return support.tiny_config(overrides={"batch_size": 2})
+
+
+def test_a_step_is_compiled_once_a_size_and_reported_before_it_runs(
+    config, log_of_run, monkeypatch
+):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    traces, costs = [], {}
+    run, state = run_of((6, 8), (4, 8), step=scaled_step(traces)), {"w": jnp.ones((8, 5))}
+    programs = prepare.compile_steps(config, run, state, batch_of(4, 8), costs)
+    assert traces == [(6, 8), (4, 8)] == list(programs) == list(costs)  # the largest first
+    state, metrics = programs[4, 8](before := state, batch_of(4, 8))
     assert before["w"].is_deleted()
     assert metrics["loss"] == 2 * 8 * 5 * 12
-    _, metrics = step(state, batch_of(6, 8))
+    _, metrics = programs[6, 8](state, batch_of(6, 8))
     assert metrics["loss"] == 961 * 2 * 8 * 5 * 18 and len(traces) == 2
     reports = [r.getMessage() for r in log_of_run.records if "memory" in r.getMessage()]
     assert ["6 x 8, batch 2" in reports[0], "4 x 8, batch 2" in reports[1]] == [True, True]
@@ -180,40 +197,55 @@ def test_a_step_is_compiled_once_a_size_and_reported_before_it_runs(log_of_run, 
     assert "% of the " in reports[1]
 
 
-def test_a_step_that_does_not_fit_is_not_run(monkeypatch):
-    step = CompiledStep(scaled_step([]), [(4, 8)], settings(batch_size=2, num_devices=1))
+def test_a_step_that_does_not_fit_is_not_run(config, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(memory, "available", lambda: 300)
     state = {"w": jnp.ones((8, 5))}
     with pytest.raises(memory.OutOfMemory, match=r"4 x 8, batch 2 .*a device has 300 B") as caught:
-        step(state, batch_of(4, 8))
+        prepare.compile_steps(config, run_of((4, 8)), state, batch_of(4, 8), {})
     assert "--config.batch_size=1 (now 2" in str(caught.value)
     assert not state["w"].is_deleted()
 
 
-def test_memory_that_ends_in_a_step_is_explained(monkeypatch, log_of_run):
+def test_memory_that_ends_in_a_step_is_explained(config, tmp_path, monkeypatch, log_of_run):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(memory, "available", lambda: None)
 
     @jax.jit
     def huge(state, batch):  # what a device says when it has no more, really said
         return jnp.ones((2**44,)) * state["w"][0, 0], batch["image"].sum()
 
-    step = CompiledStep(huge, [(4, 8)], settings(batch_size=2))
-    with pytest.raises(memory.OutOfMemory) as caught, step.explained():
-        step({"w": jnp.ones((8, 5))}, batch_of(4, 8))
+    state, batch = {"w": jnp.ones((8, 5))}, batch_of(4, 8)
+    with pytest.raises(memory.OutOfMemory) as caught, explained(config, tmp_path) as costs:
+        programs = prepare.compile_steps(config, run_of((4, 8), step=huge), state, batch, costs)
+        programs[4, 8](state, batch)
     message = str(caught.value)
     assert "4 x 8, batch 2 on 1 device, needs 64.0 TiB of each. What takes less" in message
     assert "(jax: RESOURCE_EXHAUSTED" in message and "\n" not in message
+    assert "none is saved yet" in message
     assert "the device does not tell what it has" in log_of_run.text
 
 
-def test_memory_that_ends_in_compilation_is_explained():
-    def trace(state, batch):
+def test_advice_is_about_the_largest_step(config, tmp_path):
+    with pytest.raises(memory.OutOfMemory) as caught, explained(config, tmp_path) as costs:
+        costs[4, 8] = dataclasses.replace(COST, temporaries=GIB)
+        costs[6, 8] = COST
+        costs[2, 8] = dataclasses.replace(COST, temporaries=0)
+        raise exhausted()
+    assert "6 x 8, batch 2 on 8 devices, needs 83.0 GiB of each" in str(caught.value)
+
+
+def test_memory_that_ends_in_compilation_is_explained(config, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+    def lower():
         raise exhausted()
 
-    step = CompiledStep(types.SimpleNamespace(trace=trace), [(4, 8)], settings(batch_size=2))
+    traced = types.SimpleNamespace(lower=lower)
+    step = types.SimpleNamespace(trace=lambda state, batch: traced)
     expected = pytest.raises(memory.OutOfMemory, match="4 x 8.* is too big.*accumulation=2")
-    with expected, step.explained():
-        step({}, batch_of(4, 8))
+    with expected:
+        prepare.compile_steps(config, run_of((4, 8), step=step), {}, batch_of(4, 8), {})
 
 
 # Whole runs.
@@ -224,8 +256,8 @@ def test_a_run_that_does_not_fit_says_so_before_its_first_step(
 ):
     monkeypatch.setattr(memory, "available", lambda: 2**20)
     config = support.short_config(drawn_files)
-    with pytest.raises(SystemExit) as ended:
-        runtime.one_line_errors(train.train, config, tmp_path / "run")
+    with pytest.raises(SystemExit) as ended, runtime.one_line_errors():
+        train.train(config, tmp_path / "run")
     message = ended.value.code
     assert message.startswith("error: out of memory: the train step for pictures of 64 x 96")
     assert "--config.model.remat=True" in message and "--config.sharding=fsdp" in message
@@ -251,18 +283,15 @@ def test_an_evaluation_that_does_not_fit_names_its_batch_and_the_checkpoint(
 
 
 def test_one_line_for_memory_of_any_kind():
-    def fail(error):
-        raise error
-
     for error, text in [
         (exhausted(), "Out of memory while trying"),
         (MemoryError("Unable to allocate 9 GiB"), "Unable to allocate"),
         (MemoryError(), "out of memory"),
     ]:
-        with pytest.raises(SystemExit, match=f"error: .*{text}"):
-            runtime.one_line_errors(fail, error)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        runtime.one_line_errors(fail, jax.errors.JaxRuntimeError("INTERNAL: a defect"))
+        with pytest.raises(SystemExit, match=f"error: .*{text}"), runtime.one_line_errors():
+            raise error
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), runtime.one_line_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
 
 
 @pytest.mark.parametrize(

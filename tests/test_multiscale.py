@@ -13,6 +13,7 @@ from m2det_jax import ops
 from m2det_jax.build import build_detector, make_anchors, make_views
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.detector.detector import Detector
+from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale, Views, detector_at
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.model import feature_map_sizes
@@ -159,7 +160,7 @@ def test_views_agree_on_where_objects_are(whole, drawn_files, tmp_path, replicat
     variables = jax.device_put(restored.variables, replicated)
 
     def boxes_of(index):
-        found = multi.detect(variables, index, batch_size=8, sharding=by_batch)
+        found = multi.detect(variables, index, Reading(8), sharding=by_batch)
         return [detections for images, _ in found for detections in images]
 
     for one, other in zip(boxes_of(index), boxes_of(twin), strict=True):
@@ -178,7 +179,7 @@ def test_one_view_of_the_own_size_is_the_plain_detection(whole, drawn_files, tmp
     by_batch = jax.sharding.NamedSharding(replicated.mesh, jax.sharding.PartitionSpec("data"))
     variables = jax.device_put(restored.variables, replicated)
     multi = MultiScale(restored.detector, Views(((64, 96),), False))
-    batches = multi.detect(variables, index, batch_size=8, sharding=by_batch)
+    batches = multi.detect(variables, index, Reading(8), sharding=by_batch)
     found = [detections for images, _ in batches for detections in images]
     done = predict(
         whole[0],

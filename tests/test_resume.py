@@ -19,9 +19,10 @@ from m2det_jax.run import checkpoint
 from m2det_jax.run.devices import place
 from m2det_jax.run.history import read_history
 from m2det_jax.run.outputs import Outputs
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.training import resume
-from m2det_jax.training.resume import changed_keys, refuse_other_run, what_is_left
+from m2det_jax.training.errors import what_is_left
+from m2det_jax.training.resume import changed_keys, refuse_other_run
+from m2det_jax.training.step import IntervalMetrics
 
 
 @pytest.fixture
@@ -293,6 +294,9 @@ class Removing:
 
     def __init__(self, batches, folder):
         self.batches, self.folder, self.given = batches, folder, 0
+
+    def __iter__(self):
+        return self
 
     def __next__(self):
         self.given += 1

@@ -125,11 +125,8 @@ def test_what_terminals_obey_is_escaped_in_log_lines_and_errors(capsys):
     runtime._BesideTheBar().emit(record)
     assert capsys.readouterr().err == "skipped: a\\x1b[31m\\r.jpg\nmore\n"
 
-    def refuse():
+    with pytest.raises(SystemExit) as ended, runtime.one_line_errors():
         raise InputError("photo\x1b[2J.jpg: no such file")
-
-    with pytest.raises(SystemExit) as ended:
-        runtime.one_line_errors(refuse)
     assert ended.value.code == "error: photo\\x1b[2J.jpg: no such file"
 
 
@@ -138,9 +135,6 @@ def test_what_terminals_obey_is_escaped_in_log_lines_and_errors(capsys):
     [({}, "interrupted\n"), ({"interrupted": runtime.GOES_ON}, f"{runtime.GOES_ON}\n")],
 )
 def test_only_a_run_with_checkpoints_speaks_of_them(capsys, options, words):
-    def interrupt():
+    with pytest.raises(SystemExit) as ended, runtime.one_line_errors(**options):
         raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as ended:
-        runtime.one_line_errors(interrupt, **options)
     assert ended.value.code == 130 and capsys.readouterr().err == words

@@ -13,8 +13,8 @@ from m2det_jax.config import resolve
 from m2det_jax.data.feeding.sampling import size_of_step
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.run.devices import place
-from m2det_jax.train import open_batches
 from m2det_jax.training import prepare
+from m2det_jax.training.batches import open_batches
 from m2det_jax.training.plan import images_of_epoch, make_plan
 
 SIZES = ((64, 96), (96, 64))
@@ -38,7 +38,8 @@ def steps_from(run, config, state, start, count):
         for batch in itertools.islice(batches, count):
             del batch["image_id"]
             sizes.append(batch["image"].shape[1:3])
-            state, metrics = run.train_step(state, jax.device_put(batch, run.by_batch))
+            train_step = run.train_steps[sizes[-1]]
+            state, metrics = train_step(state, jax.device_put(batch, run.by_batch))
             assert np.isfinite(metrics["loss"]) and metrics["num_positives"] > 0
     return state, sizes
 

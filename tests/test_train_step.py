@@ -1,13 +1,13 @@
 """The train step: it learns, compiles once, and does the same on any number of devices."""
 
 import dataclasses
-import types
 
 import jax
 import numpy as np
 import optax
 import pytest
 import support
+from jaxtyping import TypeCheckError
 
 from m2det_jax.build import build_detector, step_settings
 from m2det_jax.model import init_variables
@@ -148,6 +148,17 @@ def test_the_same_step_gives_the_same_bits(tiny_run):
     support.assert_trees_equal(once, again)
 
 
+def test_the_types_of_a_step_are_checked(tiny_run):
+    step, _ = support.make_step(tiny_run.config, tiny_run.run.detector)
+    batch = support.random_batch(0)
+    with pytest.raises(TypeCheckError, match="batch"):
+        step(tiny_run.initial, batch["image"])
+    with pytest.raises(TypeCheckError, match="batch"):
+        step(tiny_run.initial, batch | {"boxes": batch["boxes"].tolist()})
+    with pytest.raises(TypeCheckError, match="state"):
+        step(tiny_run.initial.params, jax.device_put(batch))
+
+
 @pytest.fixture(scope="module")
 def parts():
     """One step with frozen stages in 1 and 2 parts: before, {parts: (after, metrics)}, paths."""
@@ -242,12 +253,12 @@ class Linear:
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(skip):
     edges = np.arange(6, dtype=np.float32) * 12
     anchors = np.stack([edges, edges, edges + 16, edges + 16], -1)
-    detector = types.SimpleNamespace(
-        model=Linear(), anchors=anchors, variances=(0.1, 0.2), normalize=lambda x: x / 255.0
-    )
-    settings = step_settings(support.tiny_config(overrides={
+    config = support.tiny_config(overrides={
         "on_nonfinite": "skip" if skip else "stop", "accumulation": 2,
-    }))  # fmt: skip
+    })  # fmt: skip
+    detector = build_detector(config, ("cat", "dog"))
+    detector = dataclasses.replace(detector, model=Linear(), anchors=anchors)
+    settings = step_settings(config)
     optimizer = optax.adamw(0.01)
     step = jax.jit(make_train_step(detector, optimizer, optax.constant_schedule(0.01), settings))
     params = {"class": np.ones((6, 2), np.float32), "box": np.ones((6, 4), np.float32)}

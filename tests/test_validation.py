@@ -15,9 +15,10 @@ from benchmarks.outcome import differences, outcome
 from m2det_jax import train
 from m2det_jax.data import read_csv
 from m2det_jax.detector import evaluation
-from m2det_jax.run import guard, memory
+from m2det_jax.run import memory
 from m2det_jax.run.checksums import finished_steps
 from m2det_jax.run.history import read_history
+from m2det_jax.run.signals import Stopped, StopSignals
 from m2det_jax.training import validation
 from m2det_jax.training.prepare import prepare
 
@@ -113,7 +114,7 @@ def test_a_figure_that_was_not_recorded_is_evaluated_again(
 def test_a_signal_is_heard_between_batches(moment, drawn_files, tmp_path, monkeypatch, expected):
     config, seen = short_config(drawn_files), []
 
-    def struck(eval_step, *args, between, **kwargs):
+    def struck(*args, between, **kwargs):
         def before_a_batch():
             if len(seen) == moment:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -122,12 +123,12 @@ def test_a_signal_is_heard_between_batches(moment, drawn_files, tmp_path, monkey
             between()
             seen.append(1)
 
-        return evaluation.evaluate(eval_step, *args, between=before_a_batch, **kwargs)
+        return evaluation.detect(*args, between=before_a_batch, **kwargs)
 
-    signals = guard.StopSignals()
-    monkeypatch.setattr(train.guard, "StopSignals", lambda: signals)
-    monkeypatch.setattr(validation, "evaluate", struck)
-    with pytest.raises(guard.Stopped) as stopped:
+    signals = StopSignals()
+    monkeypatch.setattr(train, "StopSignals", lambda: signals)
+    monkeypatch.setattr(validation, "detect", struck)
+    with pytest.raises(Stopped) as stopped:
         train.train(config, tmp_path)
     assert (stopped.value.step, stopped.value.status) == (3, 128 + signal.SIGTERM)
     assert len(seen) == moment and finished_steps(tmp_path) == [3]

@@ -48,9 +48,9 @@ def main(argv: list[str]) -> None:
 
     name = command_line.config_name()
 
-    def run() -> bool:
+    with runtime.one_line_errors():
         runtime.start()
-        return inspect(
+        found = inspect(
             command_line.CONFIG.value,
             pathlib.Path(_OUTPUT.value or f"runs/check-{name}"),
             name=name,
@@ -58,9 +58,8 @@ def main(argv: list[str]) -> None:
             max_images=_MAX_IMAGES.value,
             samples=_SAMPLES.value,
             smallest_side=_SMALLEST_SIDE.value,
-        ).refused
-
-    if runtime.one_line_errors(run):
+        )
+    if found.refused:
         sys.exit(1)
 
 

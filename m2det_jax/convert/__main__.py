@@ -62,8 +62,9 @@ def cli(argv: list[str] | None = None) -> None:
         "to_official": conversion.to_official,
     }
     verb, file = verbs[options.pop("verb")], pathlib.Path(options.pop("file"))
-    runtime.one_line_errors(runtime.start)
-    runtime.one_line_errors(verb, file, **options)
+    with runtime.one_line_errors():
+        runtime.start()
+        verb(file, **options)
 
 
 if __name__ == "__main__":

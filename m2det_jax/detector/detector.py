@@ -10,10 +10,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from m2det_jax import ops
 from m2det_jax.data import ResizeSettings
 from m2det_jax.model import PRIOR, M2Det
+
+# Of the network: "class_logits" [B, A, C], or [B, A, 1 + C] with a background, and "box_deltas"
+# [B, A, 4].
+Outputs = dict[str, Float[Array, "B A _"]]
+Detect = Callable[[dict, UInt8[Array, "B H W 3"]], ops.Detections]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Suppression:
         floor = maximum(threshold, self.soft_score_floor)
         return dataclasses.replace(self, score_threshold=threshold, soft_score_floor=floor)
 
-    def candidates(self, boxes: jax.Array, scores: jax.Array) -> ops.Candidates:
+    def candidates(self, boxes: Float[Array, "A 4"], scores: Float[Array, "A C"]) -> ops.Candidates:
         """Returns what of the boxes [A, 4] and class scores [A, C] of an image takes part."""
         per_class = self.nms != "hard" and not self.class_agnostic
         count = self.soft_candidates if per_class else self.pre_nms_top_k
@@ -97,7 +103,7 @@ class Detector:
     background: bool
     suppression: Suppression
 
-    def normalize(self, images: jax.Array) -> jax.Array:
+    def normalize(self, images: Shaped[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
         """Returns the network input, float32 [B, H, W, 3], of uint8 RGB images of that shape."""
         mean = jnp.asarray(self.mean, jnp.float32).reshape(1, 1, 1, 3)
         std = jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, 3)
@@ -109,13 +115,13 @@ class Detector:
         """What the class head's initial biases are to give: see `model.fill_variables`."""
         return None if self.background else PRIOR
 
-    def class_scores(self, logits: jax.Array) -> jax.Array:
+    def class_scores(self, logits: Float[Array, "... D"]) -> Float[Array, "... C"]:
         """Returns the probability of every class, 0..1 [..., C], of the model's class logits."""
         if self.background:
             return jax.nn.softmax(logits, axis=-1)[..., 1:]
         return jax.nn.sigmoid(logits)
 
-    def candidates(self, outputs: dict[str, jax.Array]) -> ops.Candidates:
+    def candidates(self, outputs: Outputs) -> ops.Candidates:
         """Returns candidates [B, G, N] (boxes xyxy in network pixels) of the raw outputs."""
         anchors = jnp.asarray(self.anchors)
 
@@ -127,11 +133,11 @@ class Detector:
 
         return jax.vmap(one_image)(outputs["class_logits"], outputs["box_deltas"])
 
-    def postprocess(self, outputs: dict[str, jax.Array]) -> ops.Detections:
+    def postprocess(self, outputs: Outputs) -> ops.Detections:
         """Returns detections [B, K] (boxes xyxy in network pixels) of the model's raw outputs."""
         return jax.vmap(self.suppression.detections)(self.candidates(outputs))
 
-    def detect_fn(self) -> Callable[[dict, jax.Array], ops.Detections]:
+    def detect_fn(self) -> Detect:
         """Returns the jitted function (variables, uint8 [B, H, W, 3]) -> Detections [B, K].
 
         Equal detectors have the same function, so that it is compiled once.
@@ -162,7 +168,7 @@ class Detector:
 
 
 @functools.lru_cache(maxsize=8)
-def _detect_fn(detector: Detector) -> Callable[[dict, jax.Array], ops.Detections]:
+def _detect_fn(detector: Detector) -> Detect:
     def detect(variables, images):
         outputs = detector.model.apply(variables, detector.normalize(images), train=False)
         return detector.postprocess(outputs)

@@ -1,8 +1,6 @@
-"""Evaluating a detector on a data set: its step, the loop over batches, and the sums.
+"""Evaluation of a detector on a data set: its step, the loop over batches, and the sums."""
 
-By one view of each image, or by several.
-"""
-
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -11,15 +9,15 @@ import jax
 import numpy as np
 import tqdm
 
-from m2det_jax.data import DetectionIndex, eval_batches
+from m2det_jax.data import DetectionIndex
 from m2det_jax.data.changes import shown
 from m2det_jax.detector.detector import Detector
-from m2det_jax.detector.objective import StepSettings, eval_losses
-from m2det_jax.detector.views import MultiScale
+from m2det_jax.detector.objective import LOSSES, StepSettings, eval_losses
+from m2det_jax.detector.reading import Detected, Reading, open_batches
 from m2det_jax.errors import InputError
 from m2det_jax.metrics.coco import ImageDetections, coco_metrics
 from m2det_jax.metrics.detections import to_original
-from m2det_jax.run import devices, readers
+from m2det_jax.run import devices
 
 log = logging.getLogger("m2det_jax")
 
@@ -41,84 +39,64 @@ def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
     return eval_step
 
 
-def evaluate(
+def detect(
     eval_step: Callable,
     variables: dict,
     index: DetectionIndex,
     detector: Detector,
+    reading: Reading,
     *,
-    batch_size: int,
     sharding: jax.sharding.Sharding,
-    num_workers: int = readers.AUTOMATIC,
-    num_threads: int = readers.AUTOMATIC,
-    on_bad_image: str = "error",
     between: Callable[[], None] = lambda: None,
-) -> tuple[dict, list[ImageDetections]]:
-    """Runs a jitted eval step over a data set.
+) -> Detected:
+    """Yields for every batch its images' detections, in original pixels, and its loss terms.
 
     Args:
-      num_workers, num_threads: that read images; -1: what fits the host.
-      on_bad_image: "error"; or "skip": images that cannot be read are named, and left out.
-      between: called before each batch; may raise to end the evaluation.
-
-    Returns:
-      (metrics, detections): the metrics of `coco_metrics` with loss, loss_class and loss_box
-      added, and one ImageDetections per image, in pixels of the original images.
+        eval_step: that of `make_eval_step`, jitted.
+        sharding: of a batch.
+        between: called before each batch; may raise to end the evaluation.
     """
-    chosen = readers.eval_readers(
-        index.num_images, batch_size, [detector.resize.image_size], num_workers, num_threads
-    )
-    batches = eval_batches(
-        index,
-        resize=detector.resize,
-        batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=chosen.workers,
-        num_threads=chosen.threads,
-        on_bad_image=on_bad_image,
-    )
-    detections, losses = [], []
-    total = -(-index.num_images // batch_size)
-    with batches, tqdm.tqdm(total=total, desc="evaluate", leave=False, disable=None) as bar:
-        for batch in batches:
+    with open_batches(index, [detector.resize], reading) as batches:
+        for (batch,) in batches:
             between()
             batch = devices.put_batch(batch, sharding)
             found, terms = eval_step(variables, {k: batch[k] for k in ON_DEVICE})
             found, placing = devices.fetch((found, {k: batch[k] for k in _PLACING}))
-            detections += to_original(found, placing, index)
-            losses.append(jax.device_get(terms))
-            bar.update()
-    return summarize(index, detections, losses)
+            yield to_original(found, placing, index), terms
 
 
-def evaluate_views(
-    multi: MultiScale,
-    variables: dict,
-    index: DetectionIndex,
-    *,
-    batch_size: int,
-    sharding: jax.sharding.Sharding,
-    num_workers: int = readers.AUTOMATIC,
-    num_threads: int = readers.AUTOMATIC,
-    on_bad_image: str = "error",
+def evaluate(
+    found: Detected, index: DetectionIndex, num_batches: int
 ) -> tuple[dict, list[ImageDetections]]:
-    """As `evaluate`, by several views of each image; `multi` is made with settings of the loss."""
-    found = multi.detect(
-        variables,
-        index,
-        batch_size=batch_size,
-        sharding=sharding,
-        num_workers=num_workers,
-        num_threads=num_threads,
-        on_bad_image=on_bad_image,
-    )
+    """Evaluates what is detected in a data set.
+
+    Args:
+        found: that of `detect`, or of `views.MultiScale.detect` with settings of the loss; is
+            closed at the end.
+        num_batches: that it yields, for the progress bar.
+
+    Returns:
+        (metrics, detections): the metrics of `coco_metrics` and the losses of
+        `objective.losses_of`, and one ImageDetections per image.
+
+    Raises:
+        InputError: no image could be read.
+    """
     detections, losses = [], []
-    total = -(-index.num_images // batch_size)
-    for images, terms in tqdm.tqdm(found, "evaluate", total, leave=False, disable=None):
-        detections += images
-        losses.append(jax.device_get(terms))
-    return summarize(index, detections, losses)
+    with contextlib.closing(found):
+        bar = tqdm.tqdm(found, "evaluate", num_batches, leave=False, disable=None)
+        for images, terms in bar:
+            detections += images
+            losses.append(jax.device_get(terms))
+    # Several processes have dealt the images among them; ties in score go by this order.
+    detections.sort(key=lambda one: one.image_id)
+    metrics = coco_metrics(*without_unreadable(index, detections))
+    # Each batch's losses are per positive anchor; weigh them by the positives to get the set's.
+    weights = np.maximum([terms["num_positives"] for terms in losses], 1.0)
+    for name in LOSSES:
+        if name != "num_positives":
+            metrics[name] = float(np.average([terms[name] for terms in losses], weights=weights))
+    return metrics, detections
 
 
 def without_unreadable(
@@ -127,10 +105,10 @@ def without_unreadable(
     """Leaves images out of an index that could not be read, counts the rest anew, says which.
 
     Args:
-      detections: one for each image that was read, in order.
+        detections: one for each image that was read, in order.
 
     Raises:
-      ValueError: no image could be read.
+        InputError: no image could be read.
     """
     kept = [found.image_id for found in detections]
     if len(kept) == index.num_images:
@@ -143,17 +121,3 @@ def without_unreadable(
                 len(unreadable), index.num_images, names)  # fmt: skip
     moved = [dataclasses.replace(d, image_id=i) for i, d in enumerate(detections)]
     return index.subset(kept), moved
-
-
-def summarize(
-    index: DetectionIndex, detections: list[ImageDetections], losses: list[dict]
-) -> tuple[dict, list[ImageDetections]]:
-    """Returns (metrics, detections) of `evaluate` from the loss terms of its batches."""
-    # Several processes have dealt the images among them; ties in score go by this order.
-    detections.sort(key=lambda one: one.image_id)
-    metrics = coco_metrics(*without_unreadable(index, detections))
-    # Each batch's losses are per positive anchor; weigh them by the positives to get the set's.
-    weights = np.maximum([terms["num_positives"] for terms in losses], 1.0)
-    for name in ("loss", "loss_class", "loss_box"):
-        metrics[name] = float(np.average([terms[name] for terms in losses], weights=weights))
-    return metrics, detections

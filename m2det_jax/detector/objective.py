@@ -7,12 +7,17 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, Shaped
 
 from m2det_jax import ops
-from m2det_jax.detector.detector import Detector
+from m2det_jax.detector.detector import Detector, Outputs
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Batch = dict[str, Shaped[Array, "B ..."]]
+Metrics = dict[str, Float[Array, ""]]
+
+# What `losses_of` returns, in the order of figures in files. The first is minimised; the last is no
+# loss, but what the others are divided by.
+LOSSES = ("loss", "loss_class", "loss_box", "num_positives")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +57,16 @@ def make_targets(detector: Detector, settings: StepSettings, batch: Batch) -> op
 
 
 def losses_of(
-    outputs: dict[str, jax.Array], targets: ops.Targets, settings: StepSettings, num_positives=None
+    outputs: Outputs,
+    targets: ops.Targets,
+    settings: StepSettings,
+    num_positives: Integer[Array, ""] | None = None,
 ) -> Metrics:
-    """Returns loss, loss_class, loss_box and num_positives of raw outputs against targets."""
+    """Returns the LOSSES of raw outputs against targets.
+
+    Args:
+        num_positives: see `ops.detection_losses`; None: those of the targets.
+    """
     common = dict(
         beta=settings.smooth_l1_beta, box_weight=settings.box_weight, num_positives=num_positives
     )
@@ -72,7 +84,7 @@ def losses_of(
 
 
 def eval_losses(
-    detector: Detector, settings: StepSettings, outputs: dict[str, jax.Array], batch: Batch
+    detector: Detector, settings: StepSettings, outputs: Outputs, batch: Batch
 ) -> Metrics:
     """Returns the losses of an evaluation batch; images with image_id -1 count nowhere."""
     targets = make_targets(detector, settings, batch)

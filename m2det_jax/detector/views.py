@@ -6,22 +6,22 @@ the original image and go through the suppression of the config together. Each s
 once. B batch, G groups, N candidates of a group, K detections of an image.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from m2det_jax import ops
-from m2det_jax.data import DetectionIndex, ResizeSettings, eval_batches
+from m2det_jax.data import DetectionIndex, ResizeSettings
 from m2det_jax.detector.detector import Detector
 from m2det_jax.detector.objective import StepSettings, eval_losses
+from m2det_jax.detector.reading import Detected, Reading, open_batches
 from m2det_jax.errors import InputError
-from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
+from m2det_jax.metrics.detections import one_behind, to_original
 from m2det_jax.model import feature_map_sizes
-from m2det_jax.run import devices, readers
+from m2det_jax.run import devices
 
 _ON_DEVICE = ("image", "boxes", "labels", "mask", "image_id", "scale", "offset")
 
@@ -31,8 +31,8 @@ class Views:
     """How to look at an image.
 
     Attributes:
-      sizes: of the input, (height, width) in pixels.
-      flip: each is also seen mirrored.
+        sizes: of the input, (height, width) in pixels.
+        flip: each is also seen mirrored.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -45,7 +45,7 @@ def detector_at(detector: Detector, image_size: tuple[int, int]) -> Detector:
     They are those of a training at that size, see `build.make_anchors`.
 
     Raises:
-      ValueError: the size does not carry the network's scales.
+        InputError: the size does not carry the network's scales.
     """
     if image_size == detector.resize.image_size:
         return detector
@@ -98,8 +98,8 @@ class MultiScale:
         """Prepares the programs, which are compiled when they are first needed.
 
         Args:
-          settings: compute the losses, too, always at the detector's own size, which is then
-            looked at even where it is none of the views.
+            settings: compute the losses, too, always at the detector's own size, which is then
+                looked at even where it is none of the views.
         """
         own = detector.resize.image_size
         sizes = dict.fromkeys((*views.sizes, own) if settings else views.sizes)
@@ -127,42 +127,17 @@ class MultiScale:
         self,
         variables: dict,
         index: DetectionIndex,
+        reading: Reading,
         *,
-        batch_size: int,
         sharding: jax.sharding.Sharding,
-        num_workers: int = readers.AUTOMATIC,
-        num_threads: int = readers.AUTOMATIC,
-        on_bad_image: str = "error",
-    ) -> Iterator[tuple[list[ImageDetections], dict | None]]:
-        """Yields for every batch its images' detections, in original pixels, and its loss terms.
-
-        num_workers, num_threads: that read images for each input size; -1: what fits the host.
-        on_bad_image: "skip": the images that cannot be read are missing.
-        """
-        chosen = readers.eval_readers(
-            index.num_images, batch_size, list(self._detectors), num_workers, num_threads
-        )
-        with contextlib.ExitStack() as stack:
-            batches = [
-                stack.enter_context(
-                    eval_batches(
-                        index,
-                        resize=detector.resize,
-                        batch_size=batch_size,
-                        process_index=jax.process_index(),
-                        process_count=jax.process_count(),
-                        num_workers=chosen.workers,
-                        num_threads=chosen.threads,
-                        on_bad_image=on_bad_image,
-                    )
-                )
-                for detector in self._detectors.values()
-            ]
+    ) -> Detected:
+        """Yields for every batch its images' detections, in original pixels, and its loss terms."""
+        with open_batches(index, self.resizes, reading) as batches:
             dispatched = (
                 self.detect_batch(
                     variables, dict(zip(self._detectors, images, strict=True)), sharding
                 )
-                for images in zip(*batches, strict=True)
+                for images in batches
             )
             for found, ids, terms in one_behind(dispatched):
                 found, ids = devices.fetch((found, ids))

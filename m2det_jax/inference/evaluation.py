@@ -12,7 +12,8 @@ import jax
 from m2det_jax.build import make_views, step_settings
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets.evaluation import DataChoice
-from m2det_jax.detector.evaluation import evaluate, evaluate_views, make_eval_step
+from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
+from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
 from m2det_jax.metrics.coco import ImageDetections
@@ -68,14 +69,15 @@ def evaluate_restored(
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    bad = restored.config.data.on_bad_image
-    common = dict(batch_size=batch_size, sharding=by_batch, on_bad_image=bad, **reading)
+    how = Reading(batch_size, on_bad_image=restored.config.data.on_bad_image, **reading)
     with memory.batch_explained("the evaluation", key, batch_size):
         if views := make_views(restored.config):
             multi = MultiScale(detector, views, settings)
-            return evaluate_views(multi, variables, index, **common)
-        eval_step = jax.jit(make_eval_step(detector, settings))
-        return evaluate(eval_step, variables, index, detector, **common)
+            found = multi.detect(variables, index, how, sharding=by_batch)
+        else:
+            eval_step = jax.jit(make_eval_step(detector, settings))
+            found = detect(eval_step, variables, index, detector, how, sharding=by_batch)
+        return evaluate(found, index, how.num_batches(index))
 
 
 def evaluation_batch(restored: Restored, index: DetectionIndex, batch_size: int, key: str) -> int:

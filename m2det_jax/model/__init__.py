@@ -4,7 +4,6 @@ from m2det_jax.model.backbones import BACKBONES
 from m2det_jax.model.feature_maps import feature_map_sizes
 from m2det_jax.model.heads import is_class_output
 from m2det_jax.model.initialize import PRIOR, init_variables, variable_shapes
-from m2det_jax.model.layers import statistics_over
 from m2det_jax.model.m2det import M2Det, official_form
 
 __all__ = [
@@ -15,6 +14,5 @@ __all__ = [
     "init_variables",
     "is_class_output",
     "official_form",
-    "statistics_over",
     "variable_shapes",
 ]

@@ -1,11 +1,12 @@
 """The table of backbones.
 
-A backbone is a Linen module with the fields `width`, `norm`, `frozen_stages`, `norm_momentum` and
-`dtype`, called as `backbone(images [B, H, W, 3], train=...)`. It returns the shallow map at stride
-8 and the deep map at stride 16, of ceil(H / 8) x ceil(W / 8) and ceil(H / 16) x ceil(W / 16) cells.
-Its method `frozen_modules()` names the submodules that `frozen_stages` keeps from learning. Each
-family has a file of its own and builds all of its network but the classifier; but for VGG, whose
-pool5 and conv6 do it, the deep map is at stride 16 because the last halving is left out.
+A backbone is a Linen module with the fields `width`, `norm`, `frozen_stages`, `norm_momentum`,
+`norm_axis` and `dtype`, called as `backbone(images [B, H, W, 3], train=...)`. It returns the
+shallow map at stride 8 and the deep map at stride 16, of ceil(H / 8) x ceil(W / 8) and
+ceil(H / 16) x ceil(W / 16) cells. Its method `frozen_modules()` names the submodules that
+`frozen_stages` keeps from learning. Each family has a file of its own and builds all of its network
+but the classifier; but for VGG, whose pool5 and conv6 do it, the deep map is at stride 16 because
+the last halving is left out.
 """
 
 import functools

@@ -11,6 +11,7 @@ from m2det_jax.model.layers import (
     batch_norm,
     max_pool_3x3,
     scaled_channels,
+    shared_fields,
 )
 
 # Layers in dense blocks 1 to 4.
@@ -32,7 +33,7 @@ class DenseNet(nn.Module):
         norm: ignored; a DenseNet always has BatchNorm.
         frozen_stages: the first stages that do not learn: 1 the stem, 2 to 5 the dense blocks with
             what follows each.
-        norm_momentum, dtype: see ConvBlock.
+        norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     depth: int
@@ -40,6 +41,7 @@ class DenseNet(nn.Module):
     norm: bool = True
     frozen_stages: int = 0
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
@@ -49,7 +51,7 @@ class DenseNet(nn.Module):
         A dense block ends in bare convolutions, so both are after the BatchNorm and ReLU that
         follow: block 2's before the transition halves its channels.
         """
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         stem = ConvBlock(scaled_channels(64, self.width), 7, 2, name="stem", **options)
         x = max_pool_3x3(stem(images, train=train and self.frozen_stages < 1), stride=2)
         x = jax.lax.stop_gradient(x) if self.frozen_stages >= 1 else x
@@ -64,9 +66,7 @@ class DenseNet(nn.Module):
                 transition = NormReluConv(x.shape[-1] // 2, 1, name=f"transition{block}", **options)
                 y, x = transition(x, train=learns)
             else:
-                y = x = nn.relu(
-                    batch_norm(self.norm_momentum, self.dtype, train=learns, name="norm5")(x)
-                )
+                y = x = nn.relu(batch_norm(self, train=learns, name="norm5")(x))
             y, x = jax.lax.stop_gradient((y, x)) if frozen else (y, x)
             x = avg_pool_2x2(x) if block in POOLED else x
             if block == 2:
@@ -87,11 +87,12 @@ class DenseLayer(nn.Module):
 
     growth: int
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         _, y = NormReluConv(4 * self.growth, 1, name="conv1", **options)(x, train=train)
         _, y = NormReluConv(self.growth, 3, name="conv2", **options)(y, train=train)
         return jnp.concatenate([x, y], axis=-1)
@@ -101,18 +102,19 @@ class NormReluConv(nn.Module):
     """BatchNorm, ReLU and a convolution without bias, in this order; keeps the size.
 
     Attributes:
-        features, kernel_size, norm_momentum, dtype: see ConvBlock.
+        features, kernel_size, norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     features: int
     kernel_size: int
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Return what the convolution reads and what it makes of it."""
-        x = nn.relu(batch_norm(self.norm_momentum, self.dtype, train=train, name="norm")(x))
+        x = nn.relu(batch_norm(self, train=train, name="norm")(x))
         conv = nn.Conv(
             self.features,
             (self.kernel_size, self.kernel_size),

@@ -3,9 +3,7 @@
 Feature maps are [B, H, W, C] throughout (B batch, H rows, W columns, C channels).
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +13,6 @@ from flax import linen as nn
 NORM_EPSILON = 1e-5
 # The official code's 0.01 in PyTorch's sense; in Flax's it is the share of the old value kept.
 NORM_MOMENTUM = 0.99
-_MAPPED_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis", default=None)
-
-
-@contextlib.contextmanager
-def statistics_over(axis: str) -> Iterator[None]:
-    """Makes BatchNorm, where it is applied inside, use the batch of all devices of a mapped axis.
-
-    Needed inside jax.shard_map alone, where a program sees one device's images.
-    """
-    token = _MAPPED_AXIS.set(axis)
-    try:
-        yield
-    finally:
-        _MAPPED_AXIS.reset(token)
 
 
 class ConvBlock(nn.Module):
@@ -45,6 +29,7 @@ class ConvBlock(nn.Module):
         norm: BatchNorm without a convolution bias (True) or a bias without BatchNorm (False).
         relu: end with ReLU.
         norm_momentum: share of the old running average that one step keeps.
+        norm_axis: see `batch_norm`.
         dtype: dtype of the computation. Parameters and running averages are float32.
     """
 
@@ -56,6 +41,7 @@ class ConvBlock(nn.Module):
     norm: bool = True
     relu: bool = True
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -72,23 +58,35 @@ class ConvBlock(nn.Module):
             name="conv",
         )(x)
         if self.norm:
-            x = batch_norm(self.norm_momentum, self.dtype, train=train, name="norm")(x)
+            x = batch_norm(self, train=train, name="norm")(x)
         return nn.relu(x) if self.relu else x
 
 
-def batch_norm(momentum: float, dtype: jnp.dtype, *, train: bool, name: str) -> nn.BatchNorm:
-    """Return the BatchNorm used everywhere; statistics are float32 whatever `dtype` is."""
+def batch_norm(module: nn.Module, *, train: bool, name: str) -> nn.BatchNorm:
+    """Return the BatchNorm used everywhere; statistics are float32 whatever the dtype is.
+
+    Args:
+        module: in which it stands. Its fields are taken: `norm_momentum`, `dtype`, and `norm_axis`,
+            the axis of jax.shard_map over whose devices the statistics are taken. None: those of
+            the images that the program sees, which outside shard_map is the whole batch.
+        train: use the statistics of the batch, and update the running averages.
+    """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=momentum,
+        momentum=module.norm_momentum,
         epsilon=NORM_EPSILON,
-        dtype=dtype,
-        axis_name=_MAPPED_AXIS.get(),
+        dtype=module.dtype,
+        axis_name=module.norm_axis,
         # E[x^2] - E[x]^2 cancels: one device and eight would soon differ by it (a hundred times
         # more in the gradient's norm after three steps).
         use_fast_variance=False,
         name=name,
     )
+
+
+def shared_fields(module: nn.Module) -> dict[str, Any]:
+    """Return the fields that a module of the network hands to all modules in it, by name."""
+    return {name: getattr(module, name) for name in ("norm_momentum", "norm_axis", "dtype")}
 
 
 def call_block(block: nn.Module, x: jax.Array, *, train: bool, remat: bool):

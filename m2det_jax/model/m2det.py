@@ -7,7 +7,7 @@ from flax import linen as nn
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.model.feature_maps import feature_map_sizes
 from m2det_jax.model.heads import FORMS, BoxHead, ClassHead
-from m2det_jax.model.layers import NORM_MOMENTUM, UPSAMPLING, call_block
+from m2det_jax.model.layers import NORM_MOMENTUM, UPSAMPLING, call_block, shared_fields
 from m2det_jax.model.mlfpn import MLFPN
 
 
@@ -34,6 +34,8 @@ class M2Det(nn.Module):
         upsample: "nearest" or "bilinear", in the TUMs.
         head: "conv", one convolution a scale, or "retinanet", five shared by all scales.
         norm_momentum: share of a running average that one training step keeps.
+        norm_axis: the mapped axis over which BatchNorm takes its statistics, inside jax.shard_map
+            alone, where a program sees one device's images; see `layers.batch_norm`.
         remat: recompute the backbone's and each TUM's activations in the backward pass instead of
             keeping them.
         dtype: dtype of the computation; parameters, running averages and outputs are float32.
@@ -60,6 +62,7 @@ class M2Det(nn.Module):
     upsample: str = "nearest"
     head: str = "conv"
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -102,8 +105,7 @@ class M2Det(nn.Module):
             norm=self.backbone_norm,
             official_stride=self.backbone_official_stride,
             frozen_stages=self.frozen_stages,
-            norm_momentum=self.norm_momentum,
-            dtype=self.dtype,
+            **shared_fields(self),
             **options,
         )
 
@@ -121,10 +123,9 @@ class M2Det(nn.Module):
             share_base_reduction=self.share_base_reduction,
             largest_scale_norm=self.largest_scale_norm,
             upsample=self.upsample,
-            norm_momentum=self.norm_momentum,
             remat=self.remat,
-            dtype=self.dtype,
             name="mlfpn",
+            **shared_fields(self),
         )
 
     def _check(self, images: jax.Array) -> None:

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, batch_norm, call_block, upsample
+from m2det_jax.model.layers import (
+    NORM_MOMENTUM,
+    ConvBlock,
+    batch_norm,
+    call_block,
+    shared_fields,
+    upsample,
+)
 
 
 class FFMv1(nn.Module):
@@ -22,11 +29,12 @@ class FFMv1(nn.Module):
     shallow_channels: int = 256
     deep_channels: int = 512
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, shallow: jax.Array, deep: jax.Array, *, train: bool) -> jax.Array:
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         conv_shallow = ConvBlock(self.shallow_channels, 3, name="shallow", **options)
         conv_deep = ConvBlock(self.deep_channels, 1, name="deep", **options)
         deep = upsample(conv_deep(deep, train=train), shallow.shape[1:3], "nearest")
@@ -42,12 +50,11 @@ class FFMv2(nn.Module):
 
     reduced_channels: int = 128
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        self.reduce = ConvBlock(
-            self.reduced_channels, 1, norm_momentum=self.norm_momentum, dtype=self.dtype
-        )
+        self.reduce = ConvBlock(self.reduced_channels, 1, **shared_fields(self))
 
     def __call__(self, base: jax.Array, previous: jax.Array | None, *, train: bool) -> jax.Array:
         return append_previous(self.reduce(base, train=train), previous)
@@ -78,6 +85,7 @@ class TUM(nn.Module):
     out: int = 128
     upsample: str = "nearest"
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -103,14 +111,7 @@ class TUM(nn.Module):
         return [decoded[scale] for scale in range(1, last + 1)]
 
     def _block(self, features: int, kernel_size: int, name: str, **options) -> ConvBlock:
-        return ConvBlock(
-            features,
-            kernel_size,
-            norm_momentum=self.norm_momentum,
-            dtype=self.dtype,
-            name=name,
-            **options,
-        )
+        return ConvBlock(features, kernel_size, name=name, **shared_fields(self), **options)
 
 
 class SFAM(nn.Module):
@@ -159,13 +160,14 @@ class MLFPN(nn.Module):
     largest_scale_norm: bool = False
     upsample: str = "nearest"
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, shallow: jax.Array, deep: jax.Array, *, train: bool) -> list[jax.Array]:
         """Return one map for each scale, the largest first, of num_levels * tum_out channels."""
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         ffm1 = FFMv1(self.shallow_channels, self.deep_channels, name="ffm1", **options)
         base = ffm1(shallow, deep, train=train)
         pyramids = self._levels(base, train, options)
@@ -173,9 +175,7 @@ class MLFPN(nn.Module):
         if self.sfam:
             maps = SFAM(self.sfam_shared, dtype=self.dtype, name="sfam")(maps)
         if self.largest_scale_norm:
-            norm = batch_norm(
-                self.norm_momentum, self.dtype, train=train, name="largest_scale_norm"
-            )
+            norm = batch_norm(self, train=train, name="largest_scale_norm")
             maps[0] = norm(maps[0])
         return maps
 

@@ -7,7 +7,7 @@ import jax
 from flax import linen as nn
 
 from m2det_jax.model.depthwise import DepthwiseConv
-from m2det_jax.model.layers import NORM_MOMENTUM, batch_norm
+from m2det_jax.model.layers import NORM_MOMENTUM, batch_norm, shared_fields
 
 # The last halving of both is left out: the whole of a pretrained network is used, and its end, the
 # richest map, is at stride 16.
@@ -43,7 +43,7 @@ class MobileNet(nn.Module):
             last of v2 never get fewer, as in the paper.
         norm: ignored; a MobileNet always has BatchNorm.
         frozen_stages: the first stages, 0 to 5, that do not learn; they end at STAGE_ENDS.
-        norm_momentum, dtype: see ConvBlock.
+        norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     version: int
@@ -51,6 +51,7 @@ class MobileNet(nn.Module):
     norm: bool = True
     frozen_stages: int = 0
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
@@ -74,7 +75,7 @@ class MobileNet(nn.Module):
         return (0, *(end + 1 for end in STAGE_ENDS[self.version]))[self.frozen_stages]
 
     def _features(self) -> list[nn.Module]:
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         channels = divisible_channels(32 * self.width)
         features = [Conv6(channels, 3, 2, name="features_0", **options)]
         for block, fields in self._blocks():
@@ -111,11 +112,12 @@ class SeparableBlock(nn.Module):
     features: int
     strides: int = 1
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         x = Conv6(None, 3, self.strides, name="depthwise", **options)(x, train=train)
         return Conv6(self.features, name="pointwise", **options)(x, train=train)
 
@@ -130,11 +132,12 @@ class InvertedResidual(nn.Module):
     expansion: int
     strides: int = 1
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         channels = x.shape[-1]
         y = x
         if self.expansion != 1:
@@ -149,7 +152,8 @@ class Conv6(nn.Module):
 
     Attributes:
         features: number of output channels; None: depthwise, one filter for each input channel.
-        kernel_size, strides, norm_momentum, dtype: see ConvBlock; depthwise, the kernel is 3.
+        kernel_size, strides, norm_momentum, norm_axis, dtype: see ConvBlock; depthwise, the
+            kernel is 3.
         relu6: end with ReLU6.
     """
 
@@ -158,6 +162,7 @@ class Conv6(nn.Module):
     strides: int = 1
     relu6: bool = True
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
@@ -174,5 +179,5 @@ class Conv6(nn.Module):
                 dtype=self.dtype,
                 name="conv",
             )(x)
-        x = batch_norm(self.norm_momentum, self.dtype, train=train, name="norm")(x)
+        x = batch_norm(self, train=train, name="norm")(x)
         return nn.relu6(x) if self.relu6 else x

@@ -5,7 +5,13 @@ import functools
 import jax
 from flax import linen as nn
 
-from m2det_jax.model.layers import NORM_MOMENTUM, ConvBlock, max_pool_3x3, scaled_channels
+from m2det_jax.model.layers import (
+    NORM_MOMENTUM,
+    ConvBlock,
+    max_pool_3x3,
+    scaled_channels,
+    shared_fields,
+)
 
 # Blocks in layers 1 to 4; from depth 50 on the blocks are bottlenecks.
 BLOCKS = {
@@ -29,11 +35,12 @@ class BasicBlock(nn.Module):
     features: int
     strides: int = 1
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        block = functools.partial(ConvBlock, norm_momentum=self.norm_momentum, dtype=self.dtype)
+        block = functools.partial(ConvBlock, **shared_fields(self))
         y = block(self.features, strides=self.strides, name="conv1")(x, train=train)
         y = block(self.features, relu=False, name="conv2")(y, train=train)
         return _add_shortcut(x, y, block, self.strides, train)
@@ -49,11 +56,12 @@ class Bottleneck(nn.Module):
     features: int
     strides: int = 1
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        block = functools.partial(ConvBlock, norm_momentum=self.norm_momentum, dtype=self.dtype)
+        block = functools.partial(ConvBlock, **shared_fields(self))
         y = block(self.features, 1, name="conv1")(x, train=train)
         y = block(self.features, strides=self.strides, name="conv2")(y, train=train)
         y = block(4 * self.features, 1, relu=False, name="conv3")(y, train=train)
@@ -76,7 +84,7 @@ class ResNet(nn.Module):
         norm: ignored; a ResNet always has BatchNorm.
         frozen_stages: the first stages that do not learn: 1 the stem, 2 to 5 layers 1 to 4.
         official_stride: OFFICIAL_STRIDES in place of STRIDES; the parameters are the same.
-        norm_momentum, dtype: see ConvBlock.
+        norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     depth: int
@@ -85,12 +93,13 @@ class ResNet(nn.Module):
     frozen_stages: int = 0
     official_stride: bool = False
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jax.typing.DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Return the maps of layer 2 (stride 8) and layer 4 (stride 16) of images [B, H, W, 3]."""
-        options = dict(norm_momentum=self.norm_momentum, dtype=self.dtype)
+        options = shared_fields(self)
         stem = ConvBlock(scaled_channels(64, self.width), 7, 2, name="stem", **options)
         x = max_pool_3x3(stem(images, train=train and self.frozen_stages < 1), stride=2)
         x = jax.lax.stop_gradient(x) if self.frozen_stages >= 1 else x

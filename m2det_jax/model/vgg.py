@@ -15,6 +15,7 @@ from m2det_jax.model.layers import (
     max_pool_2x2,
     max_pool_3x3,
     scaled_channels,
+    shared_fields,
 )
 
 # By depth: channels of the convolutions of stages 1 to 5, named conv{stage}_{number}.
@@ -40,7 +41,7 @@ class VGG(nn.Module):
             there either.
         frozen_stages: the first stages, 0 to 5, that get no gradient and whose norms use and keep
             their running averages.
-        norm_momentum, dtype: see ConvBlock.
+        norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     depth: int
@@ -48,6 +49,7 @@ class VGG(nn.Module):
     norm: bool = False
     frozen_stages: int = 0
     norm_momentum: float = NORM_MOMENTUM
+    norm_axis: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -83,9 +85,8 @@ class VGG(nn.Module):
     def _block(self, features: int, name: str, **options) -> ConvBlock:
         return ConvBlock(
             scaled_channels(features, self.width),
-            norm_momentum=self.norm_momentum,
-            dtype=self.dtype,
             name=name,
+            **shared_fields(self),
             **options,
         )
 

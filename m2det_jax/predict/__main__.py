@@ -44,10 +44,11 @@ def _parser() -> argparse_flags.ArgumentParser:
 
 def main(args) -> None:
     """Runs the verb on parsed arguments; exit status 3 where images were skipped."""
-    runtime.one_line_errors(runtime.start)
     options = vars(args)
     workdir, paths = options.pop("workdir"), options.pop("paths")
-    done = runtime.one_line_errors(predict, workdir, paths, interrupted=_INTERRUPTED, **options)
+    with runtime.one_line_errors(interrupted=_INTERRUPTED):
+        runtime.start()
+        done = predict(workdir, paths, **options)
     if done.skipped or done.undrawn:
         sys.exit(3)
 

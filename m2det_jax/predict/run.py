@@ -11,7 +11,8 @@ import jax
 import tqdm
 
 from m2det_jax.build import make_views
-from m2det_jax.data import DetectionIndex, eval_batches
+from m2det_jax.data import DetectionIndex
+from m2det_jax.detector.reading import Reading, open_batches
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
 from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
@@ -133,34 +134,26 @@ def detect_batches(
     """Yields the detections of each batch of an index, in order, by the views of the config.
 
     With on_bad_image "skip" the images that cannot be read are missing. `reading` has the numbers
-    of `readers.eval_readers`.
+    of `Reading`.
     """
     suppression = restored.detector.suppression.at_threshold(threshold)
     detector = dataclasses.replace(restored.detector, suppression=suppression)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    common = dict(batch_size=batch_size, on_bad_image=on_bad_image)
+    how = Reading(batch_size, on_bad_image=on_bad_image, **reading)
     if views := make_views(restored.config):
         multi = MultiScale(detector, views)
-        for images, _ in multi.detect(variables, index, sharding=by_batch, **common, **reading):
+        for images, _ in multi.detect(variables, index, how, sharding=by_batch):
             yield images
         return
     detect = detector.detect_fn()
-    sizes = [detector.resize.image_size]
-    chosen = readers.eval_readers(index.num_images, batch_size, sizes, **reading)
-    with eval_batches(
-        index,
-        resize=detector.resize,
-        num_workers=chosen.workers,
-        num_threads=chosen.threads,
-        **common,
-    ) as batches:
+    with open_batches(index, [detector.resize], how) as batches:
         dispatched = (
             (
                 detect(variables, jax.device_put(batch["image"], by_batch)),
                 {key: batch[key] for key in ("image_id", "scale", "offset")},
             )
-            for batch in batches
+            for (batch,) in batches
         )
         for found, placing in one_behind(dispatched):
             yield to_original(jax.device_get(found), placing, index)

@@ -45,3 +45,6 @@ class Hooks:
         Args:
             error: also `Stopped`, for a signal such as Ctrl-C, once the state is saved.
         """
+
+
+NO_HOOKS = Hooks()

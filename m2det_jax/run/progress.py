@@ -1,10 +1,11 @@
-"""What one sees of a run: a line and a history record per interval, a progress bar, stop on NaN."""
+"""Progress of a training run: log lines, history records, a progress bar, and a stop on NaN."""
 
+import functools
 import logging
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,43 +19,48 @@ from m2det_jax.run.history import History
 log = logging.getLogger("m2det_jax")
 
 MUCH_WAITING = 0.2  # of the time
-_NAMES = ("loss", "loss_class", "loss_box", "num_positives", "grad_norm", "learning_rate")
-# Running averages since the last log line. They are saved with a checkpoint, so that the lines of
-# a resumed run are those of a run that was never stopped.
-IntervalMetrics = clu_metrics.Collection.create(
-    **{name: clu_metrics.Average.from_output(name) for name in _NAMES}
-)
+_T = TypeVar("_T")
+
+
+@functools.cache
+def interval_means(names: tuple[str, ...]) -> type[clu_metrics.Collection]:
+    """Returns the class of running means of scalars with these names, in this order."""
+    return clu_metrics.Collection.create(
+        **{name: clu_metrics.Average.from_output(name) for name in names}
+    )
 
 
 @jax.jit
-def _merge(running, metrics):
-    merged = running.merge(IntervalMetrics.single_from_model_output(**metrics))
+def _merge(interval, metrics):
+    merged = interval.merge(type(interval).single_from_model_output(**metrics))
     # One NaN would make the mean of the interval NaN; such steps are counted instead.
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), merged, running)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), merged, interval)
 
 
-class Watch:
-    """Follows a training loop from outside; the loop only reports to it.
+class Progress:
+    """Follows a training loop, which reports to it; usable in a `with` statement.
+
+    Attributes:
+        interval: running means of the step's metrics since the last log line.
+        totals: what is counted through all stops of the run. Of it "nonfinite_steps" and
+            "replaced_images" are counted here. Both are saved with each checkpoint.
 
     Args:
-      history: where the records go.
-      running: IntervalMetrics so far (restored, or empty).
-      progress: what is counted through all stops of the run, saved with each checkpoint; of it
-        "nonfinite_steps" and "replaced_images" are counted here.
-      image_paths: of the training set, to name images.
-      max_nonfinite: so many steps that are not finite are let pass in a run.
-      start_step, steps: where the run begins and ends.
-      batch_size: global, for the images a second.
-      every_steps: length of the interval.
-      slow_data: what to do where the loop waits for data, for the log.
+        history: where the records go.
+        start_step, steps: where the run begins and ends.
+        batch_size: global, for the images a second.
+        every_steps: length of the interval.
+        image_paths: of the training set, to name images.
+        max_nonfinite: number of steps with a NaN or infinite loss that a run may have.
+        slow_data: what to do where the loop waits for data, for the log.
     """
 
     def __init__(
         self,
         history: History,
-        running: Any,
-        progress: dict[str, Any],
+        interval: clu_metrics.Collection,
+        totals: dict[str, Any],
         *,
         start_step: int,
         steps: int,
@@ -64,7 +70,7 @@ class Watch:
         max_nonfinite: int = 0,
         slow_data: str = "",
     ):
-        self.history, self.running, self.progress = history, running, progress
+        self.history, self.interval, self.totals = history, interval, totals
         self.image_paths, self.max_nonfinite = image_paths, max_nonfinite
         self.slow_data, self.intervals = slow_data, 0
         self.steps, self.batch_size, self.every_steps = steps, batch_size, every_steps
@@ -75,17 +81,17 @@ class Watch:
     def _restart_clock(self) -> None:
         self.started, self.waited, self.paused, self.steps_timed = time.perf_counter(), 0.0, 0.0, 0
 
-    def wait_for(self, batches):
-        """Takes the next batch, counting the time that the loop waits for it."""
+    def wait_for(self, batches: Iterator[_T]) -> _T:
+        """Returns the next batch, counting the time that the loop waits for it."""
         begin = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - begin
         return batch
 
-    def pause(self, verb, *args, **kwargs):
+    def pause(self, work: Callable[..., _T], *args, **kwargs) -> _T:
         """Calls an evaluation or a save; its time does not count as training."""
         begin = time.perf_counter()
-        result = verb(*args, **kwargs)
+        result = work(*args, **kwargs)
         self.paused += time.perf_counter() - begin
         return result
 
@@ -99,21 +105,21 @@ class Watch:
         """Takes note of a finished step; logs at the end of an interval.
 
         Args:
-          replaced: int32 [B], the unreadable image in whose place one stands, or -1.
+            replaced: int32 [B], the unreadable image in whose place one stands, or -1.
 
         Raises:
-          NonFiniteLoss: loss or gradient of the step before is NaN or infinite, once more than
-            max_nonfinite. One step late, so that the device always has work queued; `check` looks
-            at the last step as well.
+            NonFiniteLoss: loss or gradient of the step before is NaN or infinite, once more than
+                max_nonfinite. One step late, so that the device always has work queued; `check`
+                looks at the last step as well.
         """
         self.check()
         for image_id in replaced[replaced >= 0] if replaced is not None else ():
-            self.progress["replaced_images"] += 1
+            self.totals["replaced_images"] += 1
             log.warning("step %d: cannot read image %s, another one in its place; %d times so far",
                         step, self.image_paths[image_id],
-                        self.progress["replaced_images"])  # fmt: skip
+                        self.totals["replaced_images"])  # fmt: skip
         self.pending = (step, image_ids, metrics)
-        self.running = _merge(self.running, metrics)
+        self.interval = _merge(self.interval, metrics)
         self.steps_timed += 1
         self.bar.update()
         if step % self.every_steps == 0 or step == self.steps:
@@ -127,39 +133,42 @@ class Watch:
         # A finite loss can have a gradient that is not, and weights that are not from it.
         for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
             if not math.isfinite(metrics[name]):
-                error = NonFiniteLoss(step, f"{what} is {float(metrics[name])}", image_ids)
+                paths = [self.image_paths[i] for i in image_ids]
+                error = NonFiniteLoss(step, f"{what} is {float(metrics[name])}", image_ids, paths)
                 break
         else:
             return
-        if self.progress["nonfinite_steps"] >= self.max_nonfinite:
+        if self.totals["nonfinite_steps"] >= self.max_nonfinite:
             raise error
-        self.progress["nonfinite_steps"] += 1
+        self.totals["nonfinite_steps"] += 1
         log.warning("%s; its update is left out, the %d. of at most %d. Images: %s", error,
-                    self.progress["nonfinite_steps"], self.max_nonfinite,
-                    ", ".join(self.image_paths[i] for i in image_ids))  # fmt: skip
+                    self.totals["nonfinite_steps"], self.max_nonfinite,
+                    ", ".join(error.image_paths))  # fmt: skip
 
     def _log(self, step: int) -> None:
-        values = {name: float(value) for name, value in self.running.compute().items()}
+        means = {name: float(value) for name, value in self.interval.compute().items()}
         elapsed = time.perf_counter() - self.started - self.paused
         rate = self.steps_timed / elapsed
-        values["images_per_second"] = rate * self.batch_size
-        values["data_wait_share"] = self.waited / elapsed
-        for name in ("nonfinite_steps", "replaced_images"):
-            if self.progress[name]:
-                values[name] = self.progress[name]
-        left = (self.steps - step) / rate
-        self.history.write(step, values)
+        speed = {
+            "images_per_second": rate * self.batch_size,
+            "data_wait_share": self.waited / elapsed,
+        }
+        counts = {name: self.totals[name] for name in ("nonfinite_steps", "replaced_images")}
+        self.history.write(step, means | speed | {k: n for k, n in counts.items() if n})
+        losses = [name for name in means if name.startswith("loss_")]
         log.info(
-            "step %d/%d  loss %.4f (class %.4f, box %.4f)  positives %.0f  grad %.2f  lr %.3g  "
+            "step %d/%d  loss %.4f (%s)  positives %.0f  grad %.2f  lr %.3g  "
             "%.1f images/s  waiting for data %.0f%%  left %s",
-            step, self.steps, values["loss"], values["loss_class"], values["loss_box"],
-            values["num_positives"], values["grad_norm"], values["learning_rate"],
-            values["images_per_second"], 100 * values["data_wait_share"], _duration(left),
+            step, self.steps, means["loss"],
+            ", ".join(f"{name.removeprefix('loss_')} {means[name]:.4f}" for name in losses),
+            means["num_positives"], means["grad_norm"], means["learning_rate"],
+            speed["images_per_second"], 100 * speed["data_wait_share"],
+            _duration((self.steps - step) / rate),
         )  # fmt: skip
-        self._advise(values["data_wait_share"])
+        self._advise(speed["data_wait_share"])
         # Where the old ones lie: of several processes, none could save arrays of its own.
-        where = jax.tree.map(lambda x: x.sharding, self.running)
-        self.running = place(IntervalMetrics.empty(), where)
+        where = jax.tree.map(lambda x: x.sharding, self.interval)
+        self.interval = place(type(self.interval).empty(), where)
         self._restart_clock()
 
     def _advise(self, wait_share: float) -> None:
@@ -174,13 +183,26 @@ class Watch:
         """Ends the progress bar."""
         self.bar.close()
 
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss of a step, or its gradient, was NaN or infinite; `what` says which."""
+    """The loss of a step, or the norm of its gradient, is NaN or infinite.
 
-    def __init__(self, step: int, what: str, image_ids: np.ndarray):
+    Attributes:
+        step: that it is of.
+        what: is not finite, and its value.
+        image_ids, image_paths: of the step's batch.
+    """
+
+    def __init__(self, step: int, what: str, image_ids: np.ndarray, image_paths: Sequence[str]):
         super().__init__(f"{what} at step {step}")
-        self.step, self.what, self.image_ids = step, what, image_ids
+        self.step, self.what = step, what
+        self.image_ids, self.image_paths = image_ids, image_paths
 
 
 def _duration(seconds: float) -> str:

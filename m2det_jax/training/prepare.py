@@ -1,7 +1,8 @@
-"""Builds what a training run needs before its first step."""
+"""Preparation of a training run: all that it needs before its first step."""
 
 import dataclasses
 import logging
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +30,12 @@ from m2det_jax.detector import evaluation
 from m2det_jax.detector.detector import Detector
 from m2det_jax.model import init_variables, variable_shapes
 from m2det_jax.run import devices, memory
+from m2det_jax.run.cost import StepCost, describe, read_cost
 from m2det_jax.run.state import TrainState, create_train_state
-from m2det_jax.training.compiled_step import CompiledStep
 from m2det_jax.training.fine_tune import start_from
 from m2det_jax.training.optimizer import make_optimizer, make_schedule
 from m2det_jax.training.plan import Plan, images_of_epoch, make_optimizer_settings, make_plan
-from m2det_jax.training.step import make_train_step
+from m2det_jax.training.step import INPUTS, make_train_step
 from m2det_jax.weights.backbones import with_backbone
 from m2det_jax.weights.pretrained import load_backbone
 
@@ -46,13 +47,14 @@ class Run:
     """A run that is ready for its first step.
 
     Attributes:
-      train_step: compiled when first called; see make_train_step.
-      eval_step: jitted; see make_eval_step.
-      state_shapes: the state as shapes, dtypes and shardings; of the arrays, only the loop holds
-        any, so that there is one state on the devices.
-      replicated, by_batch: shardings of what every device has whole, and of a batch.
-      fingerprints: of both data sets, to be stored with checkpoints.
-      sizes: of all images, to be written once the run is not refused.
+        train_steps: jitted, by the image size (height, width) of their batches, the largest first;
+            see `step.make_train_step` and `compile_step`.
+        eval_step: jitted; see `evaluation.make_eval_step`.
+        state_shapes: the state as shapes, dtypes and shardings; of the arrays, only the loop holds
+            any, so that there is one state on the devices.
+        replicated, by_batch: shardings of what every device has whole, and of a batch.
+        fingerprints: of both data sets, to be stored with checkpoints.
+        sizes: of all images, to be written once the run is not refused.
     """
 
     train_index: DetectionIndex
@@ -60,7 +62,7 @@ class Run:
     detector: Detector
     optimizer: optax.GradientTransformation
     plan: Plan
-    train_step: CompiledStep
+    train_steps: dict[tuple[int, int], Callable]
     eval_step: Callable
     state_shapes: TrainState
     replicated: jax.sharding.Sharding
@@ -73,7 +75,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
     """Reads the data of a checked config, and builds model, optimiser and steps.
 
     Raises:
-      ValueError, FileNotFoundError: config or data do not fit; the message says what to do.
+        InputError, FileNotFoundError: config or data do not fit; the message says what to do.
     """
     devices.check_divisible("config.batch_size", config.batch_size, config.accumulation)
     devices.check_divisible("config.eval.batch_size", config.eval.batch_size)
@@ -87,33 +89,18 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
     plan = make_plan(config, num_images)
     optimizer_settings = make_optimizer_settings(config, plan, num_images)
     optimizer = make_optimizer(optimizer_settings, detector.model.frozen_paths())
-    settings = step_settings(config)
     replicated, by_batch = devices.data_mesh()
-    variables = variable_shapes(detector.model, detector.resize.image_size)
-    state_shapes = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
-    state_sharding = devices.state_sharding(state_shapes, replicated, config.sharding)
-    # Split weights are gathered layer by layer, which is for XLA to arrange.
-    mesh = replicated.mesh if config.sharding == "replicated" else None
+    state_shapes = _state_shapes(detector, optimizer, replicated, config.sharding)
     schedule = make_schedule(optimizer_settings)
-    jitted = jax.jit(
-        make_step(config, detector, optimizer, schedule, settings, mesh),
-        donate_argnums=0,
-        in_shardings=(state_sharding, by_batch),
-        out_shardings=(state_sharding, replicated),
-    )
     return Run(
         train_index=train_index,
         val_index=val_index,
         detector=detector,
         optimizer=optimizer,
         plan=plan,
-        train_step=CompiledStep(jitted, train_sizes(config), memory_settings(config)),
-        eval_step=jax.jit(evaluation.make_eval_step(detector, settings)),
-        state_shapes=jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            state_shapes,
-            state_sharding,
-        ),
+        train_steps=_train_steps(config, detector, optimizer, schedule, state_shapes, by_batch),
+        eval_step=jax.jit(evaluation.make_eval_step(detector, step_settings(config))),
+        state_shapes=state_shapes,
         replicated=replicated,
         by_batch=by_batch,
         fingerprints={"training": fingerprint(train_index), "validation": fingerprint(val_index)},
@@ -121,11 +108,113 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
     )
 
 
+def _state_shapes(
+    detector: Detector, optimizer: optax.GradientTransformation, replicated, kind: str
+) -> TrainState:
+    """Returns the state as shapes, dtypes and shardings; kind: see `devices.state_sharding`."""
+    variables = variable_shapes(detector.model, detector.resize.image_size)
+    shapes = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        devices.state_sharding(shapes, replicated, kind),
+    )
+
+
+def _train_steps(
+    config: Config,
+    detector: Detector,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    state_shapes: TrainState,
+    by_batch: jax.sharding.NamedSharding,
+) -> dict[tuple[int, int], Callable]:
+    """Returns the jitted train step of every size of config.data.train_sizes, see Run."""
+    replicated = state_shapes.step.sharding
+    state_sharding = jax.tree.map(lambda x: x.sharding, state_shapes)
+    # Split weights are gathered layer by layer, which is for XLA to arrange.
+    mesh = replicated.mesh if config.sharding == "replicated" else None
+    steps = {}
+    for size in sorted(train_sizes(config), key=math.prod, reverse=True):
+        resize = dataclasses.replace(detector.resize, image_size=size)
+        at_size = dataclasses.replace(detector, anchors=make_anchors(config, size), resize=resize)
+        steps[size] = jax.jit(
+            make_train_step(at_size, optimizer, schedule, step_settings(config), mesh),
+            donate_argnums=0,
+            in_shardings=(state_sharding, by_batch),
+            out_shardings=(state_sharding, replicated),
+        )
+    return steps
+
+
+def compile_steps(
+    config: Config,
+    run: Run,
+    state: TrainState,
+    batch: dict[str, Any],
+    costs: dict[tuple[int, int], StepCost],
+) -> dict[tuple[int, int], jax.stages.Compiled]:
+    """Compiles the train step for every image size, and reports what each costs.
+
+    The largest goes first, so that what does not fit is known before anything is computed.
+
+    Args:
+        batch: numpy arrays of this process, of any of the sizes.
+        costs: to be filled, by image size.
+
+    Raises:
+        OutOfMemory: a program needs more than a device has, or cannot even be compiled.
+    """
+    programs = {}
+    for size, train_step in run.train_steps.items():
+        settings = dataclasses.replace(memory_settings(config), image_size=size)
+        log.info("compiling the train step for pictures of %d x %d", *size)
+        traced = train_step.trace(state, _batch_shapes(batch, size))
+        programs[size], costs[size] = compile_traced(traced, settings)
+    return programs
+
+
+def _batch_shapes(batch: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the inputs of a train step as shapes, over all processes."""
+    shapes = {name: (batch[name].shape, batch[name].dtype) for name in INPUTS}
+    (count, _, _, channels), dtype = shapes["image"]
+    shapes["image"] = (count, *image_size, channels), dtype
+    return {
+        name: jax.ShapeDtypeStruct((shape[0] * jax.process_count(), *shape[1:]), dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def compile_traced(
+    traced: jax.stages.Traced, settings: memory.MemorySettings
+) -> tuple[jax.stages.Compiled, StepCost]:
+    """Compiles a traced train step, and reports its cost.
+
+    Args:
+        settings: of the step, for advice where memory does not suffice.
+
+    Raises:
+        OutOfMemory: the program needs more than a device has, or cannot even be compiled.
+    """
+    with memory.explained(lambda: memory.train_advice(settings, None, memory.available())):
+        program = traced.lower().compile()
+    cost, limit = read_cost(traced, program), memory.available()
+    log.info("the train step for pictures of %d x %d, batch %d:\n%s", *settings.image_size,
+             settings.batch_size, describe(cost, settings.num_devices, limit))  # fmt: skip
+    # Every byte counted is allocated before the program starts, so this could only fail; on a CPU
+    # the kernel would kill the process without a word.
+    if limit is not None and cost.memory > limit:
+        advice = memory.train_advice(settings, cost, limit)
+        raise memory.OutOfMemory(f"out of memory: {advice}")
+    return program, cost
+
+
 def first_state(config: Config, run: Run) -> TrainState:
     """Returns the state before the first step, placed on all devices.
 
     Raises:
-      ValueError, FileNotFoundError: the files of weights that the config names do not fit.
+        InputError, FileNotFoundError: the files of weights that the config names do not fit.
+        OutOfMemory: the devices cannot hold the state.
     """
     variables = initial_variables(config, run.detector)
     log.info("parameters:\n%s", parameter_overview.get_parameter_overview(variables["params"]))
@@ -133,28 +222,6 @@ def first_state(config: Config, run: Run) -> TrainState:
     where = jax.tree.map(lambda x: x.sharding, run.state_shapes)
     with memory.explained(lambda: memory.state_advice(state, memory_settings(config))):
         return devices.place(state, where)
-
-
-def make_step(
-    config: Config, detector: Detector, optimizer, schedule, settings, mesh=None
-) -> Callable:
-    """Returns the train step; it takes batches of every size of config.data.train_sizes.
-
-    Under jit it is traced, and compiled, once for each size. mesh: see make_train_step.
-    """
-    steps = {}
-    for size in train_sizes(config):
-        resize = dataclasses.replace(detector.resize, image_size=size)
-        at_size = dataclasses.replace(detector, anchors=make_anchors(config, size), resize=resize)
-        steps[size] = make_train_step(at_size, optimizer, schedule, settings, mesh)
-    if len(steps) == 1:
-        return next(iter(steps.values()))
-
-    def train_step(state, batch):
-        size = batch["image"].shape[1:3]  # [B, H, W, 3]
-        return steps[size](state, batch)
-
-    return train_step
 
 
 def initial_variables(config: Config, detector: Detector) -> dict[str, Any]:

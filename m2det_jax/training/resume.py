@@ -1,10 +1,14 @@
-"""Going on with a run: whose checkpoints these are, and where they lead."""
+"""Resuming: whose checkpoints these are, where the run goes on, and the files beside them."""
 
+import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 
@@ -14,11 +18,14 @@ from m2det_jax.config.stored import stored_config
 from m2det_jax.datasets import record
 from m2det_jax.errors import InputError
 from m2det_jax.run import checkpoint, checksums, devices
-from m2det_jax.run.history import HISTORY
+from m2det_jax.run.history import HISTORY, History
 from m2det_jax.run.outputs import Outputs
+from m2det_jax.run.progress import Progress
 from m2det_jax.run.state import TrainState
+from m2det_jax.training.batches import training_readers
 from m2det_jax.training.plan import same_schedule, schedule_stretches
-from m2det_jax.training.prepare import Run
+from m2det_jax.training.prepare import Run, first_state
+from m2det_jax.training.step import IntervalMetrics
 
 log = logging.getLogger("m2det_jax")
 
@@ -28,7 +35,7 @@ _SCHEDULE = tuple(
 
 _REPLACED = ("config.json", "train_samples.png")
 
-# What is counted through all stops of a run, and saved with each checkpoint.
+# The totals of a run: what is counted through all its stops, and saved with each checkpoint.
 _FRESH = {
     "AP": -1.0,
     "best_AP": -1.0,
@@ -38,49 +45,84 @@ _FRESH = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run goes on.
+
+    Attributes:
+        step: the last one done; 0: none.
+        evaluated: that step is.
+        pending: that step is not, and is to be.
+        interval: running means since the last log line, an IntervalMetrics.
+        totals: what is counted through all stops of the run.
+    """
+
+    step: int
+    evaluated: bool
+    pending: bool
+    interval: Any
+    totals: dict[str, Any]
+
+
+def fresh_state(config: Config, run: Run, workdir: pathlib.Path) -> TrainState | None:
+    """Returns the state before the first step; None where the workdir has checkpoints.
+
+    Raises:
+        InputError: a file of somebody else in the workdir has the name of one of a run's, or see
+            `prepare.first_state`.
+    """
+    if checksums.finished_steps(workdir):
+        return None
+    state = first_state(config, run)
+    if jax.process_index() == 0:
+        Outputs(workdir, "train").claim(_REPLACED, appended=[HISTORY])
+    return state
+
+
 def start_or_resume(
     run: Run,
     state: TrainState | None,
-    running,
     manager: ocp.CheckpointManager,
     config: Config,
     allow_config_change: bool = False,
-) -> tuple[TrainState, Any, dict[str, Any], bool]:
+) -> tuple[TrainState, Start]:
     """Returns where a run goes on: from its latest checkpoint, or from the state before step 1.
 
     Args:
-      state: that of a fresh start; None where the workdir has checkpoints.
-
-    Returns:
-      (state, running metrics, progress, whether the step of the state has been evaluated).
+        state: that of a fresh start; None where the workdir has checkpoints.
 
     Raises:
-      ValueError: the checkpoints are of another config or other data; lists the differences. Or
-        the processes of the run were not given the same.
+        InputError: the checkpoints are of another config or other data; lists the differences. Or
+            the processes of the run were not given the same.
     """
+    interval = devices.place(IntervalMetrics.empty(), run.replicated)
     _refuse_unlike_processes(run, config)
     _refuse_converted(manager)
     meta = checkpoint.read_meta(manager)
     if meta is not None:
         refuse_other_run(meta, config, run, manager.directory, allow_config_change)
     if state is not None:
-        return state, running, dict(_FRESH), False
-    found = checkpoint.restore_latest(manager, run.state_shapes, running)
+        return state, Start(0, False, False, interval, dict(_FRESH))
+    found = checkpoint.restore_latest(manager, run.state_shapes, interval)
     if found is None:
         raise FileNotFoundError(
             f"{manager.directory}: what is there is no checkpoint of this run; move it away, or "
             "give another --workdir"
         )
-    state, running, meta = found
+    state, interval, meta = found
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     log.info("parameters:\n%s", overview)
-    log.info("resuming from step %d of %s", int(state.step), manager.directory)
+    step = int(state.step)
+    log.info("resuming from step %d of %s", step, manager.directory)
     if config.init_from:
         log.info("config.init_from=%s is not read: the run goes on", config.init_from)
     # Saved before the step was evaluated; what came of that is beside it.
-    evaluation = manager.metrics(int(state.step)) or {}
-    progress = _FRESH | meta["progress"] | {k: v for k, v in evaluation.items() if k in _FRESH}
-    return state, running, progress, bool(evaluation)
+    evaluation = manager.metrics(step) or {}
+    totals = _FRESH | meta["progress"] | {k: v for k, v in evaluation.items() if k in _FRESH}
+    pending = run.plan.evaluates(step) and not evaluation
+    if pending:
+        log.info("step %d was saved and not evaluated; evaluating it first", step)
+    return state, Start(step, bool(evaluation), pending, interval, totals)
 
 
 def _refuse_unlike_processes(run: Run, config: Config) -> None:
@@ -152,7 +194,7 @@ def changed_keys(before: Config, config: Config) -> tuple[list[str], list[str]]:
     """Compares a config with the one that a checkpoint was saved with.
 
     Returns:
-      (lines of the keys that change the result, lines of the others), "config.a.b was 1, now 2".
+        (lines of the keys that change the result, lines of the others), "config.a.b was 1, now 2".
     """
     old, same = flatten(before), same_schedule(before, config)
     lines: tuple[list[str], list[str]] = [], []
@@ -162,31 +204,83 @@ def changed_keys(before: Config, config: Config) -> tuple[list[str], list[str]]:
     return lines
 
 
-def claim_files(workdir: pathlib.Path) -> None:
-    """Refuses a workdir without checkpoints in which files of somebody else have a run's names.
+def nothing_to_do(config: Config, run: Run, start: Start) -> bool:
+    """Tells, and logs, whether a run that starts there is over."""
+    if start.step >= run.plan.stop:
+        key = "epochs" if run.plan.stop == run.plan.steps else "max_steps"
+        log.info("nothing to do: step %d of %d is done; raise config.%s to go on",
+                 start.step, run.plan.stop, key)  # fmt: skip
+        return True
+    if over := out_of_patience(config, start.totals):
+        log.info("nothing to do: stopped early at step %d; raise config.eval.patience to go on",
+                 start.step)  # fmt: skip
+    return over
+
+
+def out_of_patience(config: Config, totals: dict[str, Any]) -> bool:
+    """Tells whether the run has had config.eval.patience evaluations without a better AP."""
+    return 0 < config.eval.patience <= totals["evaluations_since_best"]
+
+
+def write_beside(config: Config, run: Run, workdir: pathlib.Path) -> Outputs | None:
+    """Writes the config and what is known of the data beside the checkpoints.
+
+    Returns:
+        What a run writes the files by that people may take for their own, or change; None in all
+        processes but the first, which write none.
 
     Raises:
-      InputError: it names the file.
+        InputError: see `write_config`.
     """
-    Outputs(workdir, "train").claim(_REPLACED, appended=[HISTORY])
-
-
-def own_files(workdir: pathlib.Path) -> Outputs:
-    """Returns what a run writes the files by that people may take for their own, or change."""
-    files = Outputs(workdir, "train")
-    if not (workdir / HISTORY).exists():
-        files.write(HISTORY, "")
-    # Versions before 0.2 noted nothing.
-    files.record(*(name for name in (*_REPLACED, HISTORY)
-                   if (workdir / name).exists() and not files.noted(name)))  # fmt: skip
+    files = None
+    if jax.process_index() == 0:
+        files = Outputs(workdir, "train")
+        if not (workdir / HISTORY).exists():
+            files.write(HISTORY, "")
+        # Versions before 0.2 noted nothing.
+        files.record(*(name for name in (*_REPLACED, HISTORY)
+                       if (workdir / name).exists() and not files.noted(name)))  # fmt: skip
+        write_config(files, config)
+    indices = run.train_index, run.val_index
+    record.remember(config, workdir, *indices, run.fingerprints, run.sizes)
     return files
+
+
+@contextlib.contextmanager
+def open_progress(
+    config: Config, run: Run, start: Start, workdir: pathlib.Path
+) -> Iterator[Progress]:
+    """Opens the history of a run, and gives what follows the loop from `start` on."""
+    first = jax.process_index() == 0
+    with (
+        History(workdir, start.step, evaluated=start.evaluated, enabled=first) as history,
+        Progress(
+            history,
+            start.interval,
+            start.totals,
+            start_step=start.step,
+            steps=run.plan.steps,
+            batch_size=config.batch_size,
+            every_steps=config.log.every_steps,
+            image_paths=run.train_index.image_paths,
+            max_nonfinite=config.max_nonfinite if config.on_nonfinite == "skip" else 0,
+            slow_data=training_readers(config).advice if first else "",
+        ) as progress,
+    ):
+        yield progress
+
+
+def describe_run(config: Config, run: Run, totals: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is saved with a checkpoint beside its arrays, as JSON values."""
+    names, ids = run.train_index.class_names, run.train_index.class_ids
+    return checkpoint.make_meta(to_dict(config), names, totals, run.fingerprints, ids)
 
 
 def write_config(files: Outputs, config: Config) -> None:
     """Writes the config beside the run: for people, and for `--workdir` alone to resume by.
 
     Raises:
-      ValueError: there is one that was changed since a run wrote it, and says something else.
+        InputError: there is one that was changed since a run wrote it, and says something else.
     """
     path = files.folder / "config.json"
     text = json.dumps(to_dict(config), indent=2) + "\n"
@@ -207,11 +301,3 @@ def _read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError:
         return None
-
-
-def what_is_left(workdir: pathlib.Path) -> str:
-    """Says what a run that had to stop can be resumed from."""
-    folder = workdir / "checkpoints"
-    steps = checksums.finished_steps(workdir)
-    last = f"the last good checkpoint is step {steps[-1]}" if steps else "none is saved yet"
-    return f"{last} in {folder}; then the same command goes on from there"

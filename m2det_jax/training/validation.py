@@ -17,28 +17,32 @@ import orbax.checkpoint as ocp
 from m2det_jax.config import Config
 from m2det_jax.data import eval_batches, padded_objects
 from m2det_jax.data.changes import shown
-from m2det_jax.detector.evaluation import ON_DEVICE, evaluate
-from m2det_jax.run import checkpoint, guard, memory
+from m2det_jax.detector.evaluation import ON_DEVICE, detect, evaluate
+from m2det_jax.detector.reading import Reading
+from m2det_jax.run import checkpoint, memory
 from m2det_jax.run.cost import read_cost, readable_bytes
-from m2det_jax.run.progress import Watch
+from m2det_jax.run.hooks import NO_HOOKS, Hooks
+from m2det_jax.run.progress import Progress
 from m2det_jax.run.readers import FEW_IMAGES
+from m2det_jax.run.signals import Stopped, StopSignals
 from m2det_jax.run.state import TrainState
 from m2det_jax.training.prepare import Run
 
 log = logging.getLogger("m2det_jax")
 
-# Of the progress of a run, what an evaluation changes; stored with the checkpoint it is about.
+# Of the totals of a run, what an evaluation changes; stored with the checkpoint it is about.
 _FIGURES = ("AP", "best_AP", "evaluations_since_best")
 
 
 class Validation:
-    """Evaluates the states of a run; close it, or its threads live on.
+    """Evaluates the states of a run; to be used in a `with` statement, which ends its threads.
 
     Args:
-      manager: has saved the step of every state that is evaluated.
-      watch: where figures go; its progress is brought up to date.
-      signals: heard between the batches of an evaluation.
-      pending: the run goes on from a step that was saved, and not evaluated.
+        manager: has saved the step of every state that is evaluated.
+        progress: where figures go; its totals are brought up to date.
+        signals: heard between the batches of an evaluation.
+        pending: the run goes on from a step that was saved, and not evaluated.
+        hooks: are told of the figures, once they are recorded.
     """
 
     def __init__(
@@ -46,13 +50,14 @@ class Validation:
         config: Config,
         run: Run,
         manager: ocp.CheckpointManager,
-        watch: Watch,
-        signals: guard.StopSignals,
-        *,
+        progress: Progress,
+        signals: StopSignals,
         pending: bool,
+        hooks: Hooks = NO_HOOKS,
     ):
         self._config, self._run, self._manager = config, run, manager
-        self._watch, self._signals, self.pending = watch, signals, pending
+        self._progress, self._signals, self.pending = progress, signals, pending
+        self._hooks = hooks
         self._threads = concurrent.futures.ThreadPoolExecutor(2, "validation")
         self._program: concurrent.futures.Future | None = None
         self._images: concurrent.futures.Future | None = None
@@ -68,13 +73,13 @@ class Validation:
 
     def read_images(self) -> None:
         """Starts to read every image once, if none of them has been evaluated so far."""
-        if self._images is None and self._watch.progress["best_AP"] < 0:
+        if self._images is None and self._progress.totals["best_AP"] < 0:
             self._images = self._threads.submit(self._read_images)
 
     def problem(self) -> BaseException | None:
         """Returns what the threads have found wrong so far.
 
-        memory.OutOfMemory: the evaluation does not fit beside the state of the run. ValueError: an
+        memory.OutOfMemory: the evaluation does not fit beside the state of the run. InputError: an
         image cannot be read, and config.data.on_bad_image is not "skip".
         """
         for found in (self._program, self._images):
@@ -87,52 +92,65 @@ class Validation:
         self._closed = True
         self._threads.shutdown(cancel_futures=True)
 
+    def __enter__(self) -> "Validation":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def run(self, state: TrainState) -> dict:
         """Evaluates a saved state, and records the figures in history, progress and checkpoint.
 
         Raises:
-          guard.Stopped: a signal came; the state is saved and its evaluation still to be done.
-          memory.OutOfMemory, ValueError: as `problem` tells; ChildProcessError: a data worker died.
+            Stopped: a signal came; the state is saved and its evaluation still to be done.
+            OutOfMemory, InputError: as `problem` tells.
+            ChildProcessError: a data worker died.
         """
         self.compile()
-        config, step, progress = self._config, int(state.step), self._watch.progress
+        config, step, totals = self._config, int(state.step), self._progress.totals
         batch_size, many = config.eval.batch_size, self._run.val_index.num_images >= FEW_IMAGES
         with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
-            metrics, _ = evaluate(
-                self._program.result(),
-                state.eval_variables,
-                self._run.val_index,
-                self._run.detector,
-                batch_size=batch_size,
-                sharding=self._run.by_batch,
+            reading = Reading(
+                batch_size,
                 # Processes take seconds to start, again at every evaluation.
                 num_workers=config.data.num_workers if many else 0,
                 num_threads=config.data.num_threads,
                 on_bad_image=config.data.on_bad_image,
+            )
+            found = detect(
+                self._program.result(),
+                state.eval_variables,
+                self._run.val_index,
+                self._run.detector,
+                reading,
+                sharding=self._run.by_batch,
                 between=lambda: self._stop_if_asked(step),
             )
+            num_batches = reading.num_batches(self._run.val_index)
+            metrics, _ = evaluate(found, self._run.val_index, num_batches)
         # Without any object in the validation set there is no AP; a number keeps "best" defined.
-        progress["AP"] = 0.0 if math.isnan(metrics["AP"]) else metrics["AP"]
-        better = progress["AP"] > progress["best_AP"]
-        progress["best_AP"] = max(progress["AP"], progress["best_AP"])
-        progress["evaluations_since_best"] = 0 if better else progress["evaluations_since_best"] + 1
+        totals["AP"] = 0.0 if math.isnan(metrics["AP"]) else metrics["AP"]
+        better = totals["AP"] > totals["best_AP"]
+        totals["best_AP"] = max(totals["AP"], totals["best_AP"])
+        totals["evaluations_since_best"] = 0 if better else totals["evaluations_since_best"] + 1
         scalars = {f"val_{name}": value for name, value in metrics.items() if name != "per_class"}
         # History first: a run that ends between the two evaluates again and cuts this record; the
         # other way round the record would be lost.
-        self._watch.history.write(step, scalars)
-        figures = {name: progress[name] for name in _FIGURES}
+        self._progress.history.write(step, scalars)
+        figures = {name: totals[name] for name in _FIGURES}
         checkpoint.record_evaluation(self._manager, step, figures)
         checkpoint.drop_old(self._manager, config.checkpoint.keep_latest)
         self.pending = False
         log.info("step %d  validation AP %.3f  AP50 %.3f  AP75 %.3f  loss %.4f  (best AP %.3f)",
                  step, metrics["AP"], metrics["AP50"], metrics["AP75"], metrics["loss"],
-                 progress["best_AP"])  # fmt: skip
+                 totals["best_AP"])  # fmt: skip
+        self._hooks.on_evaluation_end(step, metrics)
         return metrics
 
     def _stop_if_asked(self, step: int) -> None:
         if number := self._signals.agreed():
             self._manager.wait_until_finished()
-            raise guard.Stopped(number, step)
+            raise Stopped(number, step)
 
     def _compile(self) -> jax.stages.Compiled:
         run, batch_size = self._run, self._config.eval.batch_size

@@ -31,8 +31,8 @@ from m2det_jax.model.backbones import make_backbone
 from m2det_jax.run import checkpoint
 from m2det_jax.run.devices import place
 from m2det_jax.run.outputs import Outputs
-from m2det_jax.run.progress import IntervalMetrics
 from m2det_jax.training import prepare, resume
+from m2det_jax.training.step import IntervalMetrics
 from m2det_jax.weights import pretrained
 from m2det_jax.weights.backbones import BackboneWeights
 from m2det_jax.weights.preprocessing import IMAGENET
