@@ -1,4 +1,4 @@
-# `make demo` and `make test` each do their own set-up on a machine with git, python3 (>= 3.11) and make.
+# `make demo` and `make test` install what they need. Required: git, make and python3 (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -10,16 +10,16 @@ DEMO_SEED ?= 0
 demo: $(VENV)/.installed
 	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
 
-# Two files of tests at a time: compiling and waiting leave a core idle. Several GiB each.
+# Two test files at a time, because one alone does not use two cores. Each needs several GiB.
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What needs no test: the rules of ruff, and the form of the code.
+# Linter and format.
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# The tests that read and write PyTorch's files, which `make test` skips: several GiB to download.
+# The tests with PyTorch, which `make test` skips. They download several GiB.
 test-torch: $(VENV)/.installed-torch
 	M2DET_REQUIRE_TORCH=1 $(RUN) -m pytest tests/weights tests/test_convert.py
 

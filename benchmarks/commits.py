@@ -1,13 +1,13 @@
-"""The time that one training command takes in two commits of this repository, in turns.
+"""Training time of two commits of this repository, measured in turns.
 
     python -m benchmarks.commits BEFORE [AFTER] [--rounds 2] -- --config small320 \\
         --config.max_steps=300 --config.data.train_csv=train.csv ...
 
-BEFORE and AFTER are commits; AFTER is the working tree if it is left out. `python -m
-m2det_jax.main`, with the arguments after --, is started in a folder that holds BEFORE and in one
-that holds AFTER: before, after, after, before, and so on. Each start has a workdir of its own, and
-each commit a compilation cache of its own, empty at first, so a machine that becomes slower does so
-for both. Last line: the ratio of the medians, after over before.
+BEFORE and AFTER are commits; without AFTER the working tree is used. `python -m m2det_jax.main`,
+with the arguments after --, runs in a folder with BEFORE and in a folder with AFTER, in the order
+before, after, after, before, and so on. So a machine that becomes slower does so for both. Each run
+has its own workdir. Each commit has its own compilation cache, which is empty at first. The last
+line is the ratio of the medians, after / before.
 """
 
 import argparse
@@ -28,7 +28,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 @contextlib.contextmanager
 def checkout(commit: str, folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a folder that holds a commit; "": the working tree itself."""
+    """Yields a folder with the files of a commit; for "" the working tree itself."""
     if not commit:
         yield REPOSITORY
         return
@@ -43,10 +43,16 @@ def checkout(commit: str, folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def seconds_of_run(
     tree: pathlib.Path, arguments: Sequence[str], workdir: pathlib.Path, cache: pathlib.Path
 ) -> float:
-    """Trains by the code of a tree, and returns the seconds from start to end.
+    """Trains with the code of a folder and returns the seconds from start to end.
+
+    Args:
+        tree: folder with the code.
+        arguments: arguments of the training command.
+        workdir: folder of the run.
+        cache: folder of the compilation cache.
 
     Raises:
-      RuntimeError: it ended with another status than 0; the message has the end of its log.
+        RuntimeError: if the exit status is not 0; the message has the end of the log.
     """
     command = [sys.executable, "-m", "m2det_jax.main", "--workdir", str(workdir), *arguments]
     environment = os.environ | {"PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": str(cache)}
@@ -64,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("before", help="a commit")
     parser.add_argument("after", nargs="?", default="", help="a commit; default: working tree")
-    parser.add_argument("--rounds", type=int, default=2, help="starts of each (default 2)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each commit (default 2)")
     argv = sys.argv[1:] if argv is None else list(argv)
     split = argv.index("--") if "--" in argv else len(argv)
     args, arguments = parser.parse_args(argv[:split]), argv[split + 1 :]

@@ -1,4 +1,4 @@
-"""The model of an experiment with random weights and random input, for benchmarks.
+"""Model of an experiment with random weights and random input, for benchmarks.
 
 B batch, M objects of an image (padded), C classes, H, W.
 """
@@ -19,14 +19,14 @@ from m2det_jax.run.flops import count_flops
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: str = "vgg512") -> None:
-    """Adds --config and --set, which `load` takes."""
+    """Adds the flags --config and --set; `load` takes their values."""
     parser.add_argument("--config", default=config, help=f"experiment (default: {config})")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the config, such as model.dtype=bfloat16; may be repeated",
+        help="override a key of the config, such as model.dtype=bfloat16; can be repeated",
     )
 
 
@@ -34,7 +34,9 @@ def load(name: str, overrides: Iterable[str] = ()) -> Config:
     """Returns an experiment's config with overrides "section.key=value".
 
     Raises:
-      KeyError, TypeError, ValueError: no such key, a value of another type or that does not fit.
+        KeyError: if there is no such key.
+        TypeError: if the value has another type.
+        ValueError: if the value is not valid.
     """
     config = load_experiment(name).lock()
     for override in overrides:
@@ -56,16 +58,16 @@ def detector_with_variables(config: Config, num_classes: int) -> tuple[Detector,
 
 
 def forward_pass(detector: Detector) -> Callable[[dict, jax.Array], dict]:
-    """Returns (variables, uint8 images [B, H, W, 3]) -> raw outputs, not jitted."""
+    """Returns the function (variables, uint8 images [B, H, W, 3]) -> raw outputs, not jitted."""
 
-    def forward(variables, images):
+    def forward(variables: dict, images: jax.Array) -> dict:
         return detector.model.apply(variables, detector.normalize(images), train=False)
 
     return forward
 
 
 def forward_flops(detector: Detector, variables: dict, batch_size: int) -> int:
-    """Counts the operations of a forward pass; counts only what is computed, nothing twice."""
+    """Returns the floating-point operations of a forward pass."""
     images = jax.ShapeDtypeStruct((batch_size, *detector.resize.image_size, 3), np.uint8)
     return count_flops(forward_pass(detector), variables, images)
 
@@ -79,10 +81,16 @@ def random_images(detector: Detector, batch_size: int) -> np.ndarray:
 def random_objects(
     image_size: tuple[int, int], num_classes: int, batch_size: int, count: int
 ) -> dict[str, np.ndarray]:
-    """Returns boxes float32 [B, M, 4], labels int32 [B, M] and mask bool [B, M], all M real.
+    """Returns boxes float32 [B, M, 4], labels int32 [B, M] and mask bool [B, M], without padding.
 
-    Sides are spread evenly in the logarithm from a fortieth to a half of the image's; each box
-    lies in the image.
+    The logarithm of each side is uniform, from 1/40 to 1/2 of the image side. Each box is inside
+    the image.
+
+    Args:
+        image_size: (height, width) in pixels.
+        num_classes: labels are 0 .. num_classes - 1.
+        batch_size: number of images, B.
+        count: objects in each image, M.
     """
     rng = np.random.default_rng(1)
     extent = np.array(image_size[::-1], np.float64)  # x, y

@@ -1,17 +1,18 @@
-"""Strikes a short training run with faults, at random moments, and demands that nothing be lost.
+"""Fault injection: a short training run is disturbed at random moments, and must lose nothing.
 
     python -m benchmarks.fault_storm [--rounds 50] [--seed 0] [--workdir DIR]
 
-A round: `python -m m2det_jax.main ...` is started on a drawn data set, with a data worker, struck
-at a random moment (while it starts, compiles, steps, saves or evaluates), and the same command is
-started again and runs to its end. Then all that the run leaves is compared with an undisturbed
-run: parameters, batch statistics, moving averages, optimiser, running metrics and progress of the
-last checkpoint, the best checkpoint, history.jsonl without its clock, and the files in the folder,
-bit for bit. Nor may a step that was saved be lost, a process be left, or a lock stay.
+In each round `python -m m2det_jax.main ...` starts on a drawn data set, with one worker process. At
+a random moment (during start, compilation, steps, a save or an evaluation) a fault is injected.
+Then the same command is started again and runs to its end. The result must be the same, bit for
+bit, as that of an undisturbed run: parameters, batch statistics, moving averages, optimiser,
+running metrics and progress of the last checkpoint, the best checkpoint, history.jsonl without
+measured times, and the names of the files in the workdir. No saved step may be lost, no process and
+no lock may stay.
 
-Faults: kill -9, SIGTERM, SIGINT, SIGTERM twice, a data worker killed, the disk full (a small tmpfs
-where mounting is allowed), a limit on the file size, a validation image cut short, and a file of
-the newest checkpoint truncated, with a flipped bit or deleted, or all of them deleted.
+Faults: kill -9, SIGTERM, SIGINT, SIGTERM twice, a worker process killed, the disk full (on a small
+tmpfs, if mounting is allowed), a limit on the file size, a validation image cut short, and damage
+to the newest checkpoint: a file truncated, with a flipped bit, or deleted, or all files deleted.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from m2det_jax.data.synthetic import draw_dataset
 from m2det_jax.run.checksums import finished_steps
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-# 12 steps, 6 an epoch. Saves, log lines and evaluations fall together and apart.
+# 12 steps, 6 per epoch. Some saves, log lines and evaluations happen at the same step, some not.
 SETTINGS = """
     epochs=2 batch_size=4 accumulation=2 data.image_size=(64,96) data.num_workers=1 anchors.sizes=()
     anchors.aspect_ratios=(2.0,) model.backbone=vgg16 model.backbone_width=0.125
@@ -52,10 +53,10 @@ SETTINGS = """
 
 @dataclasses.dataclass
 class Storm:
-    """Where a storm takes place, and what its runs must come to."""
+    """Folders of the benchmark, and the result that its runs must have."""
 
     root: pathlib.Path
-    disk: pathlib.Path  # of the workdirs; small where mounting is allowed
+    disk: pathlib.Path  # has the workdirs; a small disk if mounting is allowed
     mounted: bool
     cache: pathlib.Path
     expected: Any = None
@@ -63,7 +64,7 @@ class Storm:
     last: faults.Training | None = None
 
     def start(self, workdir: pathlib.Path) -> faults.Training:
-        """Starts the command, always the same for one workdir."""
+        """Starts the training command; for one workdir it is always the same."""
         self.starts += 1
         data = [f"data.{name}_csv={self.root}/data/{name}.csv" for name in ("train", "val")]
         data.append(f"data.classes_csv={self.root}/data/classes.csv")
@@ -73,7 +74,7 @@ class Storm:
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # Quicker to compile; the steps are few.
+            # Compiles faster; there are only a few steps.
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
         }
@@ -83,14 +84,14 @@ class Storm:
         return self.last
 
     def end(self) -> None:
-        """Leaves nothing behind, also where the storm itself is interrupted."""
+        """Ends all processes, also if the benchmark itself is interrupted."""
         if self.last is not None:
             self.last.kill_all()
 
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path, megabytes: int = 96) -> Iterator[bool]:
-    """Mounts a small tmpfs on a folder; yields whether that was allowed."""
+    """Mounts a small tmpfs on a folder; yields whether this was allowed."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "m2det_storm", str(folder)]
     mounted = shutil.which("mount") and not subprocess.run(command, capture_output=True).returncode
@@ -102,13 +103,26 @@ def small_disk(folder: pathlib.Path, megabytes: int = 96) -> Iterator[bool]:
 
 
 def one_round(
-    storm: Storm, kind: str, training: faults.Training, workdir: pathlib.Path, moment: str, draw
+    storm: Storm,
+    kind: str,
+    training: faults.Training,
+    workdir: pathlib.Path,
+    moment: str,
+    draw: random.Random,
 ) -> tuple[faults.Training | None, str, list[str]]:
-    """Strikes a command that runs, and starts it again.
+    """Injects a fault into a running command, and starts the command again.
+
+    Args:
+        storm: the benchmark.
+        kind: kind of the fault.
+        training: the running command.
+        workdir: its workdir.
+        moment: when to inject the fault.
+        draw: source of random numbers.
 
     Returns:
-      (the second command, running; or None: the first ended before it was struck,
-      what was seen, what went wrong).
+        (the second command, running, or None if the first one ended before the fault;
+        the observed steps as text; the list of what went wrong).
     """
     struck = faults.wait_for(moment, training, workdir, draw)
     before = ([0, *finished_steps(workdir)])[-1]
@@ -126,18 +140,18 @@ def one_round(
     if kept < before and kind not in faults.DAMAGE:
         wrong.append(f"checkpoint {before} is gone")
     if (saved := re.search(r"step (\d+) is saved", text)) and int(saved[1]) != kept:
-        wrong.append(f"said that step {saved[1]} is saved, not {kept}")
+        wrong.append(f"the message says that step {saved[1]} is saved, but {kept} is")
     again = storm.start(workdir)
     again.wait_until(lambda: again.resumed_from() is not None)
     if (resumed := again.resumed_from()) != kept:
         wrong.append(f"resumed from {resumed}, not from {kept}: {again.text[-500:]}")
     if kind in faults.DAMAGE and f"checkpoint {steps[-1]} is damaged" not in again.text:
-        wrong.append("the damage is not named")
+        wrong.append("the damage is not reported")
     return again, f"logged {seen:2d}  saved {before:2d}  resumed {resumed!s:>2}", wrong
 
 
 def finish(storm: Storm, training: faults.Training, workdir: pathlib.Path) -> list[str]:
-    """Lets a command run to its end; returns what is not as in the undisturbed run."""
+    """Waits for the end of a command; returns the differences from the undisturbed run."""
     status, orphans = training.end()
     wrong = [f"processes left behind: {orphans}"] if orphans else []
     if status:
@@ -148,7 +162,17 @@ def finish(storm: Storm, training: faults.Training, workdir: pathlib.Path) -> li
 
 
 def blow(storm: Storm, rounds: int, faults_per_run: int, draw: random.Random) -> Counter:
-    """Strikes so many times; prints a line each; returns {(kind, "ok" or "wrong"): rounds}."""
+    """Injects faults; prints a line for each.
+
+    Args:
+        storm: the benchmark.
+        rounds: number of faults.
+        faults_per_run: number of faults before a run may finish.
+        draw: source of random numbers.
+
+    Returns:
+        {(kind, "ok" or "wrong"): number of rounds}.
+    """
     kinds = [kind for kind in faults.KINDS if storm.mounted or kind != "disk full"]
     order, results, training, number = [], Counter(), None, 0
     while number < rounds:
@@ -160,12 +184,12 @@ def blow(storm: Storm, rounds: int, faults_per_run: int, draw: random.Random) ->
         started = time.monotonic()
         again, seen, wrong = one_round(storm, order[-1], training, workdir, moment, draw)
         faults.mend_images(storm.root / "data")
-        if again is None:  # it was quicker; its end must be right all the same
+        if again is None:  # it ended before the fault; its result must still be right
             late = finish(storm, training, workdir)
             training = None
             if not late:
                 continue
-            seen, wrong = "ended before the blow", late
+            seen, wrong = "ended before the fault", late
         else:
             training, struck = again, struck + 1
             if struck == faults_per_run or number == rounds - 1 or wrong:
@@ -183,14 +207,16 @@ def blow(storm: Storm, rounds: int, faults_per_run: int, draw: random.Random) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=50, help="faults, each resumed from")
-    parser.add_argument("--seed", type=int, default=0, help="of kinds and moments")
-    parser.add_argument("--workdir", help="folder to work in and keep; default: a temporary one")
-    parser.add_argument("--cache", help="compilation cache; default: one in the workdir")
-    parser.add_argument("--faults_per_run", type=int, default=1, help="before a run may finish")
+    parser.add_argument("--rounds", type=int, default=50, help="number of faults (default 50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kinds and moments")
+    parser.add_argument("--workdir", help="folder to use and keep; default: a temporary one")
+    parser.add_argument("--cache", help="compilation cache; default: a folder in the workdir")
+    parser.add_argument(
+        "--faults_per_run", type=int, default=1, help="faults before a run may finish (default 1)"
+    )
     args = parser.parse_args(argv)
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of what is meant here
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns about what is intended here
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # for example in a background job
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with contextlib.ExitStack() as stack:
@@ -202,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cache = pathlib.Path(args.cache or root / "cache").absolute()
         storm = Storm(root, root / "disk", mounted, cache)
         stack.callback(storm.end)
-        disk = "a tmpfs" if mounted else "none, mounting is not allowed"
+        disk = "a tmpfs" if mounted else "none, because mounting is not allowed"
         print(f"small disk: {disk}; logs: {root}/logs", flush=True)
         started, workdir = time.monotonic(), storm.disk / "undisturbed"
         undisturbed = storm.start(workdir)
@@ -216,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = results[kind, "wrong"]
         print(f"{kind:12}{results[kind, 'ok'] + wrong:8d}{wrong:8d}")
     failed = sum(n for (_, result), n in results.items() if result == "wrong")
-    print(f"{args.rounds - failed} of {args.rounds} rounds ended as the undisturbed run did, "
+    print(f"{args.rounds - failed} of {args.rounds} rounds ended like the undisturbed run, "
           f"{time.monotonic() - started:.0f} s")  # fmt: skip
     return failed > 0
 

@@ -1,7 +1,6 @@
-"""What benchmarks.fault_storm strikes with: a training command, moments of it, and blows. Linux.
+"""Faults for benchmarks.fault_storm: a running training command, moments, and faults. Linux only.
 
-A blow falls on a command started for real, in a session of its own, by whose id all processes that
-it leaves behind are found.
+The command runs in its own session. The id of the session identifies all processes that it leaves.
 """
 
 import contextlib
@@ -19,17 +18,17 @@ from collections.abc import Callable
 
 from m2det_jax.run.checksums import finished_steps, step_folder
 
-PATIENCE = 300  # seconds for whatever is waited for; after it the command counts as hanging
-ENDING = 15  # seconds for the other processes to follow the one that was killed
+PATIENCE = 300  # seconds; a command that takes longer for anything counts as hanging
+ENDING = 15  # seconds for the other processes to end after the first one was killed
 
 
 class Training:
-    """A training command that runs: its process, its log, and all processes of its session."""
+    """A running training command: its process, its log, and all processes of its session."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: pathlib.Path):
+    def __init__(self, command: list[str], environment: dict[str, str], log: pathlib.Path) -> None:
         self.log = log
         log.touch()
-        # Through a pipe: what limits the command's files must not silence it.
+        # Through a pipe, so that a limit on the command's files does not affect the log.
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
         self._reader = threading.Thread(target=self._copy, daemon=True)
@@ -42,14 +41,14 @@ class Training:
 
     @property
     def text(self) -> str:
-        """All that it has written so far."""
+        """All output so far."""
         return self.log.read_text(errors="replace")
 
     def wait_until(self, happened: Callable[[], object]) -> bool:
-        """Returns True as soon as it happened, False if the command ended before.
+        """Waits until `happened` returns a true value; returns False if the command ends before.
 
         Raises:
-          TimeoutError: neither came.
+            TimeoutError: if neither happens within PATIENCE seconds.
         """
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -62,29 +61,29 @@ class Training:
         raise TimeoutError(f"nothing happened for {PATIENCE} s:\n{self.text[-2000:]}")
 
     def resumed_from(self) -> int | None:
-        """Returns the step that it went on from, 0 for a fresh start; None: not known yet."""
+        """Returns the step from which it resumed, 0 for a new run; None if not known yet."""
         if found := re.search(r"resuming from step (\d+)", self.text):
             return int(found[1])
         return 0 if "augmented training pictures" in self.text else None
 
     def steps_seen(self) -> int:
-        """Returns the last step that it has logged."""
+        """Returns the last step in the log."""
         return max([0, *map(int, re.findall(r"step (\d+)/\d+  loss", self.text))])
 
     def members(self) -> list[int]:
-        """Returns the processes of its session that live."""
+        """Returns the process ids of its session that are alive."""
         found = []
         for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
             try:
                 state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-            except OSError:  # gone meanwhile
+            except OSError:  # it has ended in the meantime
                 continue
             if int(session) == self.process.pid and state not in "ZX":
                 found.append(int(path.parent.name))
         return found
 
     def workers(self) -> list[int]:
-        """Returns its data workers."""
+        """Returns the process ids of its data loader."""
 
         def is_worker(pid: int) -> bool:
             try:
@@ -95,7 +94,7 @@ class Training:
         return [pid for pid in self.members() if pid != self.process.pid and is_worker(pid)]
 
     def end(self) -> tuple[int, list[int]]:
-        """Waits for the end; returns (exit status, processes that outlived it)."""
+        """Waits for the end; returns (exit status, ids of the processes that did not end)."""
         self.wait_until(lambda: self.process.poll() is not None)
         end = time.monotonic() + ENDING
         while (left := self.members()) and time.monotonic() < end:
@@ -105,7 +104,7 @@ class Training:
         return self.process.wait(), left
 
     def kill_all(self) -> None:
-        """Leaves nothing behind, whatever went wrong."""
+        """Kills all processes of its session."""
         for pid in self.members():
             os.kill(pid, signal.SIGKILL)
 
@@ -114,11 +113,18 @@ MOMENTS = ("starting", "compiling", "stepping", "saving", "evaluating")
 
 
 def wait_for(moment: str, training: Training, workdir: pathlib.Path, draw: random.Random) -> bool:
-    """Waits for a moment and a random while more; False: the command ended before."""
+    """Waits for a moment, and then a random time; returns False if the command ends before.
+
+    Args:
+        moment: one of MOMENTS.
+        training: the running command.
+        workdir: its workdir.
+        draw: source of random numbers.
+    """
     wanted = draw.randint(1, 3)
 
     def evaluates() -> bool:
-        # Saved, or about to be, and not yet evaluated.
+        # The step is saved, or is being saved, and not yet evaluated.
         folders = [f for step in (6, 12) for f in (workdir / "checkpoints").glob(f"{step}*")]
         return any(not (folder / "metrics" / "metrics").is_file() for folder in folders)
 
@@ -145,7 +151,14 @@ KINDS = (*SIGNALS, *DISK, IMAGE, *DAMAGE)
 
 
 def strike(kind: str, training: Training, workdir: pathlib.Path, draw: random.Random) -> bool:
-    """Does what `kind` says to a command that runs; False: it ended before that was possible."""
+    """Injects a fault into a running command; returns False if the command ended before.
+
+    Args:
+        kind: one of KINDS.
+        training: the running command.
+        workdir: its workdir.
+        draw: source of random numbers.
+    """
     process = training.process
     if kind == "worker":
         came = training.wait_until(training.workers)
@@ -161,7 +174,7 @@ def strike(kind: str, training: Training, workdir: pathlib.Path, draw: random.Ra
     elif kind == IMAGE:
         cut_image(draw.choice(sorted((workdir.parents[1] / "data" / "val").glob("*.jpg"))))
     elif kind in ("SIGTERM", "SIGINT", "twice"):
-        # To the whole group, as a terminal and most clusters do.
+        # To the whole process group, like a terminal and most clusters.
         number = signal.SIGINT if kind == "SIGINT" else signal.SIGTERM
         os.killpg(process.pid, number)
         if kind == "twice":
@@ -169,7 +182,7 @@ def strike(kind: str, training: Training, workdir: pathlib.Path, draw: random.Ra
             if process.poll() is None:
                 os.killpg(process.pid, number)
     else:
-        # Of one checkpoint alone nothing would be left to go on from.
+        # With a single checkpoint, nothing would be left to resume from.
         if kind in DAMAGE and not training.wait_until(lambda: len(finished_steps(workdir)) > 1):
             return False
         process.kill()
@@ -180,7 +193,7 @@ def strike(kind: str, training: Training, workdir: pathlib.Path, draw: random.Ra
 
 
 def cut_image(path: pathlib.Path) -> None:
-    """Cuts the pixels of an image short, and keeps the whole file beside it."""
+    """Truncates an image file and keeps a copy of the complete file in the same folder."""
     shutil.copy2(path, path.with_suffix(".whole"))
     beside = path.with_suffix(".cut")
     beside.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -188,20 +201,26 @@ def cut_image(path: pathlib.Path) -> None:
 
 
 def mend_images(folder: pathlib.Path) -> None:
-    """Brings back what `cut_image` has cut below a folder."""
+    """Restores the files below a folder that `cut_image` has truncated."""
     for whole in folder.rglob("*.whole"):
         whole.replace(whole.with_suffix(".jpg"))
 
 
 def fill(folder: pathlib.Path, leaving: int) -> None:
-    """Fills a disk with a file "filler", but for so many bytes."""
+    """Fills the disk of a folder with a file "filler"; `leaving` bytes stay free."""
     with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while (room := shutil.disk_usage(folder).free - leaving) > 0:
             file.write(bytes(min(room, 1 << 20)))
 
 
 def damage_latest(kind: str, workdir: pathlib.Path, draw: random.Random) -> None:
-    """Damages a file of the newest checkpoint, one that matters, in the way that `kind` says."""
+    """Damages a file of the newest checkpoint that is needed to restore it.
+
+    Args:
+        kind: one of DAMAGE.
+        workdir: folder of the run.
+        draw: source of random numbers.
+    """
     folder = step_folder(workdir / "checkpoints", finished_steps(workdir)[-1])
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size]
     marks = ("commit_success.txt", "_CHECKPOINT_METADATA", "checksums.json")
@@ -220,16 +239,25 @@ def damage_latest(kind: str, workdir: pathlib.Path, draw: random.Random) -> None
 
 
 def expected_end(kind: str, status: int, text: str) -> str | None:
-    """Says what is wrong with how a command ended after a blow; None: nothing."""
-    # A worker that may write no file cannot make shared memory either, and Python 3.11 then tells
-    # its resource tracker to forget what was never there. That process of Python's prints this.
+    """Checks how a command ended after a fault.
+
+    Args:
+        kind: kind of the fault.
+        status: exit status; negative: minus the number of the signal.
+        text: all output of the command.
+
+    Returns:
+        What is wrong, or None.
+    """
+    # A worker process that must not write files cannot create shared memory either. Python 3.11
+    # then unregisters a name that was never registered, and its resource tracker prints this.
     if kind == "file size":
         tracker = r"Traceback .*\n  File .*resource_tracker.py.*\n.*\nKeyError: '/psm_\w+'\n"
         text = re.sub(tracker, "", text)
     if "Traceback" in text:
         return "a traceback"
     if status == 0 and kind not in ("kill", *DAMAGE):
-        return None if re.search(r"step 12  validation", text) else "ended with 0 before its end"
+        return None if re.search(r"step 12  validation", text) else "status 0 before its end"
     statuses = {"SIGTERM": (143, -15), "SIGINT": (130,), "twice": (143, -15)}
     said = {
         IMAGE: "cannot read image",
@@ -238,7 +266,7 @@ def expected_end(kind: str, status: int, text: str) -> str | None:
         "file size": "error: a file would grow beyond the allowed file size; ",
     }
     if kind in said:
-        clear = said[kind] in text and "the same command goes on from there" in text
+        clear = said[kind] in text and "the same command" in text
         return None if status == 1 and clear else f"status {status}, or no clear message"
     allowed = statuses.get(kind, (-9,))
     return None if status in allowed else f"status {status}, not {allowed}"

@@ -1,9 +1,9 @@
-"""Speed of the forward pass of an experiment, beside the machine's matrix product.
+"""Speed of the forward pass of an experiment, compared with a matrix product (GEMM).
 
     python -m benchmarks.forward [--config vgg512] [--batch_size 1] [--rounds 5]
 
-Random weights, noise as images, raw outputs (no suppression). The operations of convolutions and
-matrix products are counted, two per multiply-add; the GEMM is timed in turns with the model.
+Random weights, noise as images, raw outputs (no NMS). Operations of convolutions and matrix
+products are counted, two per multiply-add. The GEMM and the model are timed in turns.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from m2det_jax.config import Config
 
 
 def measure(config: Config, *, batch_size: int, classes: int, rounds: int) -> None:
-    """Prints milliseconds of a batch, counted operations, and speed beside the GEMM peak."""
+    """Prints the time of a batch, the counted operations, and the share of the GEMM peak."""
     detector, variables = experiment.detector_with_variables(config, classes)
     images = jax.device_put(experiment.random_images(detector, batch_size))
     lowered = jax.jit(experiment.forward_pass(detector)).lower(variables, images)

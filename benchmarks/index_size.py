@@ -1,10 +1,10 @@
-"""How long reading a large index takes, and how much memory.
+"""Time and memory of reading a large data set.
 
     python -m benchmarks.index_size [--images 120000] [--boxes 1000000] [--rounds 1]
 
-Draws annotations of that size, as CSV and as COCO JSON, and a small JPEG file for every image. Each
-format is read in a process of its own by `read_dataset`: annotations, the header of every image,
-and all checks. Prints seconds and the largest resident memory of the process, Python included.
+Writes random annotations of that size, as CSV and as COCO JSON, and a small JPEG file for every
+image. `read_dataset` reads each format in a separate process: annotations, the header of every
+image, and all checks. Prints seconds and the peak resident memory of the process, including Python.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def draw(folder: pathlib.Path, num_images: int, num_boxes: int) -> None:
 
 
 def read(folder: pathlib.Path, format: str) -> None:
-    """Reads one format and prints a line of figures."""
+    """Reads one format and prints its time and memory."""
     from m2det_jax.data import Source, read_dataset
 
     source = Source(format, str(folder), "train")
@@ -75,18 +75,18 @@ def read(folder: pathlib.Path, format: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{format:<5} {index.num_images} images, {len(index.boxes)} boxes: {seconds:.1f} s, "
-        f"{peak:.2f} GiB at most",
+        f"peak {peak:.2f} GiB",
         flush=True,
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draws the files and reads them."""
+    """Writes the files and reads them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=120_000)
     parser.add_argument("--boxes", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=1, help="readings of each format")
-    parser.add_argument("--folder", help="for the files; default: a temporary one")
+    parser.add_argument("--folder", help="folder for the files; default: a temporary one")
     parser.add_argument("--read", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.read:

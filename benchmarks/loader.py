@@ -1,10 +1,10 @@
-"""Speed of the training data pipeline beside bare Pillow, both on one thread.
+"""Speed of the training data loader, compared with Pillow alone, both on one thread.
 
     python -m benchmarks.loader --data ../shared/datasets/bccd [--size 320] [--rounds 20]
 
 Measures images per second of the full augmentation (decode, expand, crop, resize, colour, mirror,
-boxes, batching) and of bare `Image.open(path).resize((size, size), BILINEAR)` of the whole image,
-in turns within one run; the ratio is the median over the pairs.
+boxes, batching) and of `Image.open(path).resize((size, size), BILINEAR)` alone ("bare"). Both are
+timed in turns in one run; the ratio is the median over the pairs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BATCH_SIZE = 8
 
 
 def measure(data: pathlib.Path, *, size: int, rounds: int, batches: int) -> dict[str, list[float]]:
-    """Returns the seconds that each round of `batches` took: "bare" and "augmented"."""
+    """Returns the seconds of each round of `batches` batches: {"bare": ..., "augmented": ...}."""
     index = read_csv(data / "train.csv", data / "classes.csv")
     paths = itertools.cycle(index.image_paths)
     settings = AugmentSettings(image_size=(size, size))
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=pathlib.Path, default="../shared/datasets/bccd")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--batches", type=int, default=4, help="batches a round")
+    parser.add_argument("--batches", type=int, default=4, help="batches per round")
     args = parser.parse_args(argv)
     timing.print_machine(devices=False)
     samples = measure(args.data, size=args.size, rounds=args.rounds, batches=args.batches)

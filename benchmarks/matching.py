@@ -2,9 +2,9 @@
 
     python -m benchmarks.matching [--rounds 20]
 
-The batch is that of a training step at 320 px: 16 images of 64 objects, 12,810 anchors, 80
-classes. The crowded image has 5,000 boxes and the 32,760 anchors of 512 px; its memory is what
-the compiler sets aside for intermediate values, without arguments and results.
+The batch is that of a training step at 320 px: 16 images with 64 objects each, 12,810 anchors, 80
+classes. The crowded image has 5,000 boxes and the 32,760 anchors of 512 px. Its memory is what the
+compiler reserves for intermediate values, without arguments and results.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def anchors_for(side: int) -> np.ndarray:
 
 
 def measure_batch(*, batch_size: int, objects: int, classes: int, rounds: int) -> None:
-    """Prints milliseconds of matching, with the losses, and with their gradient."""
+    """Prints the time of matching alone, with the losses, and with their gradient."""
     anchors = anchors_for(320)
     truth = jax.device_put(random_objects((320, 320), classes, batch_size, objects))
     rng = np.random.default_rng(0)
@@ -38,13 +38,13 @@ def measure_batch(*, batch_size: int, objects: int, classes: int, rounds: int) -
     logits = jax.device_put(rng.normal(-4, 1, (*shape, classes)).astype(np.float32))
     deltas = jax.device_put(rng.normal(0, 1, (*shape, 4)).astype(np.float32))
 
-    def assign(truth):
-        def one_image(boxes, labels, mask):
+    def assign(truth: dict[str, jax.Array]) -> ops.Targets:
+        def one_image(boxes: jax.Array, labels: jax.Array, mask: jax.Array) -> ops.Targets:
             return ops.assign_targets(anchors, boxes, labels, mask)
 
         return jax.vmap(one_image)(truth["boxes"], truth["labels"], truth["mask"])
 
-    def loss(outputs, truth):
+    def loss(outputs: tuple[jax.Array, jax.Array], truth: dict[str, jax.Array]) -> jax.Array:
         return ops.detection_losses(*outputs, assign(truth), beta=0.11)["loss"]
 
     assign_jit, loss_jit = jax.jit(assign), jax.jit(loss)
@@ -60,7 +60,7 @@ def measure_batch(*, batch_size: int, objects: int, classes: int, rounds: int) -
 
 
 def measure_crowd(*, objects: int, rounds: int) -> None:
-    """Prints milliseconds and memory of matching one image with many objects."""
+    """Prints time and memory of matching one image with many objects."""
     anchors = anchors_for(512)
     truth = random_objects((512, 512), 80, 1, objects)
     arguments = jax.device_put([truth[name][0] for name in ("boxes", "labels", "mask")])
@@ -70,7 +70,7 @@ def measure_crowd(*, objects: int, rounds: int) -> None:
     memory = compiled.memory_analysis()
     print(f"one image: {objects} objects, {len(anchors)} anchors")
     timing.print_figure("matching", timing.spread(samples))
-    if memory is None:  # not every platform tells
+    if memory is None:  # some platforms do not report it
         timing.print_figure("temporary memory", "not reported on this platform")
     else:
         timing.print_figure("temporary memory", f"{memory.temp_size_in_bytes / 1e6:.1f} MB")

@@ -1,14 +1,14 @@
-"""Time of decoding and suppressing the boxes of one image, as a share of the forward pass.
+"""Time of box decoding and NMS for one image, as a share of the forward pass.
 
     python -m benchmarks.nms [--config vgg512] [--rounds 10]
 
 From raw outputs to detections as in `m2det_jax.detector`: sigmoid, decode, clip, class-wise NMS of
-the image's 1,000 best (anchor, class) pairs, 300 out; at 512 px there are 32,760 anchors, with 80
-classes. Random boxes with scores as a trained detector gives them; see `trained_like_logits`. The
-forward pass and the matrix product are timed in turns with it.
+the 1,000 best (anchor, class) pairs of the image, at most 300 detections. At 512 px there are
+32,760 anchors, with 80 classes. The boxes are random; the scores are like those of a trained
+detector, see `trained_like_logits`. NMS, forward pass and matrix product are timed in turns.
 
-With `--set eval.nms=soft_linear` (or soft_gaussian) it is soft-NMS, of 200 candidates a class. The
-boxes being spread, nearly all of them are taken one after the other, which is the most it can cost.
+With `--set eval.nms=soft_linear` (or soft_gaussian) it is soft-NMS of 200 candidates per class. Few
+boxes overlap, so nearly all of them are selected one after the other: the most expensive case.
 """
 
 import argparse
@@ -30,10 +30,17 @@ MAX_DETECTIONS = 300
 def trained_like_logits(
     rng: np.random.Generator, num_anchors: int, num_classes: int, num_high: int
 ) -> np.ndarray:
-    """Returns class logits, float32 [A, C]: nearly all near probability 0, a few hundred high.
+    """Returns class logits, float32 [A, C]: almost all have a probability near 0, a few a high one.
 
-    Background is normal around -6 (probability 0.0025) with standard deviation 1; `num_high` pairs
-    of anchor and class, drawn at random, are normal around 1 (0.73) with standard deviation 1.5.
+    Background logits are normal with mean -6 (probability 0.0025) and standard deviation 1.
+    `num_high` random pairs of anchor and class are normal with mean 1 (0.73) and standard deviation
+    1.5.
+
+    Args:
+        rng: source of random numbers.
+        num_anchors: number of anchors, A.
+        num_classes: number of classes, C.
+        num_high: number of pairs with a high score.
     """
     logits = rng.standard_normal((num_anchors, num_classes), np.float32) - 6
     high = rng.choice(logits.size, num_high, replace=False)
@@ -42,7 +49,7 @@ def trained_like_logits(
 
 
 def raw_outputs(anchors: int, classes: int, num_high: int) -> dict[str, np.ndarray]:
-    """Returns class_logits [1, A, C] and box_deltas [1, A, 4]: every anchor moved and stretched."""
+    """Returns class_logits [1, A, C] and box_deltas [1, A, 4], both random."""
     rng = np.random.default_rng(0)
     logits = trained_like_logits(rng, anchors, classes, num_high)
     return {
@@ -52,7 +59,7 @@ def raw_outputs(anchors: int, classes: int, num_high: int) -> dict[str, np.ndarr
 
 
 def measure(config: Config, *, classes: int, num_high: int, rounds: int) -> None:
-    """Prints milliseconds of both and the share in per cent."""
+    """Prints the time of both and the share in per cent."""
     detector, variables = experiment.detector_with_variables(config, classes)
     images = jax.device_put(experiment.random_images(detector, 1))
     outputs = jax.device_put(raw_outputs(len(detector.anchors), classes, num_high))

@@ -1,4 +1,4 @@
-"""What a finished run leaves, and whether two runs left the same, bit for bit."""
+"""Outcome of a finished run: all that it leaves in its workdir, compared bit for bit."""
 
 import pathlib
 from typing import Any
@@ -15,7 +15,7 @@ CLOCK = {"images_per_second", "data_wait_share"}
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns all that a finished run leaves, but for what the clock says, as {name: value}."""
+    """Returns all that a finished run leaves, except measured times, as {name: value}."""
     args = ocp.args.Composite(
         model=ocp.args.StandardRestore(),
         train=ocp.args.StandardRestore(),
@@ -36,7 +36,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
         "last step": last,
         "best step": best,
         "progress": found.meta["progress"],
-        "history.jsonl": repr(history),  # NaN equals NaN so
+        "history.jsonl": repr(history),  # as text, because NaN does not equal NaN
         "config.json": (workdir / "config.json").read_text(),
         "train_samples.png": (workdir / "train_samples.png").read_bytes(),
         "files": {path.name for path in workdir.iterdir()} - {"damaged"} - LEFT,
@@ -44,9 +44,9 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names what is not the same, bit for bit."""
+    """Returns the names of the values that are not the same, bit for bit."""
 
-    def same(a, b) -> bool:
+    def same(a: Any, b: Any) -> bool:
         if isinstance(a, np.ndarray):
             return (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
         return a == b

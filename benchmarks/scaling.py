@@ -1,12 +1,12 @@
-"""What a step costs, and how well many GPUs would work on it together: numbers and an estimate.
+"""Scaling estimate: cost of a training step, and expected efficiency on many GPUs.
 
     python -m benchmarks.scaling [--config vgg320 vgg512 vgg800] [--numbers FILE.json]
 
 Compiles the train step of each experiment for 8 virtual CPU devices, with one image on each, and
-reads from the program: operations, memory, and the bytes of all all-reduces. From these and the
-data sheet of a GPU it estimates weak scaling; docs/scaling.md has the result and what is assumed.
-With --numbers the figures are read from that file where it has them, and kept there: compiling
-takes a minute or more for each experiment. No step is run.
+reads from the program: operations, memory, and the bytes of all all-reduces. From these numbers and
+the data sheet of a GPU it estimates weak scaling. docs/scaling.md has the result and the
+assumptions. With --numbers, numbers are read from that file and new ones are added to it, because
+compilation takes a minute or more per experiment. No step is run.
 """
 
 import argparse
@@ -24,20 +24,20 @@ _ROWS = (  # title, number, unit, digits
     ("optimiser, MB", "optimizer", 1e6, 1),
     ("state in all, MB", "state", 1e6, 1),
     ("temporaries of a step, MB (compiled, float32)", "temporaries", 1e6, 1),
-    ("of it beside the gradients: activations, MB", "activations", 1e6, 1),
-    ("kept for the backward pass, MB an image (traced, bfloat16)", "kept_bfloat16", 1e6, 1),
+    ("temporaries without the gradients: activations, MB", "activations", 1e6, 1),
+    ("kept for the backward pass, MB per image (traced, bfloat16)", "kept_bfloat16", 1e6, 1),
     ("all-reduced, MB (compiled)", "reduced", 1e6, 3),
-    ("of it beside the gradients, MB", "beside", 1e6, 3),
+    ("all-reduced without the gradients, MB", "beside", 1e6, 3),
     ("all-reduces under 64 KiB (compiled)", "small_reductions", 1, 0),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU in nodes; bytes and seconds, bandwidths in one direction for each GPU."""
+    """A GPU model in nodes. Units: bytes, seconds; bandwidths per GPU and direction."""
 
     name: str
-    peak: float  # floating-point operations a second
+    peak: float  # floating-point operations per second
     memory: float
     per_node: int
     within: float  # bandwidth inside a node
@@ -46,12 +46,12 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """What no data sheet and no program tells."""
+    """Assumptions, which neither a data sheet nor a program can tell."""
 
     utilisation: float = 0.3  # share of the peak that the step reaches on one GPU
-    latency_within: float = 20e-6  # of a small all-reduce inside a node, seconds
-    latency_between: float = 50e-6  # and over several nodes
-    backward: float = 2 / 3  # share of the step behind which gradients can travel
+    latency_within: float = 20e-6  # seconds of a small all-reduce inside a node
+    latency_between: float = 50e-6  # seconds of a small all-reduce over several nodes
+    backward: float = 2 / 3  # share of the step during which gradients can be transferred
 
 
 # Data sheets "NVIDIA H100 Tensor Core GPU" (1,979 TFLOP/s in bfloat16 with sparsity, half without;
@@ -61,10 +61,10 @@ H100 = Gpu("NVIDIA H100 SXM, DGX H100", 989.5e12, 80e9, 8, 450e9, 50e9)
 
 
 def all_reduce_seconds(size: float, gpus: int, gpu: Gpu) -> float:
-    """Returns the time of an all-reduce of `size` bytes, by bandwidth alone.
+    """Returns the seconds of an all-reduce of `size` bytes, from the bandwidth alone.
 
-    Rings: reduce-scatter in each node, all-reduce of the shares between nodes, all-gather in each
-    node. A ring of n moves 2 (n - 1) / n of the bytes through every member.
+    It uses rings: a reduce-scatter in each node, an all-reduce of the parts between the nodes, an
+    all-gather in each node. In a ring of n, 2 (n - 1) / n of the bytes pass through every member.
     """
     inside = min(gpus, gpu.per_node)
     nodes = -(-gpus // gpu.per_node)
@@ -73,19 +73,26 @@ def all_reduce_seconds(size: float, gpus: int, gpu: Gpu) -> float:
 
 
 def memory_needed(numbers: dict[str, int], per_gpu: int) -> int:
-    """Estimates the bytes of a step in bfloat16: state, gradients, and what each image keeps."""
+    """Returns the estimated bytes of a step in bfloat16: state, gradients, kept activations."""
     return numbers["state"] + numbers["parameters"] + per_gpu * numbers["kept_bfloat16"]
 
 
 def estimate(
     numbers: dict[str, int], per_gpu: int, gpus: int, gpu: Gpu, assumed: Assumed
 ) -> dict[str, float]:
-    """Estimates a step of `per_gpu` images on each of so many GPUs.
+    """Estimates a step with `per_gpu` images on each of `gpus` GPUs.
+
+    Args:
+        numbers: what `step_numbers.numbers_of` returns for an experiment.
+        per_gpu: images on each GPU.
+        gpus: number of GPUs.
+        gpu: the GPU model.
+        assumed: the assumptions.
 
     Returns:
-      Seconds: compute, gradients (their all-reduce), statistics (the small all-reduces of batch
-      statistics, one after the other, which nothing hides). Shares of the speed of one GPU, 0..1:
-      without (gradients wait for the whole backward pass) and with overlap.
+        In seconds: "compute"; "gradients" (their all-reduce); "statistics" (the small all-reduces
+        of batch statistics, one after the other, without overlap). As a share of the speed of one
+        GPU, 0..1: "without" overlap (gradients wait for the end of the backward pass), and "with".
     """
     compute = per_gpu * numbers["flops"] / (gpu.peak * assumed.utilisation)
     gradients = all_reduce_seconds(numbers["reduced"], gpus, gpu)
@@ -102,7 +109,7 @@ def estimate(
 
 
 def program_table(found: dict[str, dict[str, int]]) -> list[str]:
-    """Returns the lines of the table of what was read, for one image on a device."""
+    """Returns the lines of the table of measured numbers, for one image per device."""
     lines = ["| | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
     for title, key, unit, digits in _ROWS:
         values = (f"{numbers[key] / unit:,.{digits}f}" for numbers in found.values())
@@ -111,7 +118,7 @@ def program_table(found: dict[str, dict[str, int]]) -> list[str]:
 
 
 def memory_table(found: dict, per_gpu: int, gpu: Gpu) -> list[str]:
-    """Returns the lines of the table of estimated memory; a tenth of a GPU's is left free."""
+    """Returns the lines of the table of estimated memory; a tenth of each GPU is left free."""
     lines = [f"| experiment | GB with {per_gpu} images | most images on a GPU |", "|---" * 3 + "|"]
     for name, numbers in found.items():
         free = 0.9 * gpu.memory - memory_needed(numbers, 0)
@@ -140,8 +147,8 @@ def scaling_table(found: dict, per_gpu: int, gpu: Gpu, assumed: Assumed) -> list
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", nargs="+", default=["vgg320", "vgg512", "vgg800"])
-    parser.add_argument("--numbers", type=pathlib.Path, help="JSON file to keep what was read in")
-    parser.add_argument("--per_gpu", type=int, default=8, help="images of a step on each GPU")
+    parser.add_argument("--numbers", type=pathlib.Path, help="JSON file that stores the numbers")
+    parser.add_argument("--per_gpu", type=int, default=8, help="images per step on each GPU")
     for field in dataclasses.fields(Assumed):
         parser.add_argument(f"--{field.name}", type=float, default=field.default)
     args = parser.parse_args(argv)

@@ -1,12 +1,12 @@
-"""Time from the start of the command to the end of its first training step, cold and warm.
+"""Startup time: from the start of the command to the end of its first training step.
 
     python -m benchmarks.startup [--config quickstart] [--rounds 3]
 
-What a user waits for: `python -m m2det_jax.main` is started on a drawn data set, and the clock
-stops when its log line of step 1 arrives, which is written when the step's loss is known. Imports,
-reading the data, building the model, tracing, compiling, the first batch and its sample pictures
-are all in it. Each round starts with an empty compilation cache (cold), and then starts again, in a
-new workdir, with the cache that the cold start left (warm). Drawing the data is not counted.
+`python -m m2det_jax.main` is started on a drawn data set. The clock stops at the log line of step
+1, which is written when the loss of the step is known. The time includes imports, reading the data,
+building the model, tracing, compilation, the first batch and its sample pictures; it does not
+include drawing the data set. Each round starts once with an empty compilation cache (cold), and
+then again, in a new workdir, with the cache of the cold start (warm).
 """
 
 import argparse
@@ -27,7 +27,7 @@ FIRST_STEP = re.compile(r"\bstep 1/\d+ +loss ")
 
 
 def command(config: str, files: DatasetFiles, workdir: pathlib.Path) -> list[str]:
-    """Returns the command line that trains one step and logs it."""
+    """Returns the command that trains one step and logs it."""
     data = [f"--config.data.{name}_csv={path}" for name, path in files._asdict().items()]
     one_step = ["--config.max_steps=1", "--config.log.every_steps=1"]
     program = [sys.executable, "-m", "m2det_jax.main"]
@@ -35,10 +35,14 @@ def command(config: str, files: DatasetFiles, workdir: pathlib.Path) -> list[str
 
 
 def seconds_to_first_step(arguments: list[str], cache: pathlib.Path) -> float:
-    """Starts a training command and returns the seconds until it has logged its first step.
+    """Starts a training command and returns the seconds until it logs its first step.
+
+    Args:
+        arguments: the command.
+        cache: folder of the compilation cache.
 
     Raises:
-      RuntimeError: it ended without; the message holds what it wrote.
+        RuntimeError: if it ends without this log line; the message has its output.
     """
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     start = time.perf_counter()
@@ -46,7 +50,7 @@ def seconds_to_first_step(arguments: list[str], cache: pathlib.Path) -> float:
         arguments, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         duration, written = _time_of_first_step(process.stderr, start)
-        # The rest, a checkpoint, is waited for but not counted: it would disturb the next start.
+        # Wait for the rest (a checkpoint) without counting it: it would disturb the next start.
         process.communicate()
     if duration is None or process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{written}")
@@ -63,7 +67,7 @@ def _time_of_first_step(lines: Iterable[str], start: float) -> tuple[float | Non
 
 
 def one_round(config: str, files: DatasetFiles) -> tuple[float, float]:
-    """Returns the seconds of a cold start and of the warm one after it."""
+    """Returns the seconds of a cold start and of the warm start after it."""
     with tempfile.TemporaryDirectory(prefix="m2det_startup_") as folder:
         root = pathlib.Path(folder)
         cold, warm = (

@@ -1,4 +1,4 @@
-"""The numbers of an experiment's train step, read from its traced and its compiled program."""
+"""Numbers of a train step (operations, memory, all-reduces), read from its program."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import math
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +24,8 @@ from m2det_jax.training.plan import make_optimizer_settings, make_plan
 from m2det_jax.training.step import make_train_step
 
 DEVICES, CLASSES, OBJECTS, NUM_IMAGES = 8, 80, 64, 1000
-SMALL = 2**16  # an all-reduce of fewer bytes takes as long as one of none
-# Of the machine code alone, which is not run; memory and operations stay what they are.
+SMALL = 2**16  # bytes; the time of a smaller all-reduce is only latency
+# Less optimised machine code, which is never run; memory and operations are the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _ITEM = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "f32": 4, "s32": 4, "u32": 4}
 
@@ -41,17 +42,17 @@ def all_reduces(hlo: str) -> list[int]:
     ]
 
 
-def bytes_of(tree) -> int:
+def bytes_of(tree: Any) -> int:
     """Returns the bytes of a tree of arrays or shapes."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def saved_bytes(detector: Detector, variables: dict, batch_size: int) -> int:
-    """Returns the bytes that the forward pass keeps for the backward pass, as traced."""
+    """Returns the bytes that the forward pass keeps for the backward pass in the traced program."""
     images = jax.ShapeDtypeStruct((batch_size, *detector.resize.image_size, 3), np.uint8)
 
-    def backward(params, batch_stats, images):
-        def forward(params):
+    def backward(params: dict, batch_stats: dict, images: jax.Array) -> Any:
+        def forward(params: dict) -> tuple[dict, dict]:
             return detector.model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 detector.normalize(images), train=True, mutable=["batch_stats"],
@@ -64,7 +65,12 @@ def saved_bytes(detector: Detector, variables: dict, batch_size: int) -> int:
 
 
 def read_program(config: Config) -> dict[str, int]:
-    """Compiles the train step, an image on each of DEVICES devices; numbers are of a device."""
+    """Compiles the train step for DEVICES devices, one image on each; returns numbers per device.
+
+    Returns:
+        Operations ("flops", "compiler_flops") and bytes (all others, except "small_reductions": the
+        number of all-reduces under SMALL bytes).
+    """
     config = dataclasses.replace(config, batch_size=DEVICES)
     detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
     settings = make_optimizer_settings(config, make_plan(config, NUM_IMAGES), NUM_IMAGES)
@@ -101,7 +107,7 @@ def read_program(config: Config) -> dict[str, int]:
 
 
 def read_numbers(name: str) -> dict[str, int]:
-    """Returns what `read_program` does, and what an image keeps for the backward pass."""
+    """Returns the numbers of `read_program`, and the bytes kept per image for the backward pass."""
     numbers = read_program(experiment.load(name))
     half = experiment.load(name, ["model.dtype=bfloat16"])
     detector = build_detector(half, tuple(f"class {i}" for i in range(CLASSES)))
@@ -111,11 +117,11 @@ def read_numbers(name: str) -> dict[str, int]:
 
 
 def numbers_of(names: Sequence[str], file: pathlib.Path | None) -> dict[str, dict[str, int]]:
-    """Returns the numbers of experiments, from a file where it has them, which gets the others."""
+    """Returns the numbers of experiments; reads them from a file, and adds missing ones to it."""
     found = json.loads(file.read_text()) if file and file.exists() else {}
     missing = [name for name in names if name not in found]
     if missing:
-        jax.config.update("jax_num_cpu_devices", DEVICES)  # before jax meets a device
+        jax.config.update("jax_num_cpu_devices", DEVICES)  # before jax uses a device
     for name in missing:
         found[name] = read_numbers(name)
         if file:

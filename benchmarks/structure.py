@@ -1,11 +1,11 @@
-"""The shape of the package, side by side: files, folders, imports between them, lengths.
+"""Structure of the package in one or more commits: files, folders, imports, lengths.
 
     python -m benchmarks.structure [COMMIT ...] [--rooms]
 
-Without a commit: the working tree. A room is a folder, or a file at the root of the package. There
-is an arrow from a room to another where a module of the one imports a module of the other; what an
-`__init__` hands on from its own folders is none. A room stands one floor above the highest one that
-it imports; rooms that import each other in a circle stand on one floor.
+Without a commit the working tree is counted. A room is a folder, or a file at the root of the
+package. An arrow from one room to another means that a module of the first imports a module of the
+second; re-exports of an `__init__` from its own folder do not count. The floor of a room is one
+above the highest room that it imports; rooms that import each other in a circle have one floor.
 """
 
 import argparse
@@ -23,19 +23,19 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = "m2det_jax"
 SHORT = 90  # lines; a module with one importer and fewer may belong inside it
 
-Sources = dict[str, str]  # of each dotted module name; that of a folder is its __init__
+Sources = dict[str, str]  # source text by dotted module name; a folder stands for its __init__
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What is counted of a package.
+    """Counts of a package.
 
     Attributes:
-      files: number of Python files of each folder, the root being "".
-      arrows: the rooms that each room imports.
-      floors: of each room, from 0.
-      file_lines, function_lines: length of each module and of each function or method.
-      one_importer: modules that one other alone imports.
+        files: number of Python files in each folder; "" is the root.
+        arrows: the rooms that each room imports.
+        floors: the floor of each room, from 0.
+        file_lines, function_lines: number of lines of each module, and of each function or method.
+        one_importer: modules that exactly one other module imports.
     """
 
     files: dict[str, int]
@@ -47,7 +47,7 @@ class Structure:
 
     @property
     def circles(self) -> list[tuple[str, str]]:
-        """Arrows between rooms of one floor: each is part of a circle."""
+        """Arrows between rooms of the same floor: each is part of a circle."""
         return [
             (a, b) for a, bs in self.arrows.items() for b in bs if self.floors[a] == self.floors[b]
         ]
@@ -56,7 +56,12 @@ class Structure:
 def read_sources(
     commit: str = "", repository: pathlib.Path = REPOSITORY
 ) -> tuple[Sources, set[str]]:
-    """Returns the sources of the package, and which of its modules are folders; "": as on disk."""
+    """Returns the sources of the package, and the names of its modules that are folders.
+
+    Args:
+        commit: a commit; "": the working tree.
+        repository: folder of the repository.
+    """
     if commit:
         command = ["git", "-C", str(repository), "archive", commit, PACKAGE]
         with tarfile.open(fileobj=io.BytesIO(subprocess.check_output(command))) as archive:
@@ -76,7 +81,7 @@ def read_sources(
 
 
 def imported(source: str, modules: Sources) -> set[str]:
-    """Returns the modules of the package that a source imports, anywhere in it."""
+    """Returns the modules of the package that a source text imports."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -96,7 +101,7 @@ def room_of(module: str, folders: set[str]) -> str:
 
 
 def measure(sources: Sources, folders: set[str]) -> Structure:
-    """Counts a package."""
+    """Counts files, arrows, floors and lines of a package."""
     importers = collections.defaultdict(set)
     arrows: dict[str, set[str]] = {room_of(module, folders): set() for module in sources}
     for module, source in sources.items():
@@ -126,7 +131,7 @@ def measure(sources: Sources, folders: set[str]) -> Structure:
 
 
 def floors_of(arrows: dict[str, set[str]]) -> dict[str, int]:
-    """Returns the floor of each room: 0, or one above the highest that it imports."""
+    """Returns the floor of each room: 0, or one above the highest room that it imports."""
 
     @functools.cache
     def reached(room: str) -> frozenset[str]:
@@ -147,7 +152,7 @@ def floors_of(arrows: dict[str, set[str]]) -> dict[str, int]:
 
 
 def figures(structure: Structure) -> dict[str, str]:
-    """Returns a row of text for each thing that is counted."""
+    """Returns the text of each row of the table."""
     lines, functions = structure.file_lines, structure.function_lines
     largest = max((f for f in structure.files if f), key=structure.files.get)
     longest, longest_function = max(lines, key=lines.get), max(functions, key=functions.get)
@@ -182,7 +187,7 @@ def rooms(structure: Structure) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commits", nargs="*", metavar="COMMIT", help="default: the working tree")
-    parser.add_argument("--rooms", action="store_true", help="also every room and its arrows")
+    parser.add_argument("--rooms", action="store_true", help="list every room and its arrows too")
     options = parser.parse_args(argv)
     structures = {
         name or "working tree": measure(*read_sources(name)) for name in options.commits or [""]

@@ -1,7 +1,7 @@
-"""What the benchmarks share: the machine, fair timing, and figures as text.
+"""Timing for the benchmarks: the machine, functions timed in turns, and numbers as text.
 
-Things that are compared are timed in turns within one run, so that a machine that gets slower or
-busier does so for all of them.
+Functions that are compared are timed in turns in one run. If the machine becomes slower, it does so
+for all of them.
 """
 
 import importlib.metadata
@@ -22,11 +22,13 @@ from m2det_jax import runtime
 
 
 def print_machine(*, devices: bool = True) -> None:
-    """Prints processor, cores that this process may use, and versions; first in every report.
+    """Prints the processor, the number of usable cores, and versions; the start of every report.
 
-    devices: also name what jax runs on. False leaves the devices alone, for child processes.
+    Args:
+        devices: print the devices of jax too. False does not touch the devices, which is needed if
+            child processes use them.
     """
-    runtime.add_xla_flags()  # compiled as in training
+    runtime.add_xla_flags()  # the compiler flags of training
     versions = f"jax {importlib.metadata.version('jax')}, Python {platform.python_version()}"
     print(f"machine: {_processor()}, cores: {_num_cores()}; {versions}", flush=True)
     if devices and jax.default_backend() != "cpu":
@@ -41,23 +43,26 @@ def _processor() -> str:
 
 
 def _num_cores() -> int:
-    # Not cpu_count: a process bound to one core of two has one.
+    # Not cpu_count: a process that is bound to one of two cores has only one.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Returns the wall time of a call, until the arrays that it returns are computed."""
+    """Returns the wall time of a call in seconds, until its results are computed."""
     start = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - start
 
 
 def take_turns(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Times each work once a round, one after the other; returns the seconds of all rounds.
+    """Times each function once per round, one after the other.
 
-    Each is called once before, untimed: compilation, caches.
+    Each function is first called once without timing, for compilation and caches.
+
+    Returns:
+        The seconds of all rounds, by name.
     """
     for work in works.values():
         jax.block_until_ready(work())
@@ -69,7 +74,7 @@ def take_turns(works: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def gemm(size: int) -> Callable[[], jax.Array]:
-    """Returns a jitted product of two float32 matrices [size, size], to be timed."""
+    """Returns a function that multiplies two float32 matrices [size, size], jitted."""
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.standard_normal((size, size), np.float32)) for _ in range(2))
     multiply = jax.jit(jnp.matmul)
@@ -77,16 +82,18 @@ def gemm(size: int) -> Callable[[], jax.Array]:
 
 
 def default_gemm_size() -> int:
-    """Returns a size that is long enough to be the peak and short enough not to be waited for."""
+    """Returns a matrix size that is large enough to reach the peak speed and quick to run."""
     return 2048 if jax.default_backend() == "cpu" else 8192
 
 
 def print_speed(name: str, flops: float, samples: Sequence[float], gemm: Sequence[float]) -> None:
-    """Prints GFLOP/s of the median round beside the GEMM peak: the best of its rounds.
+    """Prints GFLOP/s of the median round, and of the GEMM peak, which is its best round.
 
     Args:
-      flops: floating-point operations of one round of `samples`, two per multiply-add.
-      gemm: seconds of the rounds of `gemm(default_gemm_size())`.
+        name: name of the timed function.
+        flops: floating-point operations of one round, two per multiply-add.
+        samples: seconds of the rounds.
+        gemm: seconds of the rounds of `gemm(default_gemm_size())`.
     """
     speed = flops / statistics.median(samples)
     peak = 2 * default_gemm_size() ** 3 / min(gemm)
@@ -97,19 +104,19 @@ def print_speed(name: str, flops: float, samples: Sequence[float], gemm: Sequenc
 
 
 def print_figure(name: str, text: str) -> None:
-    """Prints one line of a report, at once."""
+    """Prints one line of a report, without buffering."""
     print(f"{name:34s} {text}", flush=True)
 
 
 def spread(samples: Sequence[float]) -> str:
-    """Writes seconds of several rounds: "12.3 ms (12.1 ms to 13.0 ms, median of 5 rounds)"."""
+    """Returns seconds as text: "12.3 ms (12.1 ms to 13.0 ms, median of 5 rounds)"."""
     low, middle, high = min(samples), statistics.median(samples), max(samples)
     rounds = f"median of {len(samples)} rounds" if len(samples) > 1 else "1 round"
     return f"{readable(middle)} ({readable(low)} to {readable(high)}, {rounds})"
 
 
 def readable(duration: float) -> str:
-    """Writes seconds with three digits or so, as "1.23 ms", "12.3 ms", "1234 ms" or "12.3 s"."""
+    """Returns seconds as text: "1.23 ms", "12.3 ms", "1234 ms" or "12.3 s"."""
     if duration >= 10:
         return f"{duration:.1f} s"
     digits = 2 if duration < 0.01 else 1 if duration < 0.1 else 0
@@ -117,6 +124,6 @@ def readable(duration: float) -> str:
 
 
 def peak_memory() -> int:
-    """Returns the largest resident memory that this process has had so far, in bytes."""
+    """Returns the peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # elsewhere in KiB
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, KiB elsewhere

@@ -1,10 +1,11 @@
-"""Speed of the training step of an experiment, beside the machine's matrix product.
+"""Speed of the training step of an experiment, compared with a matrix product (GEMM).
 
     python -m benchmarks.train_step [--config quickstart] [--batch_size N] [--rounds 10]
 
-One random batch, again and again: targets, forward, backward, optimiser and moving average, with
-the state donated as in training; no data loading. The speed counts three forward passes (the
-backward pass multiplies with the weights and with the activations), nothing for the rest.
+Every step uses the same random batch: targets, forward pass, backward pass, optimiser and moving
+average (EMA), with a donated state as in training; no data loading. The counted operations are
+those of three forward passes, because the backward pass multiplies with the weights and with the
+activations; all else counts as nothing.
 """
 
 import argparse
@@ -24,11 +25,13 @@ from m2det_jax.training.optimizer import make_optimizer, make_schedule
 from m2det_jax.training.plan import make_optimizer_settings, make_plan
 from m2det_jax.training.step import make_train_step
 
-NUM_IMAGES = 1000  # of an imagined training set: gives the schedule a length
+NUM_IMAGES = 1000  # of an assumed training set; the schedule needs a length
 
 
-def build_step(config: Config, detector: Detector, variables: dict):
-    """Returns (the jitted step with the state donated, the first state), on one device."""
+def build_step(
+    config: Config, detector: Detector, variables: dict
+) -> tuple[jax.stages.Wrapped, TrainState]:
+    """Returns (the jitted step, which donates the state; the first state), on one device."""
     plan = make_plan(config, NUM_IMAGES)
     settings = make_optimizer_settings(config, plan, NUM_IMAGES)
     optimizer = make_optimizer(settings, detector.model.frozen_paths())
@@ -39,7 +42,7 @@ def build_step(config: Config, detector: Detector, variables: dict):
 
 
 def endless(step: Callable, state: TrainState, batch: dict) -> Callable[[], jax.Array]:
-    """Returns a function that does the next step, on the same batch, and returns its loss."""
+    """Returns a function that does one more step on the same batch and returns its loss."""
 
     def next_step() -> jax.Array:
         nonlocal state
@@ -50,7 +53,7 @@ def endless(step: Callable, state: TrainState, batch: dict) -> Callable[[], jax.
 
 
 def measure(config: Config, *, classes: int, objects: int, rounds: int) -> None:
-    """Prints compile time, time of a step, images per second, speed beside the GEMM peak."""
+    """Prints compile time, time per step, images per second, and the share of the GEMM peak."""
     batch_size = config.batch_size
     detector, variables = experiment.detector_with_variables(config, classes)
     jitted, state = build_step(config, detector, variables)

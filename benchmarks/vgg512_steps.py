@@ -1,11 +1,11 @@
-"""Really trains a few steps of a large experiment on a data set: loss, compilations, memory.
+"""Training steps of a large experiment on a data set: loss, compilations, memory.
 
     python -m benchmarks.vgg512_steps --train_csv TRAIN.csv --classes_csv CLASSES.csv [--steps 20]
 
-Goes through `m2det_jax.train.train`, as the command line does, in a temporary workdir (the
-checkpoint at the end takes a few gigabytes there): the memory is that of the whole command. Small
-batches differ more than a few steps of training do, so the loss of every step is also set beside
-the loss that the untrained weights have on the same batch; it falls if it is below that at the end.
+Calls `m2det_jax.train.train`, like the command line, in a temporary workdir; the checkpoint at the
+end takes a few gigabytes there. The memory is that of the whole command. The loss differs more
+between small batches than it falls in a few steps. So each loss is compared with that of the
+untrained weights on the same batch; it must be lower at the end.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -35,10 +36,10 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def count_compilations() -> Counter:
-    """Returns a counter of the compilations of each jitted function, counting from now on."""
+    """Returns a counter that counts the compilations of each jitted function from now on."""
     compilations = Counter()
 
-    def listen(event: str, duration: float, **details) -> None:
+    def listen(event: str, duration: float, **details: Any) -> None:
         if event == COMPILE_EVENT:
             compilations[details.get("fun_name", "?")] += 1
 
@@ -47,14 +48,14 @@ def count_compilations() -> Counter:
 
 
 def untrained_losses(config: Config, workdir: pathlib.Path) -> list[float]:
-    """Returns the loss of the initial weights on the batch of every step that will be trained."""
+    """Returns the loss of the initial weights on the batch of every training step."""
     run = prepare(config, workdir)
     state = first_state(config, run)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     detector, settings = run.detector, step_settings(config)
 
     @jax.jit
-    def untrained_loss(variables, batch):
+    def untrained_loss(variables: dict, batch: dict[str, jax.Array]) -> jax.Array:
         images = detector.normalize(batch["image"])
         outputs, _ = detector.model.apply(variables, images, train=True, mutable=["batch_stats"])
         return losses_of(outputs, make_targets(detector, settings, batch), settings)["loss"]
@@ -74,11 +75,13 @@ def last_quarter(losses: Sequence[float]) -> float:
 def report(
     losses: Sequence[float], untrained: Sequence[float], compilations: Counter, memory: int
 ) -> bool:
-    """Prints the findings; returns whether all are as they should be.
+    """Prints the results; returns whether all are good.
 
     Args:
-      losses, untrained: of every step, in training and by the initial weights on the same batch.
-      memory: peak of the process when training had ended, bytes.
+        losses: loss of every training step.
+        untrained: loss of the initial weights on the same batches.
+        compilations: number of compilations by name of the function.
+        memory: peak memory of the process at the end of training, in bytes.
     """
     before, after = last_quarter(untrained), last_quarter(losses)
     steps = sum(count for name, count in compilations.items() if "train_step" in name)
@@ -97,7 +100,7 @@ def report(
 
 
 def run(config: Config) -> bool:
-    """Trains config.max_steps steps and prints what happened; returns whether all is well."""
+    """Trains config.max_steps steps and prints the results; returns whether all are good."""
     compilations = count_compilations()
     with tempfile.TemporaryDirectory(prefix="m2det_steps_") as folder:
         start = time.perf_counter()
@@ -125,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args(argv)
-    # Nothing is validated in so few steps; the training file stands in.
+    # In a few steps nothing is validated, so the training file can be the validation file.
     data = {"train_csv": args.train_csv, "val_csv": args.train_csv, "classes_csv": args.classes_csv}
     overrides = [f"data.{key}={value}" for key, value in data.items()]
     overrides += [f"batch_size={args.batch_size}", f"max_steps={args.steps}", "log.every_steps=1"]

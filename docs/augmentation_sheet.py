@@ -1,4 +1,4 @@
-"""Draws docs/augmentation.jpg: each step of config.augment.pipeline on the demo's drawn pictures.
+"""Sheet of augmentation examples, docs/augmentation.jpg: each step on the demo's drawn pictures.
 
 python docs/augmentation_sheet.py [--out docs/augmentation.jpg] [--seed 3]
 """
@@ -31,14 +31,14 @@ ROWS = (
     ("mixup", ("mixup",)),
     ("the default", ("expand", "crop", "flip", "photometric")),
 )
-SIZE = (168, 222)  # height, width: the mean of the drawn pictures
+SIZE = (168, 222)  # height, width: the mean size of the drawn pictures
 
 
 def draw_sheet(out: pathlib.Path, seed: int) -> None:
     """Writes a sheet with two examples of each row, in pairs."""
     config = default_config()
     config.data.image_size = SIZE
-    # Milder than the defaults where those would hide what a step does.
+    # Weaker than the defaults, if those would hide the effect of a step.
     config.augment.update(
         jitter_scale=(0.4, 2.0), affine_rotation=20.0, mosaic_scale=(0.5, 1.0), expand_max=2.5
     )

@@ -3,10 +3,10 @@
     python -m m2det_jax.main --config experiments/keras_vgg320.py \
         --config.model.backbone_weights=vgg16.safetensors
 
-The port trained with anchors of 8 to 256 px and detected with those of 10 to 320 px; here one set,
-10 to 320 px, does both. Its .h5 weights cannot be loaded, and parts of its wiring that only they
-would need are not reproduced: docs/fidelity.md lists them.
-Hardware: meant for GPUs. Not run to the end here.
+The port trains with anchors of 8 to 256 px and detects with anchors of 10 to 320 px. Here both use
+the same anchors, 10 to 320 px. The port's .h5 weights cannot be loaded, and details of its network
+that only those weights would need are left out; docs/fidelity.md lists them.
+Hardware: for GPUs. We have not run it to the end.
 """
 
 from m2det_jax.config import default_config
@@ -16,7 +16,7 @@ def get_config():
     config = default_config()
     config.epochs = 50.0
     config.data.image_size = (320, 320)
-    # The port only mirrors, unless it is told otherwise.
+    # By default the port uses mirroring only.
     config.augment.pipeline = ("flip",)
     config.model.update(head="retinanet", upsample="bilinear")
     # 3 ratios x 3 octave scales, 10 to 320 px; IoU 0.4 to 0.5 is ignored.
@@ -27,7 +27,7 @@ def get_config():
         negative_threshold=0.4,
     )
     config.loss.update(focal_alpha=0.25, focal_gamma=2.0, smooth_l1_beta=1 / 9)  # sigma 3
-    # Adam at 1e-5 and batch 1; without decay of the weights adamw is Adam.
+    # Adam with learning rate 1e-5 and batch size 1; adamw without weight decay is Adam.
     config.optimizer.update(
         name="adamw",
         learning_rate=1e-5,

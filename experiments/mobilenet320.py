@@ -3,11 +3,11 @@
     python -m m2det_jax.main --config experiments/mobilenet320.py \
         --config.model.backbone_weights=mobilenet_v2.safetensors
 
-The MLFPN is the paper's and by far the larger part; narrow it with --config.model.tum_width,
-tum_out and num_levels where speed matters more. `--config.model.backbone_width` is MobileNet's
-width multiplier.
+The MLFPN is that of the paper, and is much larger than the backbone. For more speed, reduce
+--config.model.tum_width, tum_out and num_levels. `--config.model.backbone_width` is the width
+multiplier of MobileNet.
 
-Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
+Hardware: for GPUs (add --config.model.dtype=bfloat16). We have not run it to the end.
 """
 
 from m2det_jax.config.experiments import load_experiment

@@ -5,9 +5,10 @@
     python -m m2det_jax.main --config experiments/official_resnet101_320.py \
         --config.model.backbone_weights=backbones/resnet101_bgr
 
-The released code fed BGR less Caffe's mean to ImageNet weights that were trained on normalised RGB;
-the first command asks for the same, which resnet101_320 does not need. The rate is meant for a
-batch of 12 images. Hardware: meant for GPUs. Not run to the end here.
+The released code feeds BGR images minus Caffe's mean to ImageNet weights that were trained on
+normalised RGB images. The first command asks for the same; resnet101_320 does not need it. The
+learning rate is for a batch of 12 images.
+Hardware: for GPUs. We have not run it to the end.
 """
 
 from m2det_jax.config.experiments import load_experiment

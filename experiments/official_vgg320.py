@@ -1,11 +1,11 @@
-"""M2Det-320 with VGG16 as the authors released it: their code's network, recipe and test settings.
+"""M2Det-320 with VGG16 as the authors released it: network, training and test settings.
 
     python -m m2det_jax.main --config experiments/official_vgg320.py \
         --config.model.backbone_weights=vgg16_reducedfc.pth
 
-The recipe is that of the released code, not the paper's: vgg320 has that one, with focal loss.
-docs/fidelity.md tells them apart point by point. The rate is meant for a batch of 16 images.
-Hardware: meant for GPUs. Not run to the end here.
+The training settings are those of the released code; vgg320 has those of the paper, with focal
+loss. docs/fidelity.md lists all differences. The learning rate is for a batch of 16 images.
+Hardware: for GPUs. We have not run it to the end.
 """
 
 from m2det_jax.config import default_config
@@ -17,7 +17,7 @@ def get_config():
     config.batch_size = 16
     config.data.image_size = (320, 320)
     config.data.update(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0), channel_order="bgr")
-    # OpenCV counts the hue of 8-bit images in steps of two degrees: the code's 18 are 36.
+    # OpenCV measures the hue of 8-bit images in steps of two degrees: 18 there are 36 degrees.
     config.augment.update(expand_probability=0.6, hue=36.0)
     config.model.update(
         tum_out=256,
@@ -41,7 +41,7 @@ def get_config():
         decay_factors=(0.5, 0.2, 0.1, 0.1),
         ema_decay=0.0,  # the weights themselves
     )
-    # The code's configured 0.45 lands in an argument that nothing reads; 0.3 is what counts.
+    # The code configures a threshold of 0.45, but passes it to an unused argument; it uses 0.3.
     config.eval.update(
         score_threshold=0.1,
         nms="soft_linear",

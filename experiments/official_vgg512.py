@@ -3,7 +3,7 @@
     python -m m2det_jax.main --config experiments/official_vgg512.py \
         --config.model.backbone_weights=vgg16_reducedfc.pth
 
-The rate is meant for a batch of 16 images. Hardware: meant for GPUs. Not run to the end here.
+The learning rate is for a batch of 16 images. Hardware: for GPUs. We have not run it to the end.
 """
 
 from m2det_jax.config.experiments import load_experiment

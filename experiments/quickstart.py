@@ -1,9 +1,9 @@
-"""A small detector for the drawn data set: the whole road in a few minutes on two CPU cores.
+"""Small M2Det for the drawn data set of the demo; trains in a few minutes on two CPU cores.
 
-make demo
+    make demo
 
-Seen on two cores of an AMD EPYC: AP50 0.914, AP 0.726 on the drawn validation set (seed 0) after
-7.7 minutes, drawing, training, evaluation and pictures together.
+Result on two cores of an AMD EPYC: AP50 0.914, AP 0.726 on the drawn validation set (seed 0) after
+7.7 minutes, including drawing, training, evaluation and pictures.
 """
 
 from m2det_jax.config import default_config
@@ -14,7 +14,7 @@ def get_config():
     config.epochs = 6.0
     config.batch_size = 8
     config.data.image_size = (160, 208)
-    # Letters are never mirrored, and a short run has no time for rare views.
+    # Letters must not be mirrored, and a short run has no time for strong augmentation.
     config.augment.update(
         flip_probability=0.0,
         expand_probability=0.2,
@@ -22,15 +22,15 @@ def get_config():
         crop_probability=0.3,
         crop_min_scale=0.6,
     )
-    # The maps are coarse for objects this small: with SSD's thresholds most objects would get one
-    # positive anchor only. These give them fourteen.
+    # The feature maps are coarse for such small objects: with the thresholds of SSD most objects
+    # would get only one positive anchor. With these they get fourteen.
     config.anchors.update(
         sizes=(12.0, 28.0, 56.0, 92.0),
         aspect_ratios=(2.0,),
         positive_threshold=0.35,
         negative_threshold=0.25,
     )
-    # Telling the classes apart is what takes long here, not finding the objects.
+    # The classes are harder to learn here than the boxes.
     config.loss.update(focal_alpha=0.5, box_weight=0.4)
     config.model.update(
         backbone="resnet18",

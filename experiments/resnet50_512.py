@@ -3,7 +3,7 @@
     python -m m2det_jax.main --config experiments/resnet50_512.py \
         --config.model.backbone_weights=resnet50.safetensors
 
-Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
+Hardware: for GPUs (add --config.model.dtype=bfloat16). We have not run it to the end.
 """
 
 from m2det_jax.config.experiments import load_experiment

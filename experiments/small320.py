@@ -1,12 +1,12 @@
-"""A light M2Det at 320 px, for few images and small machines, from random weights.
+"""Small M2Det at 320 px, for few images and small machines; trains from random weights.
 
-python -m m2det_jax.main --config experiments/small320.py --workdir runs/mine \
-    --config.data.train_csv=train.csv --config.data.val_csv=val.csv \
-    --config.data.classes_csv=classes.csv
+    python -m m2det_jax.main --config experiments/small320.py --workdir runs/mine \
+        --config.data.train_csv=train.csv --config.data.val_csv=val.csv \
+        --config.data.classes_csv=classes.csv
 
-Seen on 292 photographs of blood cells (BCCD, 3 classes; 72 for validation), on two cores of an AMD
-EPYC, 2,920 steps: AP50 0.885, AP 0.570 after 24 minutes (seed 0); AP50 0.886, AP 0.564 after 27
-minutes, the machine shared with tests (seed 1).
+Results on 292 photographs of blood cells (BCCD, 3 classes; 72 more for validation), 2,920 steps on
+two cores of an AMD EPYC: AP50 0.885, AP 0.570 after 24 minutes (seed 0); AP50 0.886, AP 0.564 after
+27 minutes, while the machine also ran tests (seed 1).
 """
 
 from m2det_jax.config import default_config
@@ -51,7 +51,7 @@ def get_config():
         warmup_share=2 / 80,
         ema_decay=0.998,
     )
-    # Crowds: cells cover each other, and of 200 boxes a class hardly one falls on the faint ones.
+    # The cells overlap in crowds: among 200 candidates per class, hardly any is a faint cell.
     config.eval.update(every_epochs=16.0, nms="soft_gaussian", soft_candidates=500)
     config.log.every_steps = 100
     return config

@@ -3,7 +3,7 @@
     python -m m2det_jax.main --config experiments/vgg512.py \
         --config.model.backbone_weights=vgg16.safetensors
 
-Hardware: meant for GPUs (add --config.model.dtype=bfloat16). Not run to the end here.
+Hardware: for GPUs (add --config.model.dtype=bfloat16). We have not run it to the end.
 """
 
 from m2det_jax.config import default_config
@@ -11,7 +11,7 @@ from m2det_jax.config import default_config
 
 def get_config():
     config = default_config()
-    # The paper's 5 epochs of warm-up and decays at 90 and 120 of 150, for runs of any length.
+    # The paper has 150 epochs: 5 of warm-up, decays at 90 and 120. Shares fit runs of any length.
     config.optimizer.update(
         warmup_epochs=0.0,
         warmup_share=5 / 150,

@@ -1,15 +1,16 @@
 """M2Det in JAX and Flax: train, evaluate and use a single-shot detector.
 
-`load` gives a trained detector, `fit` trains one; docs/python.md shows both. Importing the package
-(or `m2det_jax.ops`) stays light: what these need is loaded when first asked for.
+`load` returns a trained detector and `fit` trains one; see docs/python.md. Importing the package
+(or `m2det_jax.ops`) is fast: what these need (Flax, Orbax) is loaded on first use.
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.2.0"
 __all__ = ["Hooks", "Result", "TrainedDetector", "fit", "load", "restore"]
 
-_PLACES = {
+_MODULES = {
     "Hooks": "m2det_jax.run.hooks",
     "Result": "m2det_jax.inference.result",
     "TrainedDetector": "m2det_jax.inference.trained_detector",
@@ -19,9 +20,9 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str):
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'm2det_jax' has no attribute {name!r}")
 
 

@@ -1,8 +1,8 @@
-"""The whole road on a built-in data set: draw, train, evaluate, look.
+"""Demo on a drawn data set: draws it, trains, evaluates and writes pictures of detections.
 
     python -m m2det_jax.demo --workdir runs/demo
 
-The drawn set is written as image files and CSV, and goes the same way as a user's own data.
+The data set is written as image files and CSV, and is read like the data of a user.
 """
 
 import argparse
@@ -32,14 +32,15 @@ SHEET = "detections.jpg"
 
 
 def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart") -> dict:
-    """Runs the demo; started again with the same workdir it resumes.
+    """Runs the demo, or resumes it if it was started with the same workdir before.
 
     Args:
-      workdir: folder for the data, the run and the pictures.
-      seed: of the drawn data set and of the training.
+        workdir: folder for the data, the run and the pictures.
+        seed: seed of the drawn data set and of the training.
+        config_name: experiment to train.
 
     Returns:
-      The validation metrics.
+        The validation metrics.
     """
     begin = time.perf_counter()
     data, outputs = workdir / "data", Outputs(workdir, "demo")
@@ -63,7 +64,7 @@ def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart
 
 
 def draw_sheet(workdir: pathlib.Path, data: pathlib.Path, seed: int) -> Image.Image:
-    """Draws detections on some validation images, beside their ground truth on one sheet."""
+    """Draws 12 validation images on one sheet: their ground truth and the detections."""
     index = read_csv(data / "val.csv", read_classes(data / "classes.csv"))
     chosen = sorted(random.Random(seed).sample(range(index.num_images), 12))
     done = predict(workdir, [index.image_paths[i] for i in chosen])
@@ -85,7 +86,9 @@ def _parser() -> argparse_flags.ArgumentParser:
         prog="m2det-demo", description="Draw a data set, train on it, evaluate, write pictures."
     )
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
-    parser.add_argument("--seed", type=_seed, default=0, help="of the drawn data and the training")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, help="seed of the drawn data and of the training"
+    )
     return parser
 
 
@@ -97,8 +100,8 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def main(args) -> None:
-    """Runs the verb on parsed arguments."""
+def main(args: argparse.Namespace) -> None:
+    """Runs the command with parsed arguments."""
     with runtime.one_line_errors(interrupted=runtime.GOES_ON):
         runtime.start()
         demo(args.workdir, seed=args.seed)

@@ -1,7 +1,7 @@
 """Pictures of detections and ground truth, drawn with Pillow.
 
-Boxes are xyxy pixels of the image they are drawn on, with exclusive x2, y2; sizes are (height,
-width). Every function returns a new RGB image and leaves its arguments alone.
+Boxes are xyxy, in pixels of the image that they are drawn on, with exclusive x2, y2. Sizes are
+(height, width). Every function returns a new RGB image and does not change its arguments.
 """
 
 import colorsys
@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from m2det_jax.fonts import Text, warn_of_missing
@@ -18,11 +19,12 @@ _PAPER = (246, 246, 244)
 _SMALLEST_TEXT, _LARGEST_TEXT = 8, 40  # pixels
 _GAP = 8  # pixels between the cells of a contact sheet
 
-Corners = tuple[int, int, int, int]  # x1, y1, x2, y2; x2, y2 exclusive unless said otherwise
+Corners = tuple[int, int, int, int]  # x1, y1, x2, y2; x2, y2 exclusive unless stated otherwise
+Colour = tuple[int, int, int]  # red, green, blue, 0..255
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
-    """The RGB colour of a class: hues a golden angle apart, in three depths."""
+def class_colour(label: int) -> Colour:
+    """Returns the RGB colour of a class: hues a golden angle apart, in three brightnesses."""
     hue = (0.02 + label * 0.618034) % 1.0
     saturation, value = [(0.85, 1.0), (0.6, 0.95), (0.95, 0.75)][label // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -30,7 +32,7 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
-    """A copy as an RGB image; arrays are uint8 [H, W, 3]."""
+    """Returns a copy as an RGB image; arrays are uint8 [H, W, 3]."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"image: uint8 [H, W, 3] expected, got {image.dtype} {image.shape}")
@@ -38,32 +40,43 @@ def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def _check(boxes, labels, scores, class_names: Sequence[str]) -> np.ndarray:
-    """The boxes as a float array [n, 4], or ValueError."""
+def _check(
+    boxes: ArrayLike,
+    labels: Sequence[int] | np.ndarray,
+    scores: Sequence[float] | np.ndarray | None,
+    class_names: Sequence[str],
+) -> np.ndarray:
+    """Returns the boxes as a float64 array [n, 4]; raises ValueError if the arguments are wrong."""
     boxes = np.asarray(boxes, np.float64)
     boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise ValueError(f"boxes: finite numbers [n, 4] expected, got shape {boxes.shape}")
     for name, values in (("labels", labels), ("scores", scores)):
         if values is not None and len(values) != len(boxes):
-            raise ValueError(f"{name}: one a box expected, got {len(values)} for {len(boxes)}")
+            raise ValueError(
+                f"{name}: one per box expected, got {len(values)} for {len(boxes)} boxes"
+            )
     outside = sorted({int(label) for label in labels} - set(range(len(class_names))))
     if outside:
-        raise ValueError(f"labels {outside} are not among the {len(class_names)} classes, from 0")
+        raise ValueError(
+            f"labels: class ids from 0 to {len(class_names) - 1} expected, got {outside}"
+        )
     return boxes
 
 
-def _text_colour(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever reads better on `colour`."""
+def _text_colour(colour: Colour) -> Colour:
+    """Returns black or white, the one that is easier to read on `colour`."""
     red, green, blue = colour
     return _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
-def _outline(pen: ImageDraw.ImageDraw, corners: Corners, colour, width: int, dashed: bool) -> None:
-    """Draws a rectangle line whose outer edge is at `corners`, inclusive pixels."""
+def _outline(
+    pen: ImageDraw.ImageDraw, corners: Corners, colour: Colour, width: int, dashed: bool
+) -> None:
+    """Draws a rectangle whose outer edge is at `corners`, in inclusive pixels."""
     x1, y1, x2, y2 = corners
-    width = max(1, min(width, (x2 - x1) // 3, (y2 - y1) // 3))  # a small box keeps its inside
-    # Dark between the dashes: they stay visible on a ground of their own colour.
+    width = max(1, min(width, (x2 - x1) // 3, (y2 - y1) // 3))  # keep the inside of a small box
+    # Dark between the dashes, so that they are visible on a background of the same colour.
     pen.rectangle(corners, outline=_INK if dashed else colour, width=width)
     if not dashed:
         return
@@ -79,7 +92,7 @@ def _outline(pen: ImageDraw.ImageDraw, corners: Corners, colour, width: int, das
 
 
 def _fit_text(text: str, text_size: int, room: int) -> Text:
-    """The text at a size so that it is at most `room` pixels wide: smaller first, then cut."""
+    """Returns the text, at most `room` pixels wide: first its size is reduced, then it is cut."""
     fitted = Text(text, text_size)
     while fitted.width > room and text_size > _SMALLEST_TEXT:
         text_size -= 1
@@ -91,7 +104,7 @@ def _fit_text(text: str, text_size: int, room: int) -> Text:
 
 
 def _hidden_share(place: Corners, others: list[Corners]) -> float:
-    """How much of the other rectangles one at `place` would hide: the sum of their shares."""
+    """Returns how much a rectangle at `place` hides of the others: the sum of their shares."""
     x1, y1, x2, y2 = place
     shares = (
         max(0, min(x2, c) - max(x1, a)) * max(0, min(y2, d) - max(y1, b)) / ((c - a) * (d - b))
@@ -101,11 +114,16 @@ def _hidden_share(place: Corners, others: list[Corners]) -> float:
 
 
 def _tag_place(
-    box: Corners, plate: tuple[int, int], size: tuple[int, int], tags: list, boxes: list
+    box: Corners,
+    plate: tuple[int, int],
+    size: tuple[int, int],
+    tags: list[Corners],
+    boxes: list[Corners],
 ) -> Corners:
-    """Where a plate (w, h) at a box hides least of other tags, then of other boxes.
+    """Returns the place where a plate (w, h) hides least of other tags, then of other boxes.
 
-    Above the box, below it, inside it at the top, inside at the bottom; left or right aligned.
+    Candidates: above the box, below it, inside at the top and inside at the bottom; each aligned
+    left or right.
     """
     (x1, y1, x2, y2), (w, h), (height, width) = box, plate, size
     columns = [max(0, min(x, width - w)) for x in (x1, x2 - w)]
@@ -114,8 +132,10 @@ def _tag_place(
     return min(places, key=lambda p: 4 * _hidden_share(p, tags) + _hidden_share(p, boxes))
 
 
-def _draw_tags(picture: Image.Image, boxes: list[Corners], texts: list[str], colours) -> None:
-    """Writes one text at each box, on a plate of the box's colour, wholly inside the picture."""
+def _draw_tags(
+    picture: Image.Image, boxes: list[Corners], texts: list[str], colours: list[Colour]
+) -> None:
+    """Writes one text at each box, on a plate of the box's colour, fully inside the picture."""
     width, height = picture.size
     pen = ImageDraw.Draw(picture)
     text_size = round(min(max(min(width, height) / 28, 10), _LARGEST_TEXT))
@@ -126,7 +146,7 @@ def _draw_tags(picture: Image.Image, boxes: list[Corners], texts: list[str], col
         size = (text.right - text.left, text.bottom - text.top)
         plate = (math.ceil(size[0]) + 2 * pad, math.ceil(size[1]) + 2 * pad)
         if not text.width or plate[0] > width or plate[1] > height:
-            continue  # a picture too small for any text
+            continue  # the picture is too small for any text
         tag = _tag_place(box, plate, (height, width), tags, boxes[:i] + boxes[i + 1 :])
         tags.append(tag)
         pen.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
@@ -135,20 +155,30 @@ def _draw_tags(picture: Image.Image, boxes: list[Corners], texts: list[str], col
 
 def draw_boxes(
     image: Image.Image | np.ndarray,
-    boxes,
-    labels,
+    boxes: ArrayLike,
+    labels: Sequence[int] | np.ndarray,
     class_names: Sequence[str],
-    scores=None,
+    scores: Sequence[float] | np.ndarray | None = None,
     *,
     dashed: bool = False,
     zoom: float = 1.0,
 ) -> Image.Image:
     """Draws boxes with their class names, and scores in per cent if given.
 
-    image: PIL image or uint8 [H, W, 3]; boxes [n, 4]; labels [n] ints; scores [n] in 0..1; dashed:
-    broken lines (ground truth); zoom enlarges the picture first, so that text fits a small one.
-    Lines and text grow with the picture; text never leaves it. Boxes are clipped to the picture,
-    those wholly outside are not drawn. Raises ValueError for arguments that do not fit together.
+    Lines and text grow with the picture; text never leaves it. Boxes are clipped to the picture;
+    boxes fully outside are not drawn.
+
+    Args:
+        image: PIL image or uint8 [H, W, 3].
+        boxes: [n, 4].
+        labels: class ids, integers [n].
+        class_names: name of each class id.
+        scores: [n], 0..1; None: no scores are written.
+        dashed: draw dashed lines, as for ground truth.
+        zoom: factor by which the picture is enlarged first, so that text fits a small one.
+
+    Raises:
+        ValueError: if the lengths differ, a box is not finite, or a label has no class name.
     """
     picture = _as_image(image)
     boxes = _check(boxes, labels, scores, class_names) * zoom
@@ -158,7 +188,7 @@ def draw_boxes(
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     width, height = picture.size
     line = max(1, round(min(width, height) / 160))
-    # The surest last, on top of the others; its tag first, in the best place.
+    # The highest score is drawn last, on top; its tag is placed first, in the best place.
     order = list(range(len(boxes))) if scores is None else np.argsort(np.asarray(scores)).tolist()
     drawn, texts, colours = [], [], []
     for i in order:
@@ -184,14 +214,21 @@ def contact_sheet(
     cell_size: tuple[int, int] = (300, 400),
     titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Arranges images of any sizes on one sheet, row by row, each over its title if given.
+    """Arranges images of any sizes on one sheet, row by row, each above its title if given.
 
-    cell_size: the largest (height, width) of an image on the sheet; larger ones are reduced,
-    smaller ones stay as they are. Raises ValueError without images or for a wrong number of titles.
+    Args:
+        images: PIL images or uint8 [H, W, 3].
+        columns: largest number of images in a row.
+        cell_size: largest (height, width) of an image on the sheet, in pixels. Larger images are
+            reduced; smaller ones are not enlarged.
+        titles: one text per image; None: no titles.
+
+    Raises:
+        ValueError: if there is no image, no column, or a wrong number of titles.
     """
     if not images or columns < 1 or (titles is not None and len(titles) != len(images)):
         raise ValueError(
-            "contact_sheet: at least one image, one column and one title an image expected, got"
+            "contact_sheet: at least one image, one column and one title per image expected, got"
             f" {len(images)} images, {columns} columns, {titles and len(titles)} titles"
         )
     pictures = [_as_image(image) for image in images]
@@ -223,8 +260,14 @@ def training_sheet(
 ) -> Image.Image | None:
     """Draws the first images of a training batch with their boxes on one sheet.
 
-    batch: image uint8 [B, H, W, 3], boxes [B, M, 4], labels [B, M], mask [B, M], False for padding;
-    count: so many images, or all if there are fewer; None is returned where that is none.
+    Args:
+        batch: image uint8 [B, H, W, 3], boxes [B, M, 4], labels [B, M] and mask [B, M], which is
+            False for padding.
+        class_names: name of each class id.
+        count: largest number of images on the sheet.
+
+    Returns:
+        The sheet, or None if it would be empty.
     """
     pictures = [
         draw_boxes(image, boxes[mask], labels[mask], class_names)

@@ -1,24 +1,25 @@
-"""User errors told from bugs by their type."""
+"""Errors: `InputError` for what the user can fix; other errors are bugs."""
 
 import pathlib
 import traceback
 
-# The last line behind the traceback of all other errors.
+# The last line after the traceback of all other errors.
 BUG = "This is a bug of m2det_jax: please report it, with the lines above and the command."
 
 
 class InputError(ValueError):
-    """What the user gave does not fit; the message names place, value and remedy.
+    """Wrong input of the user; the message names the place, the value and the remedy.
 
-    A command ends in that message alone; any other ValueError is a bug and keeps its traceback.
+    A command prints only that message. Any other ValueError is a bug and keeps its traceback.
     """
 
 
 def in_one_line(error: Exception, module: str) -> str:
-    """Returns kind and text of an error in a program of the user's, and its place in that.
+    """Returns type, text and line of an error in a Python module of the user.
 
     Args:
-      module: name of the program, such as that of an experiment's file without ending.
+        error: the error that was raised.
+        module: name of the module, such as the file name of an experiment without ".py".
     """
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     places = [
@@ -30,7 +31,7 @@ def in_one_line(error: Exception, module: str) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """Returns the text of an error; of a system call the file and what is wrong, no number."""
+    """Returns the text of an error. For a failed system call: the file and the reason, no errno."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         names = (name for name in (error.filename, error.filename2) if name is not None)
         return f"{' -> '.join(map(str, names))}: {error.strerror}"

@@ -1,14 +1,16 @@
-"""Evaluates a trained detector: the COCO table, VOC AP50 and AP per class.
+"""Evaluation of a trained detector: the COCO table, VOC AP50 and AP per class.
 
 python -m m2det_jax.evaluate --workdir runs/mine [--checkpoint best] [--csv other.csv]
 python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --split val2017
 """
 
+import argparse
 import json
 import logging
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app
 from absl.flags import argparse_flags
@@ -26,8 +28,8 @@ from m2det_jax.trained import restore
 log = logging.getLogger("m2det_jax")
 
 
-def without_nan(value):
-    """Returns nested dicts of figures with NaN (no ground truth) as None, which JSON can hold."""
+def without_nan(value: Any) -> Any:
+    """Replaces NaN (no ground truth) by None, the null of JSON, in nested dicts of numbers."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     return None if math.isnan(value) else value
@@ -43,19 +45,29 @@ def evaluate_checkpoint(
     num_workers: int = readers.AUTOMATIC,
     num_threads: int = readers.AUTOMATIC,
     trust: bool = False,
-    **data,
+    **data: Any,
 ) -> dict:
     """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
 
     Args:
-      batch_size: images per call, over all devices; 0: that of the config.
-      output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections, in COCO
-        result form, go beside it.
-      overrides: changes of config.eval, such as "eval.nms=soft_linear".
-      num_workers, num_threads: that read images; -1: what fits the host.
-      trust: a Python module that the run names as config.data.format may be imported.
-      data: fields of datasets.evaluation.DataChoice, such as csv="test.csv"; none: the validation
-        set of the run.
+        workdir: the --workdir of the training run.
+        checkpoint: "latest", "best" (by validation AP), or a step.
+        batch_size: images per call, over all devices; 0: the value of the config.
+        output: JSON file for the metrics; "": workdir/evaluation/STEP.json. The detections are
+            written to the same folder, in COCO result form.
+        overrides: changes of config.eval, such as "eval.nms=soft_linear".
+        num_workers: worker processes that read images; -1: chosen for the host.
+        num_threads: reading threads of each process; -1: chosen for the host.
+        trust: allow the import of a Python module that the run names as config.data.format.
+        data: fields of datasets.evaluation.DataChoice, such as csv="test.csv"; none: the validation
+            set of the run.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        InputError: if the checkpoint, the data or an argument is not valid, or a file of the user
+            would be replaced.
     """
     choice = DataChoice(**data)
     restored = restore(workdir, checkpoint, overrides)
@@ -84,11 +96,15 @@ def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
         prog="m2det-evaluate",
         description="Evaluate a trained detector on annotated images.",
-        conflict_handler="resolve",  # where training is imported too, absl has a flag --trust
+        conflict_handler="resolve",  # if training is imported too, absl has a flag --trust
     )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the training run")
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="folder of the training run"
+    )
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
-    parser.add_argument("--batch_size", type=int, default=0, help="default: that of the config")
+    parser.add_argument(
+        "--batch_size", type=int, default=0, help="images per call; default: as in the config"
+    )
     parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
     readers.add_flags(parser)
     trust = "import the Python module that the run names as config.data.format"
@@ -98,8 +114,8 @@ def _parser() -> argparse_flags.ArgumentParser:
     return parser
 
 
-def main(args) -> None:
-    """Runs the verb on parsed arguments."""
+def main(args: argparse.Namespace) -> None:
+    """Runs the command with parsed arguments."""
     options = vars(args)
     with runtime.one_line_errors():
         runtime.start()

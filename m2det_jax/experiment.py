@@ -1,4 +1,4 @@
-"""`load_experiment`, at the name that experiments of users import it from."""
+"""`load_experiment`, under the name by which users' experiments import it."""
 
 from m2det_jax.config.experiments import load_experiment
 

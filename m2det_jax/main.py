@@ -4,8 +4,8 @@ r"""Trains M2Det from the command line.
         --config.data.train_csv=train.csv --config.data.val_csv=val.csv \
         --config.data.classes_csv=classes.csv
 
-Started again with the same --workdir it resumes, also where that alone is given. Any key of the
-config can be given as --config.section.key=value.
+The same command resumes a run that has stopped; --workdir alone is enough for that. Any key of the
+config can be set with --config.section.key=value.
 """
 
 import pathlib
@@ -18,12 +18,12 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, history, pictures. Default: runs/EXPERIMENT."
 )
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Resume although config keys differ that change the result."
+    "allow_config_change", False, "Resume even if config keys that change the result differ."
 )
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses flags; what is wrong with them ends in one line."""
+    """Parses the flags; an error in them is printed as one line."""
     return command_line.parse(argv, __doc__, "workdir")
 
 

@@ -1,4 +1,4 @@
-"""The process around a verb: log lines, devices, compilation cache, and one-line error endings."""
+"""Process setup of a command: log lines, devices, compilation cache, and errors in one line."""
 
 import argparse
 import contextlib
@@ -27,8 +27,8 @@ from m2det_jax.run.signals import Stopped
 
 log = logging.getLogger("m2det_jax")
 
-# What Ctrl-C is answered with, where a run keeps checkpoints.
-GOES_ON = "interrupted; the same command goes on from the last checkpoint, if there is one"
+# The message after Ctrl-C for commands that keep checkpoints.
+GOES_ON = "interrupted; the same command resumes from the last checkpoint, if there is one"
 
 
 def start(
@@ -37,12 +37,12 @@ def start(
     """Sets up logging and the compilation cache, and reports the devices.
 
     Args:
-      platform: "" takes what jax finds; else the run is refused on another platform.
-      deterministic: asks for deterministic GPU kernels; must come before jax meets a device.
-      distributed: arguments of `devices.join_cluster`; None: one process.
+        platform: the platform to require, such as "gpu"; "": any platform that jax finds.
+        deterministic: request deterministic GPU kernels. This must happen before jax uses a device.
+        distributed: arguments of `devices.join_cluster`; None: one process.
 
     Raises:
-      ValueError: jax does not find the platform that is asked for, or the other processes.
+        InputError: if jax does not find the platform or the other processes.
     """
     _configure_logging()
     start_quietly(platform, deterministic, distributed)
@@ -51,13 +51,13 @@ def start(
 def start_quietly(
     platform: str = "", deterministic: bool = False, distributed: Mapping[str, Any] | None = None
 ) -> None:
-    """As `start`, in a program of the user's: logging stays as it is."""
+    """Does what `start` does, without a change of logging: for programs of the user."""
     set_up_jax(deterministic=deterministic)
     if distributed is None:
         cluster.refuse_several_processes("see docs/clusters.md")
     else:
         cluster.join_cluster(**distributed)
-        if jax.process_index():  # one voice is enough
+        if jax.process_index():  # only process 0 logs
             log.setLevel(logging.WARNING)
     devices = _devices(platform)
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
@@ -66,37 +66,40 @@ def start_quietly(
 
 
 def set_up_jax(*, deterministic: bool = False) -> None:
-    """Sets the XLA flags and the folder of the compilation cache; a user's own choices stay."""
+    """Sets the XLA flags and the folder of the compilation cache; what the user has set is kept."""
     add_xla_flags(deterministic=deterministic)
-    # A second start need not compile again; JAX_COMPILATION_CACHE_DIR chooses another place.
+    # So the next start need not compile again. JAX_COMPILATION_CACHE_DIR sets another folder.
     if not jax.config.jax_compilation_cache_dir:
         home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
 
 
 def add_xla_flags(*, deterministic: bool = False) -> None:
-    """Adds to XLA_FLAGS what programs are compiled with; a user's own choice for a CPU stays.
+    """Adds our compiler flags to XLA_FLAGS; a CPU flag that the user has set is kept.
 
-    XLA reads the variable once, when jax meets its first device.
+    XLA reads the variable once, when jax uses its first device.
+
+    Args:
+        deterministic: request deterministic GPU kernels.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
-    # XLA aborts on a flag that it does not know, and the plugin of a device may bring an older one.
+    # XLA aborts on an unknown flag, and the plugin of a device may contain an older XLA.
     if jax.__version_info__ < (0, 13) and _only_cpu():
-        # By default a CPU's convolutions go to YNNPACK too. Eigen's take a third of the time off
-        # quickstart's training step with jax 0.10.2, a seventh with 0.12.0.1.
+        # By default, convolutions on a CPU use YNNPACK too. With Eigen instead, the training step
+        # of quickstart takes a third less time with jax 0.10.2, a seventh less with 0.12.0.1.
         name = "--xla_cpu_experimental_ynn_fusion_type="
         if not any(flag.startswith(name) for flag in flags):
             flags.append(f"{name}LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE")
-    # The last of two counts: what the config asks for is not undone by the variable.
+    # XLA uses the last of two equal flags, so the config wins over the variable.
     if deterministic and (asked := "--xla_gpu_deterministic_ops=true") not in flags[-1:]:
         flags.append(asked)
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def _only_cpu() -> bool:
-    """Says whether jax will run on the CPU alone, without asking jax, which would read XLA_FLAGS.
+    """Returns whether jax will use the CPU alone. Asking jax itself would make it read XLA_FLAGS.
 
-    Where no platforms are chosen, jax loads the plugins of devices that it finds installed.
+    If no platform is chosen, jax loads every device plugin that is installed.
     """
     if chosen := jax.config.jax_platforms:
         return chosen == "cpu"
@@ -104,7 +107,7 @@ def _only_cpu() -> bool:
         return False
     if importlib.metadata.entry_points(group="jax_plugins"):
         return False
-    # Plugins without an entry point are modules of this package, which its distributions share.
+    # Plugins without an entry point are modules of this namespace package.
     spec = importlib.util.find_spec("jax_plugins")
     return spec is None or not any(pkgutil.iter_modules(spec.submodule_search_locations))
 
@@ -146,16 +149,16 @@ class _BesideTheBar(logging.StreamHandler):
             contextlib.suppress(OSError),
             tqdm.tqdm.external_write_mode(file=sys.stderr),
         ):
-            # File names may hold what a terminal obeys.
+            # A file name may contain control characters of a terminal.
             sys.stderr.write(printable_lines(self.format(record)) + "\n")
 
 
-# Orbax warns of what is meant here: saves between evaluations, and reading without writing.
+# Warnings of Orbax about what is intended here: saves without metrics, and read-only access.
 _EXPECTED = ("did not provide metrics", "read_only=True", "Given directory is read only")
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
-    # The threads of a save that fails tell it in hundreds of lines, and then it is raised as well.
+    # The threads of a failed save log hundreds of lines; the error is raised afterwards as well.
     if record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"):
         return False
     return not any(text in record.getMessage() for text in _EXPECTED)
@@ -163,25 +166,26 @@ def _worth_reading(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def expected_warnings_left_out() -> Iterator[None]:
-    """Leaves out, inside, what Orbax warns of and is meant; in a program with its own logging."""
+    """Ignores warnings of Orbax about what is intended; for programs that configure logging."""
     loggers = (absl.logging.get_absl_logger(), logging.getLogger("asyncio"))
-    for logger in loggers:
+    changed = [logger for logger in loggers if _worth_reading not in logger.filters]
+    for logger in changed:
         logger.addFilter(_worth_reading)
     try:
         yield
     finally:
-        for logger in loggers:
+        for logger in changed:
             logger.removeFilter(_worth_reading)
 
 
 def _without_closed_loops(hook: Callable, unraisable: Any) -> None:
-    """Leaves out what the threads of a failed save tell an event loop that is closed by then."""
+    """Ignores the errors that threads of a failed save raise because the event loop is closed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds --set, whose values `trained.restore` takes as overrides."""
+    """Adds the flag --set; its values are the overrides of `trained.restore`."""
     parser.add_argument(
         "--set",
         action="append",
@@ -189,27 +193,30 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         metavar="eval.KEY=VALUE",
         help="change a key of config.eval, such as eval.nms=soft_linear or "
-        "eval.test_sizes=320,512; may be repeated",
+        "eval.test_sizes=320,512; can be repeated",
     )
 
 
 @contextlib.contextmanager
 def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """Ends the process in one clear message for what the user can mend, instead of a traceback.
+    """Prints an error that the user can fix as one line, without traceback, and ends the process.
 
-    All other errors keep theirs, and say that they are bugs; M2DET_TRACEBACK=1 keeps all.
-
-    One process of several leaves the others behind at any error, see `devices.leave`.
+    All other errors keep their traceback and are marked as bugs. M2DET_TRACEBACK=1 keeps every
+    traceback. In a run of several processes, a process that fails does not wait for the others; see
+    `devices.leave`.
 
     Args:
-        interrupted: what Ctrl-C is answered with.
+        interrupted: the message after Ctrl-C.
+
+    Raises:
+        SystemExit: if the user can fix the error, or a signal stopped the process.
     """
     try:
         with _translated(interrupted):
             yield
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else 1
-        # All of them stop for a signal, and together.
+        # After a signal all processes stop together.
         if not jax.distributed.is_initialized() or isinstance(error.__context__, Stopped):
             raise
         if isinstance(error, SystemExit):

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import pathlib
 
 import jax
@@ -24,14 +23,12 @@ from m2det_jax.training.resume import (
     fresh_state,
     nothing_to_do,
     open_progress,
-    out_of_patience,
     start_or_resume,
+    stops_early,
     write_beside,
 )
 from m2det_jax.training.step import INPUTS
 from m2det_jax.training.validation import Validation
-
-log = logging.getLogger("m2det_jax")
 
 
 def train(
@@ -67,8 +64,9 @@ def train(
         files = write_beside(config, run, workdir)
         progress = enter(open_progress(config, run, start, workdir))
         batches = enter(contextlib.closing(open_batches(config, run, start.step)))
-        validation = Validation(config, run, manager, progress, signals, start.pending, hooks)
-        enter(validation)
+        validation = enter(
+            Validation(config, run, manager, progress, signals, start.pending, hooks)
+        )
         enter(not_waiting_for_others(workdir))
         hooks.on_run_start(flatten(config), workdir, start.step, run.plan.steps)
 
@@ -111,8 +109,6 @@ def train(
             # Saved first: whatever becomes of the evaluation, the steps so far are safe.
             if run.plan.evaluates(step):
                 metrics = progress.pause(validation.run, state)
-                if out_of_patience(config, progress.totals):
-                    log.info("stopping early at step %d: no better AP in %d evaluations",
-                             step, config.eval.patience)  # fmt: skip
+                if stops_early(config, progress.totals, step):
                     break
         return metrics

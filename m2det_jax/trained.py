@@ -26,9 +26,9 @@ class Restored:
         detector: model, anchors, preprocessing and class names; `detector.detect_fn()` is jitted.
         variables: params and batch_stats (moving averages), jax arrays on the first device.
         class_names: name of each class id.
-        config: the config that it was trained with.
+        config: the config of the training run.
         step: optimiser step of the checkpoint.
-        class_ids: category ids of the training set's own, for results; (): 0..C-1.
+        class_ids: category ids of the training set, used in results; (): 0..C-1.
     """
 
     detector: Detector
@@ -42,15 +42,18 @@ class Restored:
 def restore(
     workdir: str | pathlib.Path, checkpoint: str | int = "latest", overrides: Sequence[str] = ()
 ) -> Restored:
-    """Restores a trained detector from its workdir alone.
+    """Restores a trained detector; needs only its workdir.
 
     Args:
-        workdir: what training was given as --workdir.
+        workdir: the --workdir of the training run.
         checkpoint: "latest", "best" (by validation AP), or a step.
         overrides: changes of config.eval, such as "eval.nms=soft_linear".
 
+    Returns:
+        The detector, its variables, config and class names.
+
     Raises:
-        InputError: there is no such checkpoint, it is damaged, or an override does not fit.
+        InputError: if there is no such checkpoint, it is damaged, or an override is not valid.
     """
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise InputError(f"{workdir}: no checkpoints there; give the --workdir of a training run")
@@ -69,21 +72,23 @@ def restore(
         detector = build_detector(config, class_names)
         item = ocp.args.StandardRestore(_abstract_variables(detector))
         variables = _restore(manager, step, model=item).model
-    class_ids = tuple(meta.get("class_ids", ()))  # younger than the first checkpoints
+    class_ids = tuple(meta.get("class_ids", ()))  # the first versions did not store them
     return Restored(detector, variables, class_names, config, step, class_ids)
 
 
 def _refuse_damaged(manager: ocp.CheckpointManager, step: int) -> None:
-    # What only training reads, the larger part, need not be whole.
+    # Only these two items are read. The item "train", the largest, may be damaged.
     folder = checksums.step_folder(pathlib.Path(manager.directory), step)
     if found := checksums.find_damage(folder, items=("model", "meta")):
         raise _damaged(manager, step, found)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, **items):
+def _restore(
+    manager: ocp.CheckpointManager, step: int, **items: ocp.args.CheckpointArgs
+) -> ocp.args.Composite:
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:  # whatever a damaged file raises
+    except Exception as error:  # a damaged file can raise any type
         what = f"{type(error).__name__}: {first_line(error)}"
         raise _damaged(manager, step, what) from error
 
@@ -96,7 +101,9 @@ def _damaged(manager: ocp.CheckpointManager, step: int, what: str) -> InputError
     )
 
 
-def _choose(manager: ocp.CheckpointManager, workdir, checkpoint: str | int) -> int:
+def _choose(
+    manager: ocp.CheckpointManager, workdir: str | pathlib.Path, checkpoint: str | int
+) -> int:
     steps = sorted(manager.all_steps())
     if checkpoint == "latest" and steps:
         return steps[-1]

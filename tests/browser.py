@@ -1,7 +1,7 @@
-"""A headless Chromium, driven through its pipe: no driver program and no further package.
+"""Headless Chromium, controlled through a pipe, without a driver program or another package.
 
-The protocol is Chromium's DevTools protocol: JSON messages that end in a zero byte, written to
-file descriptor 3 of the browser and read from its file descriptor 4.
+It uses the DevTools protocol: JSON messages that end with a zero byte, written to file descriptor 3
+of the browser and read from its file descriptor 4.
 """
 
 import base64
@@ -17,13 +17,13 @@ _KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9,
 
 
 def find_chromium() -> str | None:
-    """Returns the program, or None where no Chromium is installed."""
+    """Returns the path of the program, or None if Chromium is not installed."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return next(filter(None, map(shutil.which, names)), None)
 
 
 class Browser:
-    """One page of one browser; use it in a `with`. Errors of the page's script are in `errors`."""
+    """A browser with one page, for a `with` statement; `errors` has the errors of its script."""
 
     def __init__(self, profile: pathlib.Path, *, timeout: float = 120.0) -> None:
         self.errors: list[str] = []
@@ -64,7 +64,7 @@ class Browser:
         os.close(self._in)
 
     def open(self, path: pathlib.Path, fragment: str = "", *, width=1280, height=900) -> None:
-        """Opens a file from disk, in a window of that many pixels."""
+        """Opens a file from disk, in a window of `width` x `height` pixels."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,

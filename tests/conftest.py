@@ -1,20 +1,20 @@
-"""A strict test environment: typed ops and step, no silent rank promotion, parsed flags, cache."""
+"""Test environment: typed ops and step, no implicit rank promotion, parsed flags, a cache."""
 
 import os
 import pathlib
 import tempfile
 
-# Eight virtual devices stand in for eight accelerators; set before jax is imported. Optimising the
-# compiled code takes longer than running it.
+# Eight virtual devices instead of eight accelerators; set before jax is imported. Without
+# optimisation, because optimising the compiled code takes longer than running it.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Reductions of virtual devices each block a thread; with few cores, and so few threads, those that
-# all wait for would not get one, and XLA aborts after 40 seconds.
+# A reduction blocks one thread for each virtual device. By default there are few threads on few
+# cores, so a device may get none while the others wait for it; XLA then aborts after 40 seconds.
 os.environ.setdefault("PJRT_NPROC", "32")
-# A cache for each process that runs tests: jax does not write its entries in one go.
+# One cache per test process, because jax does not write cache entries atomically.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if _WORKER or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = f"m2det_jax_test_cache_{os.getuid()}{_WORKER}"
@@ -31,9 +31,9 @@ from absl import flags  # noqa: E402
 
 from m2det_jax import runtime  # noqa: E402
 
-runtime.add_xla_flags()  # compiled as by the verbs
+runtime.add_xla_flags()  # the compiler flags of the commands
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# grain's worker processes look at absl flags, which only an absl main would have parsed.
+# The worker processes of grain read absl flags, which only the main function of absl parses.
 flags.FLAGS.mark_as_parsed()
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 def _directory(variable: str, default: str) -> pathlib.Path:
     path = pathlib.Path(os.environ.get(variable, REPOSITORY / default)).resolve()
     if not path.is_dir():
-        pytest.skip(f"{variable} names no folder: {path} is absent")
+        pytest.skip(f"no folder {path}; set {variable}")
     return path
 
 
@@ -75,7 +75,7 @@ def drawn_files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(drawn_files, tmp_path_factory):
-    """One prepared tiny run, so that its step is compiled once for all tests."""
+    """A prepared tiny run; its step is compiled once for all tests."""
     import support
 
     from m2det_jax.training.prepare import first_state, prepare
@@ -88,7 +88,7 @@ def tiny_run(drawn_files, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(drawn_files, tmp_path_factory):
-    """A run of 6 steps that nothing stopped: (workdir, metrics, traces of its step)."""
+    """A complete run of 6 steps: (workdir, metrics, traces of its step)."""
     import support
 
     from m2det_jax.train import train

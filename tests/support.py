@@ -1,4 +1,4 @@
-"""A detector and a run small enough for seconds, shared by the tests of the verbs."""
+"""Test helpers: a tiny detector and a tiny run, which take seconds."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ TINY = {
 }
 
 
-# 3 steps an epoch, 6 in all.
+# 3 steps per epoch, 6 in total.
 SHORT = {"epochs": 2.0, "eval.every_epochs": 1.0, "log.every_steps": 3, "eval.max_detections": 20}
 
 
@@ -93,7 +93,7 @@ def make_step(config, detector, num_images: int = NUM_TRAIN, mesh=None):
 
 @contextlib.contextmanager
 def warnings_of_run():
-    """Gives the list of the warnings that the package logs inside."""
+    """Yields a list; the warnings that the package logs inside are added to it."""
     messages = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -106,18 +106,18 @@ def warnings_of_run():
 
 
 def import_or_skip(name: str):
-    """Returns torch or torchvision. Without it the test is skipped, and says so.
+    """Returns torch or torchvision, or skips the test if it is not installed.
 
-    They are several GiB and no part of `make test`; `make test-torch` installs them and sets
-    M2DET_REQUIRE_TORCH, under which their absence is a failure.
+    They are several GiB, so `make test` does not install them. `make test-torch` does, and sets
+    M2DET_REQUIRE_TORCH; a missing module is then an error.
     """
     if os.environ.get("M2DET_REQUIRE_TORCH"):
         return importlib.import_module(name)
     return pytest.importorskip(name, reason=f"{name} is not installed; `make test-torch` has it")
 
 
-# Quicker to compile than TINY. A few BatchNorms are left, in the pyramid.
-# Twenty steps at ten times the rate would multiply rounding errors a thousandfold.
+# Compiles faster than TINY; only the pyramid has BatchNorms. With ten times the learning rate,
+# twenty steps would multiply rounding errors by a thousand.
 SMALL = TINY | {
     "model.backbone_norm": False,
     "model.num_levels": 1,
@@ -128,7 +128,7 @@ SMALL_CLASSES = tuple(f"class{i}" for i in range(5))
 
 @dataclasses.dataclass(frozen=True)
 class SmallStep:
-    """A step compiled for some devices, and what it runs on."""
+    """A step compiled for some devices, with its config, state and shardings."""
 
     config: Any
     detector: Any
@@ -142,7 +142,7 @@ class SmallStep:
         return place(self.initial, self.state_sharding)
 
     def run(self, state: TrainState, batches) -> tuple[TrainState, list[dict]]:
-        """Steps through batches of host memory; returns the last state and all metrics."""
+        """Does a step for each batch in host memory; returns the last state and all metrics."""
         metrics = []
         for batch in batches:
             state, found = self.compiled(state, jax.device_put(batch, self.by_batch))
@@ -152,9 +152,10 @@ class SmallStep:
 
 @functools.cache
 def small_step(count: int, sharding: str = "replicated", accumulation: int = 1, **overrides):
-    """Compiles the step of SMALL for the first `count` devices, as `prepare` does for all.
+    """Compiles the step of SMALL for the first `count` devices, as `prepare` does for all devices.
 
-    The batch is 8, times accumulation on several devices; `model__remat` stands for model.remat.
+    The batch size is 8, on several devices times `accumulation`. The argument `model__remat` sets
+    model.remat.
     """
     size = 8 * accumulation if count > 1 else 8
     fixed = {"sharding": sharding, "accumulation": accumulation, "batch_size": size}
@@ -198,7 +199,7 @@ def counted_traces():
 
 @dataclasses.dataclass(frozen=True)
 class TinyRun:
-    """A prepared run on all devices, its first state in host memory, and the traces of its step."""
+    """A prepared run on all devices, its initial state in host memory, and its step's traces."""
 
     config: Any
     run: prepare.Run
@@ -206,20 +207,20 @@ class TinyRun:
     traces: list[str]
 
     def fresh_state(self) -> TrainState:
-        """A state of its own: steps donate theirs."""
+        """Returns a copy of the initial state, because steps donate their state."""
         return place(self.initial, self.run.replicated)
 
     def step(self, state: TrainState, batch: dict[str, np.ndarray]):
-        """One step of the shipped, jitted, sharded and donating function."""
+        """Does one step with the function of a real run: jitted, sharded, with donation."""
         train_step = self.run.train_steps[batch["image"].shape[1:3]]
         return train_step(state, jax.device_put(batch, self.run.by_batch))
 
 
 def random_batch(seed: int, size: int = 8, num_classes: int = 5) -> dict[str, np.ndarray]:
-    """Returns a batch of 64 x 96 pictures with 1 to 3 objects an image, padded to 8.
+    """Returns a batch of 64 x 96 pictures with 1 to 3 objects each, padded to 8.
 
-    The pictures are of large blocks: pixel noise would average out, and batch norms of nearly
-    equal numbers blow up rounding errors.
+    The pictures consist of large blocks. Pixel noise would average out, and BatchNorm of nearly
+    equal numbers magnifies rounding errors.
     """
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (size, 4, 6, 3), np.uint8)
@@ -235,7 +236,7 @@ def random_batch(seed: int, size: int = 8, num_classes: int = 5) -> dict[str, np
 
 
 def assert_trees_equal(actual, expected) -> None:
-    """Asserts the same structure, shapes, dtypes and bits."""
+    """Asserts that two trees have the same structure, shapes, dtypes and values, bit for bit."""
     actual, expected = jax.device_get((actual, expected))
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, a), e in zip(
@@ -247,7 +248,7 @@ def assert_trees_equal(actual, expected) -> None:
 
 
 def state_at(tiny_run: TinyRun, step: int) -> TrainState:
-    """A state unlike that of any other step, its averages unlike its raw weights."""
+    """Returns a state that differs for each step; its averages differ from its raw weights."""
 
     def changed(tree, share):
         return jax.tree.map(lambda x: (x + np.abs(x) * share).astype(x.dtype), tree)
@@ -266,7 +267,7 @@ def state_at(tiny_run: TinyRun, step: int) -> TrainState:
 
 
 def running_at(tiny_run: TinyRun, step: int) -> IntervalMetrics:
-    """Interval metrics unlike those of any other step."""
+    """Returns interval metrics that differ for each step."""
     names = ["loss", "loss_class", "loss_box", "num_positives", "grad_norm", "learning_rate"]
     values = {name: np.float32(step + i) for i, name in enumerate(names)}
     merged = IntervalMetrics.empty().merge(IntervalMetrics.single_from_model_output(**values))

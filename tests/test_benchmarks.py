@@ -46,7 +46,9 @@ def test_help_names_its_options(name, capsys):
         importlib.import_module(f"benchmarks.{name}").main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert any(option in text for option in ("--rounds", "--steps", "--numbers", "--rooms"))
+    assert any(
+        option in text for option in ("--rounds", "--steps", "--numbers", "--rooms", "--pairs")
+    )
 
 
 def test_runs_as_a_module_from_the_root():
@@ -342,3 +344,52 @@ def test_the_structure_of_a_package_is_counted():
         "b": 1,
         "c": 0,
     }
+
+
+def test_wording_pairs_what_differs_before_and_after():
+    wording = importlib.import_module("benchmarks.wording")
+    raising = '    raise ValueError(f"{x} a {y} b" "c")\n'
+    before = {
+        "p.a": f'"""Old words.\n\nMore."""\ndef f(x):\n    """Same\n    text."""\n{raising}',
+        "p.b": 'def moved():\n    """Old moved."""\n    p("one two")\n    g("a b c", "d e f")\n',
+        "p.c": 'def twice():\n    """Old."""\n\ndef gone():\n    """Gone."""\n',
+        "p.d": 'def twice():\n    """Old."""\n',
+    }
+    moved = 'def moved():\n    """New moved."""\n    g("d e f", "a b d")\n'
+    after = {
+        "p.a": '"""New words."""\ndef f(x):\n    """Same text."""\n' + raising.replace("c", "d"),
+        "p.new": f"class A:\n    x = 1\n\n{moved}",
+        "p.e": 'def twice():\n    """New."""\n',
+    }
+    assert wording.compare(before, after) == [
+        ("p.a, docstring", "Old words. More.", "New words."),
+        ("p.a.f, message", "{...} a {...} bc", "{...} a {...} bd"),
+        ("p.new.moved, docstring", "Old moved.", "New moved."),
+        ("p.new.moved, message", "a b c", "a b d"),
+    ]
+    assert wording.compare(after, after) == []
+    assert wording.match(["a b c", "all of this", "xyz"], ["0123 45 67", "all of that"]) == [
+        ("all of this", "all of that")
+    ]
+    assert wording.match(["same", "a b c", "xyz"], ["x y z", "a b", "same"]) == [
+        ("a b c", "x y z"),
+        ("xyz", "a b"),
+    ]
+
+
+def test_wording_prints_the_pairs_that_a_seed_chooses(monkeypatch, capsys):
+    wording = importlib.import_module("benchmarks.wording")
+
+    def sources(commit):
+        word = commit or "tree"
+        return {f"p.m{i}": f'"""{word} {i}."""' for i in range(30)}, set()
+
+    monkeypatch.setattr(wording, "read_sources", sources)
+    printed = []
+    for seed in ("1", "1", "2"):
+        wording.main(["old", "--pairs", "3", "--seed", seed])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and printed[0].split("\n\n")[0] != ""
+    assert [one.count("  before: old") for one in printed] == [3, 3, 3]
+    assert printed[0].count("  after:  tree") == 3 and "3 of 30 texts that differ" in printed[0]
+    assert printed[0].rpartition("seed")[0] != printed[2].rpartition("seed")[0]

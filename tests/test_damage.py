@@ -67,18 +67,18 @@ ARRAY, META, SUMS = "model/d/array", "meta", "checksums.json"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda f: flip(f / ARRAY), f"{ARRAY} has other contents"),
+        (lambda f: flip(f / ARRAY), f"{ARRAY} has changed since"),
         (lambda f: truncate(f / ARRAY), f"{ARRAY} has 10239 of 10240 bytes"),
         (lambda f: (f / ARRAY).write_bytes(b""), f"{ARRAY} has 0 of 10240 bytes"),
         (lambda f: (f / META).write_text('{"step": 4} '), f"{META} has 12 of 11 bytes"),
         (lambda f: (f / META).unlink(), f"{META} is missing"),
         (lambda f: shutil.rmtree(f / "model"), f"{ARRAY} is missing"),
         (lambda f: ((f / META).unlink(), (f / META).mkdir()), f"{META} is missing"),
-        (lambda f: (f / SUMS).write_bytes((f / SUMS).read_bytes()[:30]), f"{SUMS} is not what"),
-        (lambda f: (f / SUMS).write_bytes(b""), f"{SUMS} is not what"),
-        (lambda f: (f / SUMS).write_text("[]"), f"{SUMS} is not what"),
-        (lambda f: (f / SUMS).write_text('{"crc32": {"meta": 3}}'), f"{SUMS} is not what"),
-        (lambda f: (f / SUMS).write_bytes(b"\xff\xfe"), f"{SUMS} is not what"),
+        (lambda f: (f / SUMS).write_bytes((f / SUMS).read_bytes()[:30]), f"{SUMS} is not a list"),
+        (lambda f: (f / SUMS).write_bytes(b""), f"{SUMS} is not a list"),
+        (lambda f: (f / SUMS).write_text("[]"), f"{SUMS} is not a list"),
+        (lambda f: (f / SUMS).write_text('{"crc32": {"meta": 3}}'), f"{SUMS} is not a list"),
+        (lambda f: (f / SUMS).write_bytes(b"\xff\xfe"), f"{SUMS} is not a list"),
     ],
 )
 def test_damage_is_found_and_named(change, said, folder):
@@ -118,7 +118,7 @@ def test_damaged_ones_are_set_aside_with_the_reason(folder, warnings_of_run):
     first, second = (record.getMessage() for record in warnings_of_run.records)
     assert first.startswith("checkpoint 6 is damaged: meta has 10 of 11 bytes; moved to ")
     assert first.endswith("the one before it is used")
-    assert second.startswith(f"checkpoint 2 is damaged: {ARRAY} has other contents")
+    assert second.startswith(f"checkpoint 2 is damaged: {ARRAY} has changed since")
     assert "one before" not in second
 
 
@@ -136,7 +136,7 @@ def test_the_same_step_may_be_damaged_twice(folder):
 def test_where_all_are_damaged_nothing_is_moved(folder):
     flip(make_checkpoint(folder.with_name("6")) / ARRAY)
     truncate(folder / META)
-    with pytest.raises(ValueError, match="none of the checkpoints in .*6: .*other contents.*4: m"):
+    with pytest.raises(ValueError, match="none of the checkpoints in .*6: .*changed since.*4: m"):
         move_damaged(folder.parent)
     assert finished_steps(folder.parent.parent) == [4, 6]
 
@@ -173,7 +173,7 @@ def test_a_flipped_bit_in_an_array_is_stepped_over(item, copy, tiny_run):
     arrays = (copy / "checkpoints" / "4" / item).rglob("d/*")
     flip(max((p for p in arrays if p.is_file()), key=lambda p: p.stat().st_size))
     if item == "model":
-        with pytest.raises(ValueError, match="checkpoint 4 .* is damaged .*other contents"):
+        with pytest.raises(ValueError, match="checkpoint 4 .* is damaged .*changed since"):
             restore(copy)
     else:  # what only training needs is not read, nor are its checksums
         assert restore(copy).step == 4
@@ -222,7 +222,7 @@ def test_damaged_figures_of_an_evaluation_are_dropped(change, copy, tiny_run, wa
     with pytest.raises(InputError, match=r"2/metrics is damaged; delete it"):
         restore(copy)
     assert latest_step(copy, tiny_run) == 4
-    assert "checkpoint 2: the figures of its evaluation are damaged" in warnings_of_run.text
+    assert "checkpoint 2: its metrics are damaged" in warnings_of_run.text
     assert restore(copy, "best").step == 3
     with open_manager(copy) as manager:
         record_evaluation(manager, 2, {"AP": 0.8})

@@ -391,6 +391,6 @@ def test_a_list_that_people_changed_is_not_replaced(csv_data, tmp_path):
     listed = workdir / "split" / "val.txt"
     listed.write_text("images/03.png\n")
     start(csv_data.config(), workdir)  # taken
-    with pytest.raises(ValueError, match=r"val\.txt: .*which was changed since; .*move it away"):
+    with pytest.raises(ValueError, match=r"val\.txt: .*or it was changed since; .*move it away"):
         start(csv_data.config(seed=9), workdir)
     assert listed.read_text() == "images/03.png\n"

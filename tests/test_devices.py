@@ -168,8 +168,8 @@ def test_eight_devices_evaluate_like_one(courses, drawn_files):
 
 def test_batches_that_do_not_divide_are_refused_with_both_numbers(drawn_files, tmp_path):
     for key, message in (
-        ("eval.batch_size", r"config\.eval\.batch_size=12 does not divide over 8 devices"),
-        ("batch_size", r"config\.batch_size=12 does not divide over 8 devices; .* multiple of 8"),
+        ("eval.batch_size", r"config\.eval\.batch_size=12 cannot be split evenly over 8 devices"),
+        ("batch_size", r"config\.batch_size=12 cannot be split .* 8 devices; .* multiple of 8"),
     ):
         config = support.tiny_config(drawn_files, {key: 12})
         with pytest.raises(ValueError, match=message):

@@ -331,7 +331,7 @@ def test_processes_end_with_what_they_know(what, tmp_path):
     if what == "unlike":
         assert statuses == [1, 1], texts
         for text in texts:
-            assert "error: the config of process 1 is not that of process 0" in text
+            assert "error: the config of process 1 differs from that of process 0" in text
     else:
         assert statuses[1] == 1 and "error: no more disk" in texts[1]
         assert statuses[0] != 0

@@ -43,7 +43,7 @@ def test_five_faults_of_one_run_leave_the_undisturbed_one(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     rounds = re.findall(r"^ +\d+  (.+?) {2,}\w+ .*  resumed +\d+ .* ok", result.stdout, re.M)
     assert len(rounds) == 5 and len(set(rounds)) >= 4, result.stdout
-    assert "5 of 5 rounds ended as the undisturbed run did" in result.stdout
+    assert "5 of 5 rounds ended like the undisturbed run" in result.stdout
     assert not any((tmp_path / "disk").iterdir())  # neither runs nor the small disk
 
 
@@ -63,7 +63,7 @@ def test_any_difference_is_noticed(outcome):
 
 
 SAVED = "SIGTERM: step 5 is saved; the same command goes on from there"
-ON = "the last good checkpoint is step 4 in x; then the same command goes on from there"
+ON = "the last good checkpoint is step 4 in x; the same command resumes from it"
 FULL = "error: the disk is full; " + ON
 DIED = "error: a data worker was ended by signal 9; "
 

@@ -62,7 +62,7 @@ def log_of_run(caplog, monkeypatch):
 )
 def test_advice_names_the_first_value_that_fits(limit, value, need):
     text = memory.train_advice(SETTINGS, COST, limit * GIB)
-    assert "512 x 512, batch 32 on 1 device, needs 83.0 GiB of each" in text
+    assert "512 x 512, batch 32 on 1 device, needs 83.0 GiB per device" in text
     assert f"a device has {limit:.3g}" in text
     assert "--config.model.remat=True (now False" in text
     # The activations of a part or of a smaller batch are in proportion to its images.
@@ -190,10 +190,10 @@ def test_a_step_is_compiled_once_a_size_and_reported_before_it_runs(
     assert metrics["loss"] == 961 * 2 * 8 * 5 * 18 and len(traces) == 2
     reports = [r.getMessage() for r in log_of_run.records if "memory" in r.getMessage()]
     assert ["6 x 8, batch 2" in reports[0], "4 x 8, batch 2" in reports[1]] == [True, True]
-    assert "160 FLOP a step over 1 device" in reports[1]  # [2, 8] times [8, 5]
+    assert "160 FLOP per step over 1 device" in reports[1]  # [2, 8] times [8, 5]
     assert f"state and batch {160 + 2 * 4 * 8 * 3} B" in reports[1]
     # The loss, and pointers to both results.
-    assert "results 180 B, of which 160 B in the place of the old state" in reports[1]
+    assert "results 180 B (160 B of them in the memory of the old state)" in reports[1]
     assert "% of the " in reports[1]
 
 
@@ -220,10 +220,10 @@ def test_memory_that_ends_in_a_step_is_explained(config, tmp_path, monkeypatch, 
         programs = prepare.compile_steps(config, run_of((4, 8), step=huge), state, batch, costs)
         programs[4, 8](state, batch)
     message = str(caught.value)
-    assert "4 x 8, batch 2 on 1 device, needs 64.0 TiB of each. What takes less" in message
+    assert "4 x 8, batch 2 on 1 device, needs 64.0 TiB per device. To use less" in message
     assert "(jax: RESOURCE_EXHAUSTED" in message and "\n" not in message
     assert "none is saved yet" in message
-    assert "the device does not tell what it has" in log_of_run.text
+    assert "the device does not report its memory" in log_of_run.text
 
 
 def test_advice_is_about_the_largest_step(config, tmp_path):
@@ -232,7 +232,7 @@ def test_advice_is_about_the_largest_step(config, tmp_path):
         costs[6, 8] = COST
         costs[2, 8] = dataclasses.replace(COST, temporaries=0)
         raise exhausted()
-    assert "6 x 8, batch 2 on 8 devices, needs 83.0 GiB of each" in str(caught.value)
+    assert "6 x 8, batch 2 on 8 devices, needs 83.0 GiB per device" in str(caught.value)
 
 
 def test_memory_that_ends_in_compilation_is_explained(config, monkeypatch):
@@ -262,7 +262,7 @@ def test_a_run_that_does_not_fit_says_so_before_its_first_step(
     assert message.startswith("error: out of memory: the train step for pictures of 64 x 96")
     assert "--config.model.remat=True" in message and "--config.sharding=fsdp" in message
     assert "none is saved yet" in message and "--allow_config_change" not in message
-    assert "the 1.00 MiB it has" in log_of_run.text
+    assert "the 1.00 MiB available" in log_of_run.text
 
 
 def test_an_evaluation_that_does_not_fit_names_its_batch_and_the_checkpoint(

@@ -166,7 +166,7 @@ def test_suffixes_that_are_passed_over_are_said(whole, tmp_path, said):
         (root / name).touch()
     done = predict(whole[0], [str(root)], output=str(tmp_path / "out"), pictures=False)
     assert (done.images, done.skipped) == (1, 0)
-    (line,) = [line for line in said() if "passed over" in line]
+    (line,) = [line for line in said() if "ignored in folders" in line]
     for part in (
         "2 .heic",
         "1 .avif",
@@ -210,13 +210,13 @@ def test_an_image_list_keeps_its_ids(whole, tmp_path):
         ('{"images": []}', 'no "images" in it'),
         ('{"images": {}}', r"list\.json: line 1"),
         ('{"images": [1]}', r"images\[0\]: an object with id and file_name expected"),
-        ('{"images": [{"file_name": "a"}]}', r"images\[0\]: id: a number or text .* None"),
+        ('{"images": [{"file_name": "a"}]}', r"images\[0\]: id: a unique number .* None"),
         ('{"images": [{"id": true, "file_name": "a"}]}', r"images\[0\]: id: .* True"),
-        ('{"images": [{"id": 1}]}', r"images\[0\]: file_name: a path expected, None"),
+        ('{"images": [{"id": 1}]}', r"images\[0\]: file_name: a path expected, got None"),
         ('{"images": [{"id": 1, "file_name": " "}]}', r"images\[0\]: file_name"),
         (
             '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}',
-            r"images\[1\]: id: a number or text of its own expected, 1",
+            r"images\[1\]: id: a unique number or text expected, got 1",
         ),
         ("\xff", r"list\.json: not UTF-8 text"),
         (None, r"list\.json"),
@@ -232,9 +232,9 @@ def test_a_bad_image_list_is_refused(whole, tmp_path, text, message):
 
 
 def test_lists_and_files_are_not_mixed(whole, tmp_path):
-    with pytest.raises(ValueError, match="an image list is given alone, got 2 paths"):
+    with pytest.raises(ValueError, match="give an image list alone, got 2 paths"):
         predict(whole[0], ["a.json", "b.jpg"], output=str(tmp_path))
-    with pytest.raises(ValueError, match="--root: it is the folder of the images of a COCO"):
+    with pytest.raises(ValueError, match="--root: needs a COCO image list, whose images are in"):
         predict(whole[0], ["b.jpg"], output=str(tmp_path), root="x")
 
 
@@ -342,6 +342,6 @@ def test_equal_detectors_are_compiled_once(whole):
 @pytest.mark.parametrize("below", ["checkpoints", "checkpoints/6", "checkpoints/6/model"])
 def test_checkpoints_are_no_place_for_pictures(whole, tmp_path, below):
     photo(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match="a run removes its checkpoints there"):
+    with pytest.raises(ValueError, match="training deletes old checkpoints there"):
         predict(whole[0], [str(tmp_path / "a.jpg")], output=str(whole[0] / below))
     assert not (whole[0] / below / "predictions.json").exists()

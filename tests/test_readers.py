@@ -61,7 +61,8 @@ def test_shared_memory_holds_the_batches_of_workers():
     assert choose_readers(Host(16, 1, "gpu", room=4)).workers == 4
     little = choose_readers(Host(16, 1, "gpu", room=0))
     assert (little.workers, little.threads) == (0, 8)
-    assert "/dev/shm has no room" in little.advice and "--shm-size" in little.advice
+    assert "room for the batches of 0 worker processes only" in little.advice
+    assert "/dev/shm" in little.advice and "--shm-size" in little.advice
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,8 @@ def test_shared_memory_holds_the_batches_of_workers():
         (Host(64, 1, "gpu"), {}, "raise --config.data.num_workers=16 (now 8, for 64 cores)"),
         (Host(16, 1, "gpu"), {"num_workers": 0}, "raise --config.data.num_workers=8 (now 0"),
         (Host(16, 1, "cpu"), {}, "raise --config.data.num_workers=8 (now 0, for 16 cores)"),
-        (Host(8, 1, "gpu"), {}, "all 8 cores of this process are in use already; what helps"),
-        (Host(2, 1, "cpu"), {}, "all 2 cores of this process are in use already; what helps"),
+        (Host(8, 1, "gpu"), {}, "all 8 cores of this process are in use already; use more cores"),
+        (Host(2, 1, "cpu"), {}, "all 2 cores of this process are in use already; use more cores"),
         (Host(1, 1, "gpu"), {}, "its one core is in use already"),
     ],
 )

@@ -55,7 +55,7 @@ def test_evaluate_on_other_annotations_and_another_checkpoint(whole, drawn_files
     written = json.loads(output.read_text())
     assert (written["step"], written["data"]) == (3, str(drawn_files.train))
     assert metrics["loss"] != pytest.approx(whole[1]["loss"], rel=1e-4)
-    with pytest.raises(ValueError, match="--batch_size=3 does not divide over 8 devices"):
+    with pytest.raises(ValueError, match="--batch_size=3 cannot be split evenly over 8 devices"):
         evaluate_checkpoint(whole[0], batch_size=3)
 
 

@@ -1,6 +1,7 @@
-"""Names and shapes of PyTorch state dicts, from knowledge of the code that makes them, and values.
+"""PyTorch state dicts for tests: names, shapes and random values.
 
-Independent of the rules in m2det_jax.weights. `width` scales the channels, so that tests are cheap.
+They follow the PyTorch code, not the rules in m2det_jax.weights. `width` scales the channels, which
+makes tests faster.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ VGG19_FEATURES = [64, 64, "M", 128, 128, "M", *[256] * 4, "M"] + [512, 512, 512,
 
 
 def drawn(shapes, seed=0):
-    """Random tensors of those shapes; variances near 1, kernels that keep values in range."""
+    """Returns random tensors; variances are near 1, and kernels keep activations in range."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -21,7 +22,7 @@ def drawn(shapes, seed=0):
         elif name.endswith("running_var"):
             tensors[name] = 1 + 0.1 * np.abs(normal)
         elif len(shape) == 1:
-            # The weights of BatchNorms are near 1, biases and means near 0.
+            # BatchNorm weights are near 1, biases and means near 0.
             tensors[name] = 0.1 * normal + name.endswith("weight")
         else:
             tensors[name] = normal * np.float32(np.sqrt(2 / np.prod(shape[1:])))
@@ -29,12 +30,12 @@ def drawn(shapes, seed=0):
 
 
 def norm(name, channels):
-    """The tensors of a BatchNorm."""
+    """Returns the shapes of a BatchNorm's tensors by name."""
     return {f"{name}.{part}": (channels,) for part in NORM} | {f"{name}.num_batches_tracked": ()}
 
 
 def vgg(features=VGG16_FEATURES, *, width=1.0, batch_norm=False, timm=False):
-    """torchvision's VGG; with `timm` the names and shapes of timm's last layers."""
+    """Returns the shapes of torchvision's VGG; with `timm`, the last layers are those of timm."""
     shapes, inputs, index = {}, 3, 0
     for entry in features:
         if entry == "M":
@@ -58,7 +59,7 @@ def vgg(features=VGG16_FEATURES, *, width=1.0, batch_norm=False, timm=False):
 
 
 def reduced_vgg16(width=1.0):
-    """SSD's vgg16_reducedfc.pth."""
+    """Returns the shapes of SSD's vgg16_reducedfc.pth."""
     named = vgg(width=width)
     shapes = {n.removeprefix("features."): s for n, s in named.items() if n.startswith("features.")}
     deep, units = round(512 * width), round(1024 * width)
@@ -69,7 +70,7 @@ def reduced_vgg16(width=1.0):
 
 
 def resnet(blocks, *, bottleneck, width=1.0):
-    """torchvision's and timm's ResNet."""
+    """Returns the shapes of torchvision's and timm's ResNet."""
     stem = round(64 * width)
     shapes = {"conv1.weight": (stem, 3, 7, 7)} | norm("bn1", stem)
     inputs = stem
@@ -92,7 +93,7 @@ def resnet(blocks, *, bottleneck, width=1.0):
 
 
 def mobilenet_v2(*, timm=False):
-    """torchvision's MobileNetV2, or timm's mobilenetv2_100."""
+    """Returns the shapes of torchvision's MobileNetV2, or of timm's mobilenetv2_100."""
     stages = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
     stem, stem_norm = ("conv_stem", "bn1") if timm else ("features.0.0", "features.0.1")
     shapes = {f"{stem}.weight": (32, 3, 3, 3)} | norm(stem_norm, 32)
@@ -125,7 +126,7 @@ def mobilenet_v2(*, timm=False):
 
 
 def densenet(blocks=(6, 12, 24, 16), growth=32):
-    """torchvision's and timm's DenseNet, and with the old names `published` ones."""
+    """Returns the shapes of torchvision's and timm's DenseNet."""
     channels = 2 * growth
     shapes = {"features.conv0.weight": (channels, 3, 7, 7)} | norm("features.norm0", channels)
     for block, count in enumerate(blocks, start=1):
@@ -148,9 +149,14 @@ def densenet(blocks=(6, 12, 24, 16), growth=32):
 def official(
     *, classes, levels, scales, planes, sfam=True, backbone=None, base_channels=(512, 1024)
 ):
-    """The official M2Det; `classes` counts the background; modules that it shares are repeated.
+    """Returns the shapes of the official M2Det's tensors by name; shared modules are repeated.
 
-    `backbone`: names and shapes below `base.`; the reduced VGG16 where it is None.
+    Args:
+        classes: number of classes, including the background.
+        levels, scales, planes: number of TUMs, of scales, and channels of a TUM's output.
+        sfam: whether the network has SFAM.
+        backbone: shapes by name, without the prefix `base.`; None: those of the reduced VGG16.
+        base_channels: channels of the two maps of the backbone.
     """
     base = reduced_vgg16() if backbone is None else backbone
     shapes = {f"base.{name}": shape for name, shape in base.items()}
@@ -189,7 +195,7 @@ def official(
 
 
 def with_equal_copies(tensors):
-    """The state dict of an official M2Det as it is saved: repeats of a shared module are equal."""
+    """Returns the state dict of an official M2Det; the repeats of a shared module are equal."""
     equal = dict(tensors)
     for name in tensors:
         for shared in ("leach.", "sfam_module.fc1.", "sfam_module.fc2."):

@@ -1,7 +1,7 @@
-"""Fonts of pictures: DejaVu Sans, which is shipped, and the system's for what it does not have.
+"""Fonts for pictures: DejaVu Sans, which is part of the package, and fonts of the system.
 
-DejaVu Sans has Latin, Greek, Cyrillic and some more; for Chinese, Japanese and Korean a font of the
-system is looked for. LICENSE beside this file is that of DejaVuSans.ttf.
+DejaVu Sans has Latin, Greek, Cyrillic and a few more scripts. For Chinese, Japanese and Korean, a
+font of the system is used. The file LICENSE in this folder is the license of DejaVuSans.ttf.
 """
 
 import functools
@@ -17,8 +17,8 @@ from PIL import ImageDraw, ImageFont
 log = logging.getLogger("m2det_jax")
 
 OWN = str(pathlib.Path(__file__).with_name("DejaVuSans.ttf"))
-_LANGUAGES = ("zh-cn", "ja", "ko", "th", "hi")  # for which the system is asked
-# Where there is no fontconfig: Pillow finds these in the system's folders.
+_LANGUAGES = ("zh-cn", "ja", "ko", "th", "hi")  # languages to look for in the system's fonts
+# Used without fontconfig: Pillow finds these in the folders of the system.
 _KNOWN = (
     "NotoSansCJK-Regular.ttc",
     "NotoSansCJKsc-Regular.otf",
@@ -35,17 +35,22 @@ _KNOWN = (
     "malgun.ttf",
     "Nirmala.ttf",
 )
-_NO_CHARACTER = "\U0010ffff"  # in no font
+_NO_CHARACTER = "\U0010ffff"  # no font has it
 _PROBE = 32  # pixels
 
 
 class Text:
-    """A line of text at a size in pixels, in as many fonts as it needs.
+    """A line of text, in as many fonts as it needs.
+
+    Args:
+        text: the text.
+        size: font size in pixels.
 
     Attributes:
-      width: of the text, pixels.
-      top, bottom: of its ink, and of that of a usual line, pixels below the baseline (above: < 0).
-      left, right: of its ink, pixels from where it begins.
+        width: width of the text in pixels.
+        top, bottom: vertical extent of the ink, and at least that of a normal line, in pixels below
+            the baseline (negative above it).
+        left, right: horizontal extent of the ink, in pixels from the start of the text.
     """
 
     def __init__(self, text: str, size: int) -> None:
@@ -55,15 +60,17 @@ class Text:
             left, top, right, bottom = font.getbbox(run, anchor="ls")
             boxes.append((self.width + left, top, self.width + right, bottom))
             self.width += font.getlength(run)
-        # The height of a line, not of these letters, so that neighbouring plates are alike.
+        # The height of a line, not of these letters, so that all tags have the same height.
         _, top, _, bottom = _font((OWN, 0), size).getbbox("Ag", anchor="ls")
         self.left = min((box[0] for box in boxes), default=0.0)
         self.right = max((box[2] for box in boxes), default=0.0)
         self.top = min([top, *(box[1] for box in boxes)])
         self.bottom = max([bottom, *(box[3] for box in boxes)])
 
-    def draw(self, pen: ImageDraw.ImageDraw, x: float, baseline: float, colour) -> None:
-        """Writes the text from x on, pixels."""
+    def draw(
+        self, pen: ImageDraw.ImageDraw, x: float, baseline: float, colour: tuple[int, int, int]
+    ) -> None:
+        """Draws the text; x is its start and `baseline` its baseline, in pixels."""
         for run, font in self._runs:
             pen.text((x, baseline), run, colour, font, anchor="ls")
             x += font.getlength(run)
@@ -71,27 +78,27 @@ class Text:
 
 @functools.lru_cache(maxsize=64)
 def warn_of_missing(texts: tuple[str, ...]) -> None:
-    """Says in one line which characters of some texts no font here can draw, once."""
+    """Warns once, in one line, about characters of the texts that no font can draw."""
     missing = sorted({c for text in texts for c in _one_line(text) if _place(c) is None})
     if missing:
         shown = "".join(missing[:20]) + ("..." if len(missing) > 20 else "")
         log.warning(
-            "no font can draw %d characters of the class names (%s), boxes stand in their place; "
-            "install one, such as Noto Sans CJK (Debian: fonts-noto-cjk)", len(missing), shown
+            "no font can draw %d characters of the class names (%s), so boxes replace them; "
+            "install a font, such as Noto Sans CJK (Debian: fonts-noto-cjk)", len(missing), shown
         )  # fmt: skip
 
 
 def _one_line(text: str) -> str:
-    """Composes letters with their accents; what is no character of a line becomes U+FFFD."""
+    """Combines letters with their accents; a character that is not printable becomes U+FFFD."""
     text = unicodedata.normalize("NFC", text)
     return "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _runs(text: str) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Yields (part, place of its font); what none can draw goes to the shipped font."""
+    """Yields (part, place of its font); characters that no font has get the shipped font."""
     run, place = "", (OWN, 0)
     for character in text:
-        # A blank, as in "cat 90%", does not end a run.
+        # A space, as in "cat 90%", does not end a run.
         needed = place if character == " " else _place(character) or (OWN, 0)
         if run and needed != place:
             yield run, place
@@ -103,7 +110,7 @@ def _runs(text: str) -> Iterator[tuple[str, tuple[str, int]]]:
 
 @functools.cache
 def _place(character: str) -> tuple[str, int] | None:
-    """The file, and the number in it, of the first font that can draw a character."""
+    """Returns the file, and the index in it, of the first font that can draw a character."""
     if _has((OWN, 0), character):
         return OWN, 0
     return next((place for place in _system_fonts() if _has(place, character)), None)
@@ -126,7 +133,7 @@ def _font(place: tuple[str, int], size: int) -> ImageFont.FreeTypeFont:
 
 @functools.cache
 def _system_fonts() -> list[tuple[str, int]]:
-    """Other fonts that can be opened, the best first."""
+    """Returns the other fonts that can be opened, the best first."""
     return list(_openable(dict.fromkeys([*_of_fontconfig(), *((name, 0) for name in _KNOWN)])))
 
 
@@ -147,7 +154,7 @@ def _of_fontconfig() -> Iterator[tuple[str, int]]:
         try:
             found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         except (OSError, ValueError, subprocess.SubprocessError):
-            return  # a broken installation; there are the names that Pillow knows to find
+            return  # a broken installation; the names in _KNOWN remain
         index, _, file = found.stdout.partition(":")
         if file and index.isdecimal():
             yield file, int(index) & 0xFFFF

@@ -1,4 +1,4 @@
-"""Detections on images of the user: `python -m m2det_jax.predict`, or `predict` from Python."""
+"""Prediction on the user's images: `python -m m2det_jax.predict`, or `predict` from Python."""
 
 from m2det_jax.predict.run import Predicted, predict
 

@@ -1,12 +1,14 @@
-"""Draws detections on images, folders and COCO image lists, and writes them as JSON.
+"""Prediction on images, folders and COCO image lists: pictures with boxes, and JSON.
 
     python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
 
-The folder gets predictions.jsonl, a line an image as they are done; predictions.json, COCO results,
-at the end; and the pictures. What cannot be read is named and skipped. The exit status is 0, 3
-where something was skipped, 1 where nothing was done or --strict refuses.
+The output folder receives predictions.jsonl, with one line per image, written during the run;
+predictions.json, in COCO result form, written at the end; and the pictures. Images that cannot be
+read are named and skipped. Exit status: 0; 3 if images were skipped; 1 if no image could be read,
+or --strict refused one.
 """
 
+import argparse
 import pathlib
 import sys
 
@@ -18,32 +20,32 @@ from m2det_jax.predict.outputs import LINES
 from m2det_jax.predict.run import predict
 from m2det_jax.run import readers
 
-_INTERRUPTED = f"interrupted; {LINES} has what was done, the same command begins anew"
+_INTERRUPTED = f"interrupted; {LINES} has the finished images, the same command starts again"
 
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
         prog="m2det-predict",
-        description="Draw detections on images and write them as JSON. Exit status: 0; 3 where "
-        "images were skipped; 1 where nothing was done.",
+        description="Draw detections on images and write them as JSON. Exit status: 0; 3 if "
+        "images were skipped; 1 if no image could be read.",
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="image files or folders, or a COCO image list")
-    add("--workdir", required=True, type=pathlib.Path, help="of the training run")
+    add("--workdir", required=True, type=pathlib.Path, help="folder of the training run")
     add("--checkpoint", default="latest", help="latest (default), best, or a step")
     add("--output", default="", help="folder; default: WORKDIR/predictions")
-    add("--root", default="", help="folder of the images of a list; default: that of the list")
+    add("--root", default="", help="folder of the images of a list; default: the list's folder")
     add("--threshold", type=float, default=0.5, help="lowest score, 0..1 (default 0.5)")
-    add("--batch_size", type=int, default=0, help="default: one per device")
+    add("--batch_size", type=int, default=0, help="images per call; default: one per device")
     readers.add_flags(parser)
     add("--no_pictures", action="store_false", dest="pictures", help="write JSON only")
-    add("--strict", action="store_true", help="refuse images that cannot be read")
+    add("--strict", action="store_true", help="stop if an image cannot be read")
     runtime.add_overrides(parser)
     return parser
 
 
-def main(args) -> None:
-    """Runs the verb on parsed arguments; exit status 3 where images were skipped."""
+def main(args: argparse.Namespace) -> None:
+    """Runs the command with parsed arguments; the exit status is 3 if images were skipped."""
     options = vars(args)
     workdir, paths = options.pop("workdir"), options.pop("paths")
     with runtime.one_line_errors(interrupted=_INTERRUPTED):

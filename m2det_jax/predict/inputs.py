@@ -1,4 +1,4 @@
-"""Image files that are predicted on: from files, folders and COCO image lists."""
+"""Input images of prediction: files, folders and COCO image lists."""
 
 import collections
 import dataclasses
@@ -26,12 +26,12 @@ _LONGEST_NAME = 200  # bytes; file systems allow 255, and a number may be added
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Images to look at, and what else is read.
+    """Images to detect objects in.
 
     Attributes:
-      paths: N absolute paths.
-      ids: N image ids of an image list; (): the positions 0..N-1.
-      lists: image lists that were read.
+        paths: N absolute paths.
+        ids: N image ids of an image list; (): the positions 0..N-1.
+        lists: the image lists that were read.
     """
 
     paths: tuple[str, ...]
@@ -42,21 +42,22 @@ class Inputs:
 def find_inputs(paths: Sequence[str | os.PathLike], root: str, outputs: Outputs) -> Inputs:
     """Returns the images of files, folders (to any depth, in order of name), or an image list.
 
-    What a folder has beside is said in one line; pictures of an earlier run are passed over.
+    Other files of a folder are counted in one log line. Pictures of an earlier run are ignored.
 
     Args:
-      paths: files and folders, or a single .json with COCO's "images".
-      root: folder of the images of a list; "": that of the list.
+        paths: files and folders, or a single .json file with COCO's "images".
+        root: folder of the images of a list; "": the folder of the list.
+        outputs: the output files of the command.
 
     Raises:
-      ValueError: a path does not exist, a folder holds no image, a list is none; all such paths
-        are named.
+        InputError: if a path does not exist, a folder holds no image, or a list is not valid. The
+            message names all such paths.
     """
     lists = [path for path in map(pathlib.Path, paths) if path.suffix.lower() == ".json"]
     if lists and len(paths) > 1:
-        raise InputError(f"{lists[0]}: an image list is given alone, got {len(paths)} paths")
+        raise InputError(f"{lists[0]}: give an image list alone, got {len(paths)} paths")
     if root and not lists:
-        raise InputError("--root: it is the folder of the images of a COCO image list; give one")
+        raise InputError("--root: needs a COCO image list, whose images are in that folder")
     if lists:
         return read_image_list(lists[0], root)
     found, problems = [], []
@@ -73,7 +74,7 @@ def find_inputs(paths: Sequence[str | os.PathLike], root: str, outputs: Outputs)
             problems.append(f"{path}: no such file or folder")
     if passed_over:
         kinds = [f"{count} {kind}" for kind, count in passed_over.most_common(20)]
-        log.info("passed over in folders: %s", ", ".join(kinds))
+        log.info("ignored in folders: %s", ", ".join(kinds))
     if problems:
         raise InputError("; ".join(problems))
     return Inputs(tuple(dict.fromkeys(str(path.absolute()) for path in found)))
@@ -105,8 +106,12 @@ def _images_in(
 def read_image_list(path: pathlib.Path, root: str) -> Inputs:
     """Reads the "images" of a COCO file, such as image_info_test2017.json, with their ids.
 
+    Args:
+        path: the JSON file.
+        root: folder of the images; "": the folder of the file.
+
     Raises:
-      ValueError: it is no such file, or an entry has no file_name or no id of its own.
+        InputError: if the file is not valid, or an entry has no file_name or no unique id.
     """
     findings = Findings()
     text = read_text(path, findings)
@@ -122,9 +127,9 @@ def read_image_list(path: pathlib.Path, root: str) -> Inputs:
                 raise InputError(f"{where}: an object with id and file_name expected")
             number, name = entry.get("id"), entry.get("file_name")
             if type(number) not in (int, str) or number in images:
-                raise InputError(f"{where}: id: a number or text of its own expected, {number!r}")
+                raise InputError(f"{where}: id: a unique number or text expected, got {number!r}")
             if type(name) is not str or not name.strip() or "\0" in name:
-                raise InputError(f"{where}: file_name: a path expected, {name!r}")
+                raise InputError(f"{where}: file_name: a path expected, got {name!r}")
             images[number] = resolve(str(folder), name)
     except JsonError as error:
         raise InputError(f"{path}: {error}") from None
@@ -138,10 +143,15 @@ def index_inputs(
 ) -> tuple[DetectionIndex, list[int], dict[int, str]]:
     """Returns the images whose header can be read, as a data set without objects.
 
+    Args:
+        inputs: the images.
+        class_names: name of each class id of the model.
+        class_ids: category id of each class; (): 0..C-1.
+
     Returns:
-      (index, kept, problems): kept has the position among the inputs of each image of the index,
-      problems says for the other positions what is wrong. The image ids are the list's, else the
-      positions.
+        (index, kept, problems): `kept` has the position among the inputs of each image in the
+        index; `problems` maps the other positions to what is wrong. The image ids of the index are
+        those of the list, or the positions.
     """
     sizes, kept, problems = [], [], {}
     for position, path in enumerate(inputs.paths):
@@ -164,7 +174,7 @@ def index_inputs(
 
 
 def picture_names(paths: Sequence[str]) -> list[str]:
-    """Returns a name for the picture of each: its own, numbered where two would be one file."""
+    """Returns a file name for the picture of each image; equal names are numbered."""
     stems = (pathlib.PurePath(path).stem for path in paths)
     plain = ("".join(c if c.isprintable() else "_" for c in stem) for stem in stems)
     return [f"{name}.jpg" for name in distinct_names(map(_shortened, plain))]

@@ -1,4 +1,4 @@
-"""What prediction writes: a line of JSON an image, COCO results, and pictures drawn in threads."""
+"""Output files of prediction: a JSON line per image, COCO results, and pictures."""
 
 import collections
 import concurrent.futures
@@ -20,15 +20,22 @@ from m2det_jax.run.outputs import Outputs
 log = logging.getLogger("m2det_jax")
 
 LINES, RESULTS = "predictions.jsonl", "predictions.json"
-NAMED = 20  # skipped images that the log names; predictions.jsonl has all
+NAMED = 20  # number of skipped images that the log names; predictions.jsonl names all
 
 
 class Record:
-    """What predictions.jsonl says of the images, and how many they are.
+    """The lines of predictions.jsonl, and counts of images and detections.
+
+    Args:
+        index: the images whose header can be read.
+        kept: position among the inputs of each image of the index.
+        ids: image id of each input.
+        paths: file of each input.
+        problems: what is wrong with the other inputs, by position.
 
     Attributes:
-      images, detections: so many by now.
-      problems: what is wrong with the image at a position among the inputs.
+        images, detections: numbers so far.
+        problems: what is wrong with an input, by position; images that fail later are added.
     """
 
     def __init__(
@@ -45,7 +52,7 @@ class Record:
         self._position = self._done = self._named = 0
 
     def batch(self, found: list[ImageDetections], end: int) -> str:
-        """Returns the lines of the images of the index up to `end`; those not found are skipped."""
+        """Returns the lines of the images of the index up to `end`; missing ones are skipped."""
         by_image, lines = {one.image_id: one for one in found}, []
         end = min(end, self._index.num_images)
         for i in range(self._done, end):
@@ -58,7 +65,7 @@ class Record:
         return "".join(lines)
 
     def rest(self) -> str:
-        """Returns the lines of the images after the last that was found."""
+        """Returns the lines of the images after the last one with detections."""
         return "".join(self._skipped(len(self._paths)))
 
     def _skipped(self, end: int) -> Iterator[str]:
@@ -83,16 +90,16 @@ class Record:
 
 
 def why_unreadable(path: str) -> str:
-    """Returns why an image cannot be read, by reading it once more."""
+    """Reads an image again and returns why this fails."""
     try:
         load_image(path)
     except ValueError as error:
         return str(error)
-    return f"cannot read image {path}: it could not be read when it was its turn"
+    return f"cannot read image {path}: the first attempt failed, a second one did not"
 
 
 def detections_of(line: dict, class_names: Sequence[str]) -> ImageDetections:
-    """Returns the detections of a line of predictions.jsonl; image_id is the line's."""
+    """Returns the detections of a line of predictions.jsonl, with the image id of the line."""
     found = line["detections"]
     boxes = np.array([one["bbox"] for one in found], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -102,7 +109,7 @@ def detections_of(line: dict, class_names: Sequence[str]) -> ImageDetections:
 
 
 def write_results(outputs: Outputs) -> None:
-    """Writes the COCO results from the lines, one at a time."""
+    """Writes the COCO results from the lines of predictions.jsonl, one at a time."""
     with (
         open(outputs.folder / LINES, encoding="utf-8") as lines,
         outputs.replacing(RESULTS) as partial,
@@ -118,7 +125,16 @@ def write_results(outputs: Outputs) -> None:
 
 
 class Drawer:
-    """Draws pictures in threads, a bounded number of them at a time."""
+    """Draws pictures in threads; the number of waiting pictures is bounded.
+
+    Args:
+        outputs: where the pictures are written.
+        index: the images.
+        names: file name of the picture of each image; []: nothing is drawn.
+
+    Attributes:
+        undrawn: number of images that could not be drawn.
+    """
 
     def __init__(self, outputs: Outputs, index: DetectionIndex, names: list[str]) -> None:
         self._outputs, self._index, self._names = outputs, index, names
@@ -128,13 +144,13 @@ class Drawer:
         self.pool = concurrent.futures.ThreadPoolExecutor(self._threads, "draw")
 
     def __call__(self, found: ImageDetections) -> None:
-        """Draws an image, later; waits while too many wait to be drawn."""
+        """Starts to draw an image; waits first if too many others are not done."""
         if self._names:
             self._running.append(self.pool.submit(self._draw, found))
             self.wait(2 * self._threads)
 
     def wait(self, most: int) -> None:
-        """Waits until at most so many are not done; an error of one is raised here."""
+        """Waits until at most `most` pictures are not done; raises the error of a thread."""
         while len(self._running) > most:
             if problem := self._running.popleft().result():
                 self.undrawn += 1
@@ -144,7 +160,7 @@ class Drawer:
         index, path = self._index, self._index.image_paths[found.image_id]
         try:
             image = load_image(path)
-        except ValueError as error:  # in full it takes more memory than reduced, say
+        except ValueError as error:  # in full size it may need too much memory, for example
             return str(error)
         picture = draw_boxes(image, found.boxes, found.labels, index.class_names, found.scores)
         with self._outputs.replacing(self._names[found.image_id]) as partial:
@@ -154,7 +170,7 @@ class Drawer:
 
 @contextlib.contextmanager
 def drawing(outputs: Outputs, index: DetectionIndex, names: list[str]) -> Iterator[Drawer]:
-    """Yields the function that draws; no picture is half written when this ends."""
+    """Yields a `Drawer`; at the end no picture is half written."""
     drawer = Drawer(outputs, index, names)
     try:
         yield drawer

@@ -1,4 +1,4 @@
-"""Detecting objects in image files: drawn, and written as JSON."""
+"""Prediction: detects objects in image files, draws them and writes JSON."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
 from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
 from m2det_jax.pages.markup import printable
-from m2det_jax.predict.inputs import find_inputs, index_inputs, picture_names
+from m2det_jax.predict.inputs import Inputs, find_inputs, index_inputs, picture_names
 from m2det_jax.predict.outputs import LINES, NAMED, RESULTS, Record, drawing, write_results
 from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
@@ -28,13 +28,14 @@ log = logging.getLogger("m2det_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """What a run has done.
+    """Result of a prediction run.
 
     Attributes:
-      images, detections: number of images that were looked at, and of what is in them.
-      skipped: number of images that could not be read.
-      undrawn: number of images without a picture, though they were looked at.
-      folder: where it is written.
+        images: number of images that were read.
+        detections: number of detections in them.
+        skipped: number of images that could not be read.
+        undrawn: number of images that were read, but could not be drawn.
+        folder: output folder.
     """
 
     images: int
@@ -44,7 +45,7 @@ class Predicted:
     folder: pathlib.Path
 
     def lines(self) -> Iterator[dict]:
-        """Yields what predictions.jsonl says of each image, in order."""
+        """Yields the entry of each image in predictions.jsonl, in order."""
         with open(self.folder / LINES, encoding="utf-8") as file:
             yield from map(json.loads, file)
 
@@ -64,21 +65,26 @@ def predict(
     strict: bool = False,
     overrides: Sequence[str] = (),
 ) -> Predicted:
-    """Detects objects in images, draws them and writes all as JSON.
+    """Detects objects in images, draws them and writes them as JSON.
 
     Args:
-      paths: image files and folders, or a COCO image list.
-      output: folder for pictures and JSON; "": workdir/predictions.
-      root: folder of the images of a list; "": that of the list.
-      threshold: lowest score that is drawn and written, 0..1; instead of config.eval's.
-      batch_size: images per call, over all devices; 0: one per device.
-      num_workers, num_threads: that read images; -1: what fits the host.
-      pictures: draw them.
-      strict: an image that cannot be read is an error.
-      overrides: changes of config.eval, such as "eval.nms=soft_linear".
+        workdir: the --workdir of the training run.
+        paths: image files and folders, or a COCO image list.
+        checkpoint: "latest", "best" (by validation AP), or a step.
+        output: folder for pictures and JSON; "": workdir/predictions.
+        root: folder of the images of a list; "": the folder of the list.
+        threshold: lowest score that is drawn and written, 0..1; replaces the one of config.eval.
+        batch_size: images per call, over all devices; 0: one per device.
+        num_workers, num_threads: processes that read images, and threads of each; -1: automatic.
+        pictures: write pictures too, not only JSON.
+        strict: an image that cannot be read is an error.
+        overrides: changes of config.eval, such as "eval.nms=soft_linear".
+
+    Returns:
+        The numbers of images and detections, and the output folder.
 
     Raises:
-      ValueError: nothing can be read, a file of the user's would be replaced, or a flag is wrong.
+        InputError: if no image can be read, a user's file would be replaced, or a flag is wrong.
     """
     _check_flags(threshold, batch_size, overrides)
     restored = restore(workdir, checkpoint, overrides)
@@ -89,9 +95,7 @@ def predict(
     inputs = find_inputs(paths, root, outputs)
     names = picture_names(inputs.paths) if pictures else []
     outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])
-    index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
-    if problems and (strict or not kept):
-        raise InputError(_too_bad(problems, len(inputs.paths), strict))
+    index, kept, problems = _readable_images(inputs, restored, strict)
     batch_size = devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
@@ -131,10 +135,15 @@ def detect_batches(
     on_bad_image: str = "error",
     **reading: int,
 ) -> Iterator[list[ImageDetections]]:
-    """Yields the detections of each batch of an index, in order, by the views of the config.
+    """Yields the detections of each batch of an index, in order, with the views of the config.
 
-    With on_bad_image "skip" the images that cannot be read are missing. `reading` has the numbers
-    of `Reading`.
+    Args:
+        restored: the detector.
+        index: the images.
+        threshold: lowest score, 0..1.
+        batch_size: images per call, over all devices.
+        on_bad_image: "error", or "skip": images that cannot be read are missing in the result.
+        reading: num_workers and num_threads of `Reading`.
     """
     suppression = restored.detector.suppression.at_threshold(threshold)
     detector = dataclasses.replace(restored.detector, suppression=suppression)
@@ -159,10 +168,20 @@ def detect_batches(
             yield to_original(jax.device_get(found), placing, index)
 
 
+def _readable_images(
+    inputs: Inputs, restored: Restored, strict: bool
+) -> tuple[DetectionIndex, list[int], dict[int, str]]:
+    """Returns what `index_inputs` does; raises InputError if too many images cannot be read."""
+    index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
+    if problems and (strict or not kept):
+        raise InputError(_too_bad(problems, len(inputs.paths), strict))
+    return index, kept, problems
+
+
 def _check_flags(threshold: float, batch_size: int, overrides: Sequence[str]) -> None:
     if any(override.startswith("eval.score_threshold=") for override in overrides):
         raise InputError("--set eval.score_threshold: give predict --threshold instead")
-    if not 0 <= threshold <= 1:  # NaN is not, either
+    if not 0 <= threshold <= 1:  # also refuses NaN
         raise InputError(f"--threshold: a score from 0 to 1 expected, got {threshold:g}")
     if batch_size < 0:
         raise InputError(f"--batch_size: 0 or more expected, got {batch_size}")
@@ -177,7 +196,7 @@ def _too_bad(problems: dict[int, str], count: int, strict: bool) -> str:
 
 def _say(done: Predicted, pictures: bool) -> None:
     if done.skipped > NAMED:
-        log.warning("skipped: %d more, which %s names", done.skipped - NAMED, LINES)
+        log.warning("skipped: %d more; %s names them", done.skipped - NAMED, LINES)
     skipped = f", {done.skipped} images skipped" if done.skipped else ""
     undrawn = f", {done.undrawn} without a picture" if done.undrawn else ""
     what = f"pictures, {LINES} and {RESULTS}" if pictures else f"{LINES} and {RESULTS}"

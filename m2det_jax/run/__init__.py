@@ -1,1 +1,1 @@
-"""What a run has around its steps: checkpoints, locks, history, devices, memory, readers."""
+"""Services of a run: checkpoints, locks, history, devices, memory, readers."""

@@ -1,11 +1,12 @@
-"""Orbax checkpoints: the latest ones and the best by validation AP.
+"""Orbax checkpoints: the latest ones, and the best one by validation AP.
 
-A checkpoint has three items, so that each reader takes only what it needs:
-  model  moving averages of params and batch_stats: what evaluation and prediction use
-  train  what only training needs: step, raw params and batch_stats, optimiser, running metrics
+A checkpoint has three items, so that each reader loads only what it needs:
+  model  moving averages (EMA) of params and batch_stats, for evaluation and prediction
+  train  for training only: step, raw params and batch_stats, optimiser, running metrics
   meta   JSON: config, class names, data, versions of the packages, progress of the run
-Beside them lie the checksums of all files. A checkpoint is saved before its step is evaluated; what
-the evaluation came to is added as Orbax's own item "metrics", which makes it one that may be best.
+A list in the same folder holds the checksums of all files. A checkpoint is saved before its step is
+evaluated. The result of the evaluation is added later, as Orbax's own item "metrics"; only
+checkpoints that have it can be the best one.
 """
 
 import functools
@@ -35,15 +36,20 @@ def _ap(metrics: dict[str, float]) -> float:
 def open_manager(
     workdir: str | pathlib.Path, *, keep_latest: int = 2, read_only: bool = False
 ) -> ocp.CheckpointManager:
-    """Opens the checkpoints below workdir; use as a context manager, or the last save is lost.
+    """Opens the checkpoints below workdir; use it as a context manager, or the last save is lost.
 
-    Unless it is only to be read from, damaged checkpoints are moved to workdir/damaged first.
+    Damaged checkpoints are moved to workdir/damaged first, except with `read_only`.
+
+    Args:
+        workdir: folder of the run.
+        keep_latest: number of latest checkpoints to keep, besides the best one.
+        read_only: open for reading only; nothing is moved or deleted.
 
     Raises:
-      ValueError: all checkpoints are damaged, or, where it is only to be read from, the figures of
-        an evaluation.
+        InputError: if all checkpoints are damaged or, with `read_only`, if the metrics of a
+            checkpoint are damaged.
     """
-    # Orbax finds out about a relative path only in its background thread.
+    # Orbax refuses a relative path, but only later, in its background thread.
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
     if read_only:
         checksums.refuse_bad_figures(directory)
@@ -59,7 +65,7 @@ def open_manager(
         step_format_fixed_length=8 if checksums.pads_names(directory) else None,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
-        best_fn=_ap,  # without it Orbax writes no metrics, and a restart forgets the best
+        best_fn=_ap,  # without it Orbax writes no metrics, and a restart forgets which is best
         best_mode="max",
         preservation_policy=None if read_only else keep,
         async_options=ocp.AsyncOptions(
@@ -75,20 +81,20 @@ def open_manager(
 
 
 def _write_checksums(directory: pathlib.Path) -> None:
-    # Called when all files of a save are written, before its folder gets its final name.
+    # Called after all files of a save are written, before the folder gets its final name.
     for folder in directory.glob("*.orbax-checkpoint-tmp"):
         checksums.write_checksums(folder)
 
 
 def check_last_save(manager: ocp.CheckpointManager) -> None:
-    """Raises the error of a save that has failed in the background; does not wait for one."""
+    """Raises the error of a save that failed in the background; does not wait for a save."""
     if not manager.is_saving_in_progress():
         manager.wait_until_finished()
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Returns the versions of the packages that a run depends on; looked up once."""
+    """Returns the versions of the packages that a run depends on. They are looked up once."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return found | {"m2det_jax": m2det_jax.__version__}
 
@@ -100,12 +106,14 @@ def make_meta(
     data: dict[str, str] | None = None,
     class_ids: tuple[int | str, ...] = (),
 ) -> dict[str, Any]:
-    """Returns what is stored beside the arrays, as JSON values.
+    """Returns the item "meta" of a checkpoint, as JSON values.
 
     Args:
-      config: of the run, as dicts of plain values.
-      data: fingerprints by name.
-      class_ids: category ids of the data set's own; (): 0..C-1.
+        config: the config of the run, as dicts of plain values.
+        class_names: name of each class id.
+        progress: JSON values that a resumed run needs, such as the best AP.
+        data: fingerprints of the data sets, by name.
+        class_ids: category ids of the data set; (): 0..C-1.
     """
     return {
         "format": 1,
@@ -121,7 +129,7 @@ def make_meta(
 def save(
     manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any, meta: dict[str, Any]
 ) -> None:
-    """Starts an asynchronous save of a step, unless it is saved already."""
+    """Starts an asynchronous save of a step, unless the step is already saved."""
     step = int(state.step)
     if step in manager.all_steps():
         return
@@ -136,10 +144,12 @@ def save(
 
 
 def record_evaluation(manager: ocp.CheckpointManager, step: int, figures: dict[str, float]) -> None:
-    """Adds to a saved step what its first evaluation came to; waits for the end of the save.
+    """Adds the metrics of its first evaluation to a saved step; waits for the end of the save.
 
     Args:
-      figures: finite numbers by name; "AP" decides which checkpoint is the best.
+        manager: the open checkpoints.
+        step: optimiser step of the checkpoint.
+        figures: metrics by name, finite numbers; "AP" decides which checkpoint is the best.
     """
     manager.wait_until_finished()
     if jax.process_index() == 0:
@@ -147,15 +157,15 @@ def record_evaluation(manager: ocp.CheckpointManager, step: int, figures: dict[s
         checksums.write_figures(folder, figures)
     wait_for_all("the evaluation is recorded")
     manager.reload()
-    # Else a process that is ahead may delete one that another has not listed yet.
+    # Otherwise a fast process could delete a checkpoint that a slow one has not listed yet.
     wait_for_all("the checkpoints are listed")
 
 
 def drop_old(manager: ocp.CheckpointManager, keep_latest: int) -> None:
-    """Deletes all checkpoints but the latest ones and the best.
+    """Deletes all checkpoints except the latest ones and the best one.
 
-    Orbax does the same at the next save; an evaluation after the last one may leave two that have
-    been the best.
+    Orbax does the same at the next save. After the last save there is no next one: if an evaluation
+    then changes which checkpoint is the best, the earlier best one would stay.
     """
     steps = sorted(manager.all_steps())
     for step in set(steps) - {*steps[-keep_latest:], manager.best_step()}:
@@ -173,11 +183,11 @@ def _train_item(state: TrainState, running_metrics: Any) -> dict[str, Any]:
 
 
 def read_meta(manager: ocp.CheckpointManager) -> dict[str, Any] | None:
-    """Reads the newest `meta` that can be read; None where there is none."""
+    """Reads the newest item "meta" that is readable; returns None if there is none."""
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        except Exception as error:  # whatever a damaged file raises; restore_latest deals with it
+        except Exception as error:  # a damaged file can raise any type; see restore_latest
             log.warning("checkpoint %d: %s", step, first_line(error))
     return None
 
@@ -185,20 +195,25 @@ def read_meta(manager: ocp.CheckpointManager) -> dict[str, Any] | None:
 def restore_latest(
     manager: ocp.CheckpointManager, state: TrainState, running_metrics: Any
 ) -> tuple[TrainState, Any, dict[str, Any]] | None:
-    """Restores the newest checkpoint that is whole; None where there is none at all.
+    """Restores the newest checkpoint that is not damaged.
 
-    Newer ones, which cannot be restored, are moved to "damaged" beside the checkpoints.
+    Newer ones, which cannot be restored, are moved to the folder "damaged" in the workdir.
 
     Args:
-      state, running_metrics: trees of jax arrays with the shapes, dtypes and shardings to restore
-        into; the number of devices and processes may differ from before.
+        manager: the open checkpoints.
+        state: a state with the shapes, dtypes and shardings to restore. The number of devices and
+            processes may differ from that of the saved run.
+        running_metrics: running metrics with the shapes, dtypes and shardings to restore.
+
+    Returns:
+        (state, running metrics, meta), or None if there is no checkpoint.
 
     Raises:
-      ValueError: there are checkpoints, and none can be restored; or the newest is as it was
-        written, but of another model.
+        InputError: if there are checkpoints but none can be restored, or the newest is not damaged
+            but belongs to another model.
     """
 
-    def abstract(tree):
+    def abstract(tree: Any) -> Any:
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
         )
@@ -212,12 +227,12 @@ def restore_latest(
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             found = manager.restore(step, args=args)
-        except Exception as error:  # whatever a damaged file raises: tell, and try the one before
+        except Exception as error:  # a damaged file can raise any type; try the one before it
             failures[step] = f"{type(error).__name__}: {first_line(error)}"
             if checksums.has_checksums(
                 checksums.step_folder(pathlib.Path(manager.directory), step)
             ):
-                break  # intact: the one before would fit no better
+                break  # not damaged, so of another model; the one before it would not fit either
             continue
         checksums.set_aside(pathlib.Path(manager.directory), failures)
         manager.reload()

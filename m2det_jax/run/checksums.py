@@ -1,8 +1,8 @@
-"""Damaged checkpoints: found by checksums, named, and set aside.
+"""Checksums of checkpoints: damaged checkpoints are found, reported and moved to another folder.
 
-Orbax notices files that are gone or cut short, most of the time; other bytes inside an array it
-restores without a word. So a list of sizes and CRC-32 sums lies in every checkpoint, written before
-the folder gets its final name.
+Orbax usually notices files that are missing or cut short, but it restores an array with changed
+bytes without a warning. So every checkpoint contains a list of file sizes and CRC-32 sums, which is
+written before the folder gets its final name.
 """
 
 import json
@@ -23,13 +23,13 @@ from m2det_jax.run.devices import wait_for_all
 log = logging.getLogger("m2det_jax")
 
 _FILE = "checksums.json"
-# Written by Orbax after the list, and not needed to restore.
+# Orbax writes these after the list; they are not needed to restore.
 _NOT_LISTED = (_FILE, "commit_success.txt", "_CHECKPOINT_METADATA")
 _BLOCK = 1 << 22
 
 
 def write_checksums(folder: pathlib.Path) -> None:
-    """Writes the list of all files below a checkpoint's folder into it."""
+    """Writes the list of all files in the folder of a checkpoint into that folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     sums = {
         str(path.relative_to(folder)): [path.stat().st_size, _crc32(path)]
@@ -39,15 +39,17 @@ def write_checksums(folder: pathlib.Path) -> None:
     with (folder / _FILE).open("w") as file:
         file.write(json.dumps({"crc32": sums}, indent=0) + "\n")
         file.flush()
-        os.fsync(file.fileno())  # as Orbax does with the arrays; for machines that lose power
+        os.fsync(file.fileno())  # against power loss; Orbax does the same with the arrays
 
 
 def find_damage(folder: pathlib.Path, items: Sequence[str] = ()) -> str | None:
-    """Names the first file that is not as it was written, and how; None: all are.
+    """Returns the first file that is damaged, and how; None if none is.
 
-    items: names of the only parts of the checkpoint to look at, such as "model"; (): all.
+    A folder without a list, saved by another program, counts as not damaged; see `has_checksums`.
 
-    A folder without a list, of a save by other means, counts as whole: see `has_checksums`.
+    Args:
+        folder: folder of a checkpoint.
+        items: the items to check, such as "model"; (): all.
     """
     if not has_checksums(folder):
         return None
@@ -59,7 +61,7 @@ def find_damage(folder: pathlib.Path, items: Sequence[str] = ()) -> str | None:
             if not items or pathlib.PurePath(name).parts[0] in items
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{_FILE} is not what was written"
+        return f"{_FILE} is not a list of checksums"
     for path, (size, crc) in expected.items():
         name = path.relative_to(folder)
         if not path.is_file():
@@ -67,12 +69,12 @@ def find_damage(folder: pathlib.Path, items: Sequence[str] = ()) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} of {size} bytes"
         if _crc32(path) != crc:
-            return f"{name} has other contents than were written"
+            return f"{name} has changed since it was written"
     return None
 
 
 def has_checksums(folder: pathlib.Path) -> bool:
-    """Tells whether there is a list of checksums to compare with."""
+    """Returns whether the folder has a list of checksums."""
     return (folder / _FILE).is_file()
 
 
@@ -85,15 +87,18 @@ def _crc32(path: pathlib.Path) -> int:
 
 
 def write_figures(folder: pathlib.Path, figures: dict[str, float]) -> None:
-    """Adds what an evaluation came to to a checkpoint, as Orbax writes its item "metrics".
+    """Adds the metrics of an evaluation to a checkpoint, in the form of Orbax's item "metrics".
 
-    The first figures stay. None of the files that are there is touched, and the item is there
-    whole or not at all.
+    Metrics that exist already are kept. No other file changes, and the item is never half written.
+
+    Args:
+        folder: folder of the checkpoint.
+        figures: metrics by name.
     """
     if (folder / "metrics").exists():
         return
     beside = folder.parent.parent / ".metrics.tmp"
-    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
     beside.mkdir()
     with (beside / "metrics").open("w") as file:
         file.write(json.dumps(figures | {"crc32": _crc32_of(figures)}))
@@ -107,7 +112,7 @@ def _crc32_of(figures: dict[str, float]) -> int:
 
 
 def _bad_figures(folder: pathlib.Path) -> bool:
-    """Tells whether the figures of an evaluation are there, and not as they were written."""
+    """Returns whether a checkpoint has metrics and they are damaged."""
     if not (folder / "metrics").is_dir():
         return False
     try:
@@ -119,45 +124,52 @@ def _bad_figures(folder: pathlib.Path) -> bool:
 
 
 def refuse_bad_figures(directory: pathlib.Path) -> None:
-    """Raises InputError where the figures of an evaluation are damaged; Orbax reads them all."""
+    """Raises InputError if the metrics of any checkpoint are damaged. Orbax reads all of them."""
     for step in finished_steps(directory.parent):
         folder = step_folder(directory, step) / "metrics"
         if _bad_figures(folder.parent):
             raise InputError(
                 f"{folder} is damaged; delete it: the checkpoint then counts as not evaluated, and "
-                "training evaluates it when it goes on"
+                "training evaluates it when it resumes"
             )
 
 
 def step_folder(directory: pathlib.Path, step: int) -> pathlib.Path:
-    """Returns the folder of a checkpoint; directory is that of all checkpoints of a run.
+    """Returns the folder of a checkpoint.
 
-    It is named by the step alone, as Orbax does by default. Versions before 0.2 padded the name to
-    eight digits, and go on doing so in the workdirs that they began.
+    Its name is the step, as in Orbax by default. Versions before 0.2 padded the name to eight
+    digits; their workdirs keep that form.
+
+    Args:
+        directory: folder of all checkpoints of the run.
+        step: optimiser step of the checkpoint.
     """
     return directory / (f"{step:08d}" if pads_names(directory) else str(step))
 
 
 def pads_names(directory: pathlib.Path) -> bool:
-    """Tells whether the folders of the checkpoints have names of eight digits: 00000100."""
+    """Returns whether the folders of the checkpoints have names of eight digits: 00000100."""
     return any(re.fullmatch(r"0\d{7}", path.name) for path in directory.glob("0*"))
 
 
 def finished_steps(workdir: str | pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a workdir, whether they can be restored or not."""
+    """Returns the steps of the checkpoints in a workdir, damaged ones included, in order."""
     folders = (pathlib.Path(workdir) / "checkpoints").glob("*")
     return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
 
 def move_damaged(directory: pathlib.Path) -> None:
-    """Moves checkpoints aside whose files are not as they were written.
+    """Moves damaged checkpoints to the folder "damaged" in the workdir.
+
+    Args:
+        directory: folder of all checkpoints of the run.
 
     Raises:
-      ValueError: all of them are damaged; nothing is moved then.
+        InputError: if all of them are damaged. Then none is moved.
     """
     if jax.process_index() == 0:
         _move_damaged(directory)
-    wait_for_all("damaged checkpoints are out of the way")
+    wait_for_all("damaged checkpoints are moved")
 
 
 def _move_damaged(directory: pathlib.Path) -> None:
@@ -170,15 +182,20 @@ def _move_damaged(directory: pathlib.Path) -> None:
     for step in finished_steps(directory.parent):
         folder = step_folder(directory, step)
         if _bad_figures(folder):
-            log.warning("checkpoint %d: the figures of its evaluation are damaged and removed; it "
-                        "counts as not evaluated", step)  # fmt: skip
+            log.warning("checkpoint %d: its metrics are damaged and were removed; it counts as "
+                        "not evaluated", step)  # fmt: skip
             shutil.rmtree(folder / "metrics")
 
 
 def set_aside(directory: pathlib.Path, failures: dict[int, str]) -> None:
-    """Moves checkpoints to "damaged" beside the folder; `failures` has the reason of each step.
+    """Moves checkpoints to the folder "damaged" in the workdir.
 
-    Orbax silently saves nothing up to the latest step that it sees, so they cannot stay.
+    They cannot stay: Orbax silently skips a save if it sees a checkpoint of the same or a later
+    step.
+
+    Args:
+        directory: folder of all checkpoints of the run.
+        failures: the checkpoints to move, by step, with the reason.
     """
     if jax.process_index() != 0:
         return
@@ -194,9 +211,14 @@ def set_aside(directory: pathlib.Path, failures: dict[int, str]) -> None:
 
 
 def none_left(directory: pathlib.Path, failures: dict[int, str]) -> InputError:
-    """The error for a run none of whose checkpoints can be used."""
+    """Returns the error for a run if none of its checkpoints can be restored.
+
+    Args:
+        directory: folder of all checkpoints of the run.
+        failures: reason by step.
+    """
     return InputError(
         f"none of the checkpoints in {directory} can be restored into this model; "
-        f"use another --workdir, or the config they were trained with. "
+        f"use another --workdir, or the config that they were trained with. "
         f"{'; '.join(f'{step}: {what}' for step, what in failures.items())}"
     )

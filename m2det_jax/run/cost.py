@@ -1,4 +1,4 @@
-"""What a compiled train step costs: floating-point operations, and memory of each device."""
+"""Cost of a compiled train step: floating-point operations, and memory of each device."""
 
 import dataclasses
 from typing import Any
@@ -13,15 +13,16 @@ class StepCost:
     """Operations of a step, and the bytes that each device needs for it.
 
     Attributes:
-      flops: of convolutions and products over all devices, two a multiply-add, counted in the
-        traced program: forward, backward, and what rematerialisation does again.
-      compiler_flops: XLA's own count for one device, with elementwise work, but without what it
-        hands to libraries (cuDNN, oneDNN) and without padding; 0 where it does not tell.
-      arguments: state and batch.
-      outputs: the next state and the metrics.
-      aliased: the part of the outputs that takes the place of donated arguments.
-      temporaries: activations, gradients and whatever else lives only inside the step.
-      code: of the program; only accelerators hold it in memory of the device.
+        flops: operations of convolutions and matrix products over all devices, two per
+            multiply-add, counted in the traced program: forward pass, backward pass, and what
+            rematerialisation computes again.
+        compiler_flops: XLA's own count for one device, with elementwise operations, but without
+            library calls (cuDNN, oneDNN) and without padding; 0 if XLA gives none.
+        arguments: bytes of the state and the batch.
+        outputs: bytes of the next state and the metrics.
+        aliased: bytes of the outputs that reuse the memory of donated arguments.
+        temporaries: bytes of activations, gradients and all else that exists only inside the step.
+        code: bytes of the program; only accelerators store it in the memory of the device.
     """
 
     flops: int
@@ -34,7 +35,7 @@ class StepCost:
 
     @property
     def memory(self) -> int:
-        """Bytes of a device that are taken while the step runs."""
+        """Bytes that the step uses on each device."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
     def with_temporaries(self, factor: float) -> int:
@@ -43,7 +44,7 @@ class StepCost:
 
 
 def read_cost(traced: jax.stages.Traced, compiled: jax.stages.Compiled) -> StepCost:
-    """Reads the cost of a program in its traced and its compiled form."""
+    """Reads the cost of a program from its traced and its compiled form."""
     memory = compiled.memory_analysis()
     return StepCost(
         flops=count_jaxpr_flops(traced.jaxpr.jaxpr),
@@ -57,16 +58,18 @@ def read_cost(traced: jax.stages.Traced, compiled: jax.stages.Compiled) -> StepC
 
 
 def _analysis(compiled: jax.stages.Compiled) -> dict[str, Any]:
-    # A list of one in some versions of jax, None on platforms without a cost model.
+    # Some versions of jax return a list of one, platforms without a cost model None.
     found = compiled.cost_analysis() or {}
     return found[0] if isinstance(found, list) else found
 
 
 def describe(cost: StepCost, num_devices: int, available: int | None) -> str:
-    """Writes a cost as the lines of a report.
+    """Returns a cost as two lines of text.
 
     Args:
-      available: bytes that a device has for this process; None: it does not tell.
+        cost: the cost.
+        num_devices: number of devices that share the step.
+        available: bytes of a device that this process can use; None: unknown.
     """
     compiler = (
         f"; XLA counts {readable_flops(cost.compiler_flops)} on each device, without padding and "
@@ -74,28 +77,28 @@ def describe(cost: StepCost, num_devices: int, available: int | None) -> str:
         if cost.compiler_flops > 0
         else ""
     )
-    has = "the device does not tell what it has"
+    has = "the device does not report its memory"
     if available is not None:
-        has = f"{100 * cost.memory / available:.3g}% of the {readable_bytes(available)} it has"
+        has = f"{100 * cost.memory / available:.3g}% of the {readable_bytes(available)} available"
     code = f", code {readable_bytes(cost.code)}" if cost.code else ""
     return (
-        f"  {readable_flops(cost.flops)} a step over {num_devices} "
-        f"{'devices' if num_devices > 1 else 'device'}, convolutions and products of forward and "
-        f"backward pass, counted in the traced program{compiler}\n"
+        f"  {readable_flops(cost.flops)} per step over {num_devices} "
+        f"{'devices' if num_devices > 1 else 'device'}: convolutions and matrix products of the "
+        f"forward and backward pass, counted in the traced program{compiler}\n"
         f"  memory of each device, read from the compiled program: {readable_bytes(cost.memory)} "
         f"({has}): state and batch {readable_bytes(cost.arguments)}, temporaries (activations, "
-        f"gradients) {readable_bytes(cost.temporaries)}, results {readable_bytes(cost.outputs)}, "
-        f"of which {readable_bytes(cost.aliased)} in the place of the old state{code}"
+        f"gradients) {readable_bytes(cost.temporaries)}, results {readable_bytes(cost.outputs)} "
+        f"({readable_bytes(cost.aliased)} of them in the memory of the old state){code}"
     )
 
 
 def readable_bytes(count: float) -> str:
-    """Writes bytes with three digits: "512 B", "1.50 MiB", "71.2 GiB"."""
+    """Returns bytes as text with three digits: "512 B", "1.50 MiB", "71.2 GiB"."""
     return _readable(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def readable_flops(count: float) -> str:
-    """Writes operations with three digits: "24.4 GFLOP"."""
+    """Returns operations as text with three digits: "24.4 GFLOP"."""
     return _readable(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
 
 

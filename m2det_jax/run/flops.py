@@ -1,17 +1,19 @@
-"""Counting floating-point operations without running anything."""
+"""Floating-point operations of a function, counted without running it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+from jax.extend.core import Jaxpr, JaxprEqn
 
 
-def count_flops(function: Callable, *args) -> int:
-    """Return the floating-point operations of the convolutions and matrix products in a function.
+def count_flops(function: Callable[..., Any], *args: Any) -> int:
+    """Returns the floating-point operations of the convolutions and matrix products of a function.
 
-    Two for each multiply-add, padding counted as data. Elementwise work, below 1% of a
-    convolutional network's, is left out. In a gradient, the zeros that a transposed convolution
-    sets between its inputs do not count, so that it costs what the convolution did.
+    A multiply-add counts as two; padding counts as data. Elementwise operations, less than 1 % of
+    a convolutional network, are not counted. In a gradient, the zeros that a transposed
+    convolution puts between its inputs do not count, so it costs as much as the convolution.
 
     Args:
         function: a function that jax can trace.
@@ -23,12 +25,12 @@ def count_flops(function: Callable, *args) -> int:
     return count_jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def count_jaxpr_flops(jaxpr) -> int:
-    """Return the operations of a program that is already traced (a Jaxpr); see `count_flops`."""
+def count_jaxpr_flops(jaxpr: Jaxpr) -> int:
+    """Returns the operations of a traced program; see `count_flops`."""
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
-def _count_equation(equation) -> int:
+def _count_equation(equation: JaxprEqn) -> int:
     name = equation.primitive.name
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
@@ -43,13 +45,13 @@ def _count_equation(equation) -> int:
         return 2 * math.prod(equation.outvars[0].aval.shape) * summed
     inner = [count_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
     if name == "while" and any(inner):
-        raise ValueError("cannot count a while loop: the number of rounds is not known")
+        raise ValueError("cannot count a while loop: the number of iterations is not known")
     if name == "cond":
         return max(inner)
     return equation.params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
 
 
-def _inner_jaxprs(equation):
+def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             item = getattr(item, "jaxpr", item)

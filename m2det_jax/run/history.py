@@ -1,11 +1,11 @@
-"""The record of a run: JSON lines for programs, TensorBoard event files for eyes.
+"""History of a run: JSON lines for programs, TensorBoard event files for people.
 
-    workdir/history.jsonl   one object a line: "step" and the scalars written at it
+    workdir/history.jsonl   one object per line: "step" and the scalars of that step
     workdir/tensorboard/    event files with the same scalars, and pictures
 
-A resumed run continues the record: what was written after the step it resumes from is cut from the
-JSON lines and hidden from TensorBoard, so no step appears twice. (TensorBoard keeps both points of
-an evaluation that is done again.)
+A resumed run continues the history. Lines after the step from which it resumes are removed from the
+JSON file and hidden in TensorBoard, so no step appears twice. (If an evaluation is repeated,
+TensorBoard shows both of its points.)
 """
 
 import json
@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,21 +32,28 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict:
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{path}:{number}: a JSON object with an integer 'step' expected, got {line[:80]!r};"
-            " mend or delete the line"
+            " correct or delete the line"
         ) from None
     return record
 
 
 def _complete_lines(path: Path) -> list[bytes]:
-    """The lines of the file without a last one that has no end: its writer was killed."""
+    """Returns the lines of the file, without an incomplete last one (its writer was killed)."""
     return path.read_bytes().split(b"\n")[:-1]
 
 
 def read_history(workdir: str | os.PathLike) -> list[dict]:
-    """Reads workdir/history.jsonl: a list of {"step": int, name: number or NaN}, as written.
+    """Reads workdir/history.jsonl.
 
-    Empty if there is no such file. A last line cut short is left out. Raises ValueError, with file
-    and line, for any other line that is not a record.
+    Args:
+        workdir: folder of the run.
+
+    Returns:
+        A list of {"step": int, name: number or NaN}, in the order of the file; empty if there is no
+        file. An incomplete last line is left out.
+
+    Raises:
+        InputError: if any other line is not valid; the message has the file and the line.
     """
     path = Path(workdir) / HISTORY
     if not path.exists():
@@ -55,9 +63,12 @@ def read_history(workdir: str | os.PathLike) -> list[dict]:
 
 
 def _cut(path: Path, last_step: int, evaluated: bool) -> None:
-    """Removes the lines after `last_step` and a line cut short; the file is never half written.
+    """Removes the lines after `last_step` and an incomplete line; the file is never half written.
 
-    evaluated: False: the figures of an evaluation of that step go too, it is done again.
+    Args:
+        path: the JSON file.
+        last_step: last step to keep.
+        evaluated: False removes the metrics of that step too, because it is evaluated again.
     """
     if not path.exists():
         return
@@ -76,8 +87,8 @@ def _cut(path: Path, last_step: int, evaluated: bool) -> None:
     os.replace(beside, path)
 
 
-def _as_number(name: str, value) -> int | float:
-    """A Python number from a Python, numpy or jax scalar."""
+def _as_number(name: str, value: object) -> int | float:
+    """Returns a Python, numpy or jax scalar as a Python number."""
     array = np.asarray(value)
     if array.shape != () or array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise ValueError(f"history: '{name}' must be one number, got {array.dtype} {array.shape}")
@@ -85,14 +96,14 @@ def _as_number(name: str, value) -> int | float:
 
 
 class _Events:
-    """An event file of TensorBoard, written in the caller's thread.
+    """An event file of TensorBoard, written in the thread of the caller.
 
-    tensorboardX's own SummaryWriter writes in a thread, which ends on a full disk without a word,
-    and lets the next calls wait for ever.
+    The SummaryWriter of tensorboardX writes in its own thread. On a full disk this thread ends
+    without an error, and later calls wait forever.
     """
 
-    def __init__(self, folder: Path, purge_step: int):
-        # Here, so that reading a history needs no protobuf.
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        # Imported here, so that reading a history needs no protobuf.
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -100,11 +111,11 @@ class _Events:
         folder.mkdir(exist_ok=True)
         self._summary, self._event = summary, Event
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        # TensorBoard hides older events from purge_step on, also those of a run begun anew.
+        # TensorBoard hides older events from purge_step on, also if the run started from scratch.
         start = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
-    def _add(self, step: int, content) -> None:
+    def _add(self, step: int, content: Any) -> None:
         event = self._event(wall_time=time.time(), step=step, summary=content)
         self._writer.write_event(event)
 
@@ -125,11 +136,13 @@ class _Events:
 
 
 class History:
-    """Writes scalars and pictures of a run; usable in a `with` statement.
+    """Writes scalars and pictures of a run; can be used in a `with` statement.
 
-    workdir: made if missing; start_step: the last step that the resumed checkpoint contains, 0 for
-    a new run; evaluated: whether the figures of that step's evaluation count, if there are any;
-    enabled: False makes every method do nothing (all processes but the first).
+    Args:
+        workdir: folder of the run; created if it is missing.
+        start_step: step of the checkpoint that is resumed; 0 for a new run.
+        evaluated: False removes the metrics of that step, because it is evaluated again.
+        enabled: False makes every method do nothing (all processes except the first).
     """
 
     def __init__(
@@ -139,7 +152,7 @@ class History:
         *,
         evaluated: bool = True,
         enabled: bool = True,
-    ):
+    ) -> None:
         self._file, self._events = None, None
         if not enabled:
             return
@@ -150,11 +163,17 @@ class History:
         self._events = _Events(path.parent / "tensorboard", start_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, object]) -> None:
-        """Writes one line and one TensorBoard point a scalar (numpy and jax scalars too).
+        """Writes one line, and one TensorBoard point per scalar.
 
-        NaN and infinities become null in the JSON lines, which know neither. The line is on the
-        disk when this returns, so that a checkpoint is never ahead of it. Raises ValueError for
-        what is not one number, and for a scalar named "step".
+        NaN and infinities become null, since JSON has neither. The line is on the disk when this
+        method returns, so a checkpoint is never ahead of it.
+
+        Args:
+            step: optimiser step.
+            scalars: Python, numpy or jax scalars by name.
+
+        Raises:
+            ValueError: if a value is not a single number, or a scalar is named "step".
         """
         if self._file is None:
             return
@@ -167,23 +186,23 @@ class History:
         self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        # TensorBoard shows no NaN, and tensorboardX warns of each.
+        # TensorBoard cannot show NaN, and tensorboardX warns about each.
         self._events.add_scalars(int(step), {n: v for n, v in finite.items() if v is not None})
 
     def write_image(self, step: int, name: str, image: Image.Image | np.ndarray) -> None:
-        """Writes a picture (PIL image or uint8 [H, W, 3]) to TensorBoard."""
+        """Writes a picture, a PIL image or uint8 [H, W, 3], to TensorBoard."""
         if self._file is None:
             return
         pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
         self._events.add_image(int(step), name, pixels)
 
     def flush(self) -> None:
-        """Brings the event files up to date on disk; the JSON lines always are."""
+        """Writes waiting events to the disk; the JSON lines are already there."""
         if self._events is not None:
             self._events.flush()
 
     def close(self) -> None:
-        """Ends the record; may be called twice."""
+        """Closes the files; can be called twice."""
         file, events = self._file, self._events
         self._file = self._events = None
         if file is not None:
@@ -195,5 +214,5 @@ class History:
     def __enter__(self) -> "History":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""Memory of the devices: how much there is, and what to change where it is not enough."""
+"""Memory of the devices: how much there is, and what to change when it runs out."""
 
 import contextlib
 import dataclasses
@@ -11,17 +11,17 @@ import jax
 
 from m2det_jax.run.cost import StepCost, readable_bytes
 
-# An estimate is trusted to fit if it leaves this share of the memory free: allocators fragment.
+# An estimate counts as fitting if it leaves this share of the memory free: allocators fragment.
 _SLACK = 0.1
 
 
 class OutOfMemory(MemoryError):
-    """The memory of a device does not suffice; the message says what to change."""
+    """A device is out of memory; the message says what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MemorySettings:
-    """What of a config decides how much memory a step takes; see config/keys.py."""
+    """Settings of a config that change the memory of a step; see config/keys.py."""
 
     image_size: tuple[int, int]
     batch_size: int
@@ -33,10 +33,10 @@ class MemorySettings:
 
 
 def available() -> int | None:
-    """Returns the bytes that a device has for this process; None where it does not tell.
+    """Returns the bytes of a device that this process can use; None if they are unknown.
 
-    Of several local devices the one that has least counts. Virtual devices of a CPU share the
-    memory of the host.
+    If there are several local devices, the smallest value counts. Virtual devices of a CPU share
+    the memory of the host.
     """
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
@@ -46,7 +46,7 @@ def available() -> int | None:
 
 
 def host_memory() -> int:
-    """Returns the bytes of this machine, with swap, or what a container may use of them."""
+    """Returns the bytes of this machine, including swap, or the limit of its container."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("SwapTotal:"):
@@ -65,7 +65,7 @@ def _read(path: str) -> str:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Tells whether a device, or the compiler for it, ran out of memory."""
+    """Returns whether a device, or the compiler for it, ran out of memory."""
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return False
     return any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"))
@@ -73,13 +73,14 @@ def is_exhausted(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained(advice: Callable[[], str]) -> Iterator[None]:
-    """Turns the end of a device's memory into one message.
+    """Turns an out-of-memory error of jax into a message that says what to change.
 
     Args:
-      advice: called then; says what does not fit and what to change.
+        advice: returns what does not fit and what to change; called only after such an error.
 
     Raises:
-      OutOfMemory: the advice, with the first line of what jax said.
+        OutOfMemory: if a device is out of memory; with the advice and the first line of jax's
+            message.
     """
     try:
         yield
@@ -91,33 +92,41 @@ def explained(advice: Callable[[], str]) -> Iterator[None]:
 
 
 def batch_explained(what: str, key: str, batch_size: int) -> contextlib.AbstractContextManager:
-    """Turns the end of a device's memory into `batch_advice`."""
+    """Turns an out-of-memory error of jax into `batch_advice`; see there for the arguments."""
     return explained(lambda: batch_advice(what, key, batch_size, jax.device_count()))
 
 
 def train_advice(settings: MemorySettings, cost: StepCost | None, limit: int | None) -> str:
-    """Says what the train step needs, what a device has, and which keys of the config to change.
+    """Returns what the train step needs, what a device has, and which config keys to change.
 
     Args:
-      cost: of the step as compiled; None: it could not be compiled.
-      limit: bytes that a device has; None: unknown.
+        settings: the settings of the step.
+        cost: cost of the compiled step; None: it could not be compiled.
+        limit: bytes of a device; None: unknown.
     """
     height, width = settings.image_size
     what = (
         f"the train step for pictures of {height} x {width}, batch {settings.batch_size} on "
         f"{settings.num_devices} device{'s' if settings.num_devices > 1 else ''}"
     )
-    need = f"{what}, needs {readable_bytes(cost.memory)} of each" if cost else f"{what}, is too big"
+    need = f"needs {readable_bytes(cost.memory)} per device" if cost else "is too big"
     has = f"; a device has {readable_bytes(limit)}" if limit else ""
-    return f"{need}{has}. What takes less: {'; '.join(train_remedies(settings, cost, limit))}"
+    remedies = "; ".join(train_remedies(settings, cost, limit))
+    return f"{what}, {need}{has}. To use less memory: {remedies}"
 
 
 def train_remedies(settings: MemorySettings, cost: StepCost | None, limit: int | None) -> list[str]:
-    """Returns changes of the config that save memory, those that change the result least first."""
+    """Returns config changes that save memory; those that change the result least come first.
+
+    Args:
+        settings: the settings of the step.
+        cost: cost of the compiled step; None: unknown.
+        limit: bytes of a device; None: unknown.
+    """
     s = settings
     remedies = []
     if not s.remat:
-        remedies.append("--config.model.remat=True (now False; same result, longer steps)")
+        remedies.append("--config.model.remat=True (now False; same result, slower steps)")
     if s.sharding == "replicated" and s.num_devices > 1:
         remedies.append("--config.sharding=fsdp (now replicated; same result, for large states)")
     parts = [n for n in range(s.accumulation + 1, s.batch_size // s.num_devices + 1)
@@ -127,7 +136,7 @@ def train_remedies(settings: MemorySettings, cost: StepCost | None, limit: int |
         n = _first_that_fits(needs, limit)
         remedies.append(
             f"--config.accumulation={n} (now {s.accumulation}{_about(needs[n])}; batch statistics "
-            "are those of the parts)"
+            "are then computed for each part)"
         )
     if s.dtype == "float32" and jax.default_backend() != "cpu":
         about = _about(cost and cost.with_temporaries(0.5))
@@ -139,13 +148,16 @@ def train_remedies(settings: MemorySettings, cost: StepCost | None, limit: int |
         n = _first_that_fits(needs, limit)
         remedies.append(
             f"--config.batch_size={n} (now {s.batch_size}{_about(needs[n])}; the learning rate "
-            "follows)"
+            "is scaled with it)"
         )
     return remedies or ["a smaller config.data.image_size or model, or more devices"]
 
 
 def _first_that_fits(needs: dict[int, int | None], limit: int | None) -> int:
-    """Returns the first value whose need is below the limit; the last if none is, if known."""
+    """Returns the first value whose need fits into the limit, else the last.
+
+    If the limit or the needs are unknown, returns the first value.
+    """
     values = list(needs)
     if limit is None or needs[values[0]] is None:
         return values[0]
@@ -157,25 +169,28 @@ def _about(need: int | None) -> str:
 
 
 def state_advice(state: Any, settings: MemorySettings) -> str:
-    """Says what to do where the devices cannot hold even the state, a tree of arrays."""
+    """Returns what to do if even the state, a tree of arrays, does not fit into the devices."""
     size = readable_bytes(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     fsdp = ""
     if settings.sharding == "replicated" and settings.num_devices > 1:
         fsdp = "split it over the devices with --config.sharding=fsdp, or "
     return (
         f"weights, moving averages and optimiser state alone take {size}, more than a device has "
-        f"free; {fsdp}see that no other program uses the device, or give a smaller config.model"
+        f"free; {fsdp}check that no other program uses the device, or use a smaller config.model"
     )
 
 
 def batch_advice(what: str, key: str, batch_size: int, num_devices: int) -> str:
-    """Says which batch size to lower where an evaluation or prediction does not fit.
+    """Returns which batch size to lower if an evaluation or prediction is out of memory.
 
     Args:
-      key: as it is given, such as "--config.eval.batch_size".
+        what: what does not fit, such as "the evaluation".
+        key: the flag of the batch size, such as "--config.eval.batch_size".
+        batch_size: images per call, over all devices.
+        num_devices: number of devices.
     """
     smaller = [n for n in range(num_devices, batch_size, num_devices) if 2 * n <= batch_size]
-    remedy = "one image a device is the least; give a smaller input size, or more devices"
+    remedy = "one image per device is the minimum; give a smaller input size, or more devices"
     if smaller:
         remedy = f"give {key}={smaller[-1]} (now {batch_size})"
     elif batch_size > num_devices:

@@ -1,9 +1,9 @@
-"""Output files: written whole, and never over a file of the user's.
+"""Output files: never half written, and never written over a file of the user.
 
-A verb makes one `Outputs` for its folder, claims the names of its files before it reads its first
-input, and writes them through it. A file is replaced only if an earlier run of the same verb wrote
-it and nobody has changed it since; a list in the folder (MANIFEST) tells. Names are paths within
-the folder, with /.
+A command creates one `Outputs` for its folder. It claims the names of its files before it reads the
+first input, and writes them through this object. A file is replaced only if an earlier run of the
+same command wrote it and nobody has changed it since. A list in the folder (MANIFEST) records this.
+Names are paths inside the folder, with "/".
 """
 
 import collections
@@ -26,13 +26,13 @@ from m2det_jax.errors import InputError
 MANIFEST = ".m2det-written.jsonl"
 _PARTIAL = ".m2det-partial"
 _BLOCK = 2**20  # bytes
-_FEW_LINES = 1000  # of the list, which are not worth a shorter one
+_FEW_LINES = 1000  # a list of fewer lines is not shortened
 
 Path = str | os.PathLike
 
 
 class _Note(NamedTuple):
-    """What a file was when it was written; streamed: one of many such notes, as it grew."""
+    """State of a file when it was written. A streamed file has one note for each piece."""
 
     size: int
     mtime_ns: int
@@ -41,18 +41,18 @@ class _Note(NamedTuple):
 
 
 class Outputs:
-    """The files that a verb writes into a folder.
+    """The files that a command writes into a folder.
 
     Args:
-      folder: where; it need not exist.
-      verb: only what the same verb wrote is ever replaced.
+        folder: the folder; it need not exist.
+        verb: name of the command, such as "predict". Only files that it wrote are replaced.
     """
 
     def __init__(self, folder: Path, verb: str) -> None:
         self.folder, self._verb = pathlib.Path(folder), verb
         self._manifest = self.folder / MANIFEST
         self._lock = threading.Lock()
-        # Of each name the latest; a file is as one of the last two says, however a run ended.
+        # The latest notes of each name. However a run ended, a file matches one of its last two.
         latest = functools.partial(collections.deque, maxlen=8)
         self._notes: dict[str, collections.deque[_Note]] = collections.defaultdict(latest)
         self._ends_line = True
@@ -61,21 +61,22 @@ class Outputs:
     def claim(
         self, names: Iterable[str], inputs: Iterable[Path] = (), appended: Iterable[str] = ()
     ) -> None:
-        """Says which files will be written; may be called again when more is known.
+        """Checks that files may be written; can be called again when more names are known.
 
         Args:
-          inputs: files that are read, none of which may be written to, whatever its name is.
-          appended: files that only get longer, which `record` noted when they were made. Those
-            of an earlier run may be there, changed or not.
+            names: the files to write.
+            inputs: files that are read; none of them may be written to, whatever its name is.
+            appended: files that only grow, and that `record` noted when they were created. They may
+                exist from an earlier run, changed or not.
 
         Raises:
-          ValueError: two names are one file on some file systems, a name stands for an input, or
-            for a file that this verb did not write or that was changed since.
+            InputError: if two names are the same file on some file systems, a name is an input, or
+                a file exists that this command did not write or that was changed since.
         """
         appended = set(appended)
         names = [*names, *sorted(appended)]
         if os.path.lexists(self.folder) and not self.folder.is_dir():
-            raise InputError(f"{self.folder}: a file, no folder; write to another folder")
+            raise InputError(f"{self.folder}: is a file, not a folder; write to another folder")
         _refuse_same_names(self.folder, names)
         existing = [name for name in (MANIFEST, *names) if os.path.lexists(self.folder / name)]
         if existing:
@@ -85,11 +86,11 @@ class Outputs:
                 self._refuse_foreign(name)
 
     def noted(self, name: str) -> bool:
-        """Whether an earlier run of the verb wrote a file of that name, changed since or not."""
+        """Returns whether an earlier run of the command wrote a file of that name."""
         return bool(self._notes.get(name))
 
     def wrote(self, name: str) -> bool:
-        """Whether an earlier run of the verb wrote the file, and it is as it was then."""
+        """Returns whether an earlier run of the command wrote the file, unchanged since."""
         path = self.folder / name
         try:
             found = os.lstat(path)
@@ -101,24 +102,24 @@ class Outputs:
         same_size = [note for note in notes if note.size == found.st_size]
         if any(note.mtime_ns == found.st_mtime_ns for note in same_size):
             return True
-        # A run that was killed may have left a part of the last piece that it noted.
+        # A run that was killed may have written only a part of the last piece that it noted.
         before, last = notes[-2:] if len(notes) > 1 else (notes[0], notes[0])
         torn = [before] if last.streamed and 0 <= before.size < found.st_size < last.size else []
         return any(_crc(path, note.size) == note.crc32 for note in same_size + torn)
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[pathlib.Path]:
-        """Yields a path to write to; the file gets its name at the end, if nothing is raised.
+        """Yields a path to write to; if nothing is raised, the file then gets its name.
 
         Raises:
-          ValueError: there is a file now that may not be replaced.
+            InputError: if a file of that name exists that may not be replaced.
         """
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Short, as the name itself may be as long as the file system allows.
+        # A short name, because `name` may already have the largest length that is allowed.
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
         partial = target.with_name(f"{_PARTIAL}-{digest}")
-        partial.unlink(missing_ok=True)  # of a run that was killed
+        partial.unlink(missing_ok=True)  # left by a run that was killed
         try:
             yield partial
             self._note(name, _note_of(partial))
@@ -129,16 +130,23 @@ class Outputs:
             partial.unlink(missing_ok=True)
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Writes a file, text as UTF-8. Raises ValueError as `replacing`."""
+        """Writes a file; text is written as UTF-8.
+
+        Raises:
+            InputError: if a file of that name exists that may not be replaced.
+        """
         with self.replacing(name) as partial:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Yields a function that adds a piece of text, such as lines, to a file of that name.
+        """Yields a function that appends a piece of text, such as a few lines, to a file.
 
-        The file is there from the first piece on and ends with a whole one, unless the process is
-        killed; it begins anew where an earlier run left one. Raises ValueError as `replacing`.
+        The file of an earlier run is removed first. The file always ends with a complete piece,
+        unless the process is killed.
+
+        Raises:
+            InputError: if a file of that name exists that may not be replaced.
         """
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +161,7 @@ class Outputs:
                 size, crc = size + len(piece), zlib.crc32(piece, crc)
                 self._note(name, _Note(size, 0, crc, True))
                 try:
-                    while piece:  # a disk that becomes full takes a part of it
+                    while piece:  # a disk that becomes full may take only a part of it
                         piece = piece[file.write(piece) :]
                 except BaseException:
                     file.truncate(before)
@@ -165,25 +173,29 @@ class Outputs:
                 self.record(name)
 
     def remove(self, name: str) -> None:
-        """Removes a file of an earlier run, if there is one. Raises ValueError as `replacing`."""
+        """Removes the file of an earlier run, if there is one.
+
+        Raises:
+            InputError: if a file of that name exists that may not be replaced.
+        """
         if os.path.lexists(self.folder / name):
             self._refuse_foreign(name)
             (self.folder / name).unlink()
 
     def record(self, *names: str) -> None:
-        """Notes files, as they are now, as written by this verb."""
+        """Notes that this command wrote files, in their present state."""
         for name in names:
             self._note(name, _note_of(self.folder / name))
 
     def _refuse_foreign(self, name: str) -> None:
         if not self.wrote(name):
             raise InputError(
-                f"{self.folder / name}: there is such a file already, which no m2det-{self._verb} "
-                "wrote or which was changed since; write to another folder, or move it away"
+                f"{self.folder / name}: exists already; m2det-{self._verb} did not write it, or it "
+                "was changed since; write to another folder, or move it away"
             )
 
     def _refuse_inputs(self, existing: list[str], inputs: Iterable[Path]) -> None:
-        """Raises ValueError where an existing target is an input, by whatever way it is reached."""
+        """Raises InputError if an existing target is an input, also through links."""
         read = {identity: path for path in inputs for identity in _identities(path)}
         for name in existing:
             for identity in _identities(self.folder / name):
@@ -211,22 +223,22 @@ class Outputs:
                 verb, name, *note = (entry[key] for key in ("verb", "name", *_Note._fields))
                 needed.setdefault((verb, name), collections.deque(maxlen=2)).append(line)
             except (ValueError, KeyError, TypeError):
-                continue  # a run was killed as it wrote the line; no file is ours by it
+                continue  # a run was killed while it wrote the line; the line proves nothing
             if verb == self._verb:
                 self._notes[name].append(_Note(*note))
         if len(lines) > _FEW_LINES + 4 * len(needed):
             self._rewrite([line for latest in needed.values() for line in latest])
 
     def _rewrite(self, lines: list[str]) -> None:
-        """Shortens the list of what was written to what can matter; it is never half written."""
+        """Replaces the list by the lines that can still matter; it is never half written."""
         beside = self.folder / f"{_PARTIAL}-list"
-        with contextlib.suppress(OSError):  # a folder that may only be read
+        with contextlib.suppress(OSError):  # the folder may be read-only
             beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             beside.replace(self._manifest)
             self._ends_line = True
 
     def _note(self, name: str, note: _Note) -> None:
-        """Adds a note before the file is there: a run may be killed at any time."""
+        """Adds a note before the file exists, because a run may be killed at any time."""
         line = json.dumps({"verb": self._verb, "name": name, **note._asdict()})
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with self._lock:
@@ -238,15 +250,15 @@ class Outputs:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[pathlib.Path]:
-    """Yields a folder to fill, which gets the name `path` only if nothing fails on the way.
+    """Yields a folder to fill; it gets the name `path` only if nothing is raised.
 
     Raises:
-      ValueError: `path` exists and is not an empty folder.
+        InputError: if `path` exists and is not an empty folder.
     """
     path = pathlib.Path(os.path.abspath(path))
     _refuse_full_folder(path)
     partial = path.with_name(f"{_PARTIAL}-{os.getpid()}-{path.name}"[:200])
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed and had this pid
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run with the same process id
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -257,17 +269,16 @@ def new_folder(path: Path) -> Iterator[pathlib.Path]:
 
 
 def refuse_checkpoints(folder: Path, workdir: Path) -> None:
-    """Raises InputError for a folder among the checkpoints of a run: those come and go."""
+    """Raises InputError if a folder is inside the checkpoints of a run, which get deleted."""
     checkpoints = os.path.realpath(os.path.join(workdir, "checkpoints"))
     if os.path.commonpath([os.path.realpath(folder), checkpoints]) == checkpoints:
         raise InputError(
-            f"{os.fspath(folder)}: a run removes its checkpoints there when newer ones come; write "
-            "to another folder"
+            f"{os.fspath(folder)}: training deletes old checkpoints there; write to another folder"
         )
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises ValueError if there is anything of that name, be it a link that leads nowhere."""
+    """Raises InputError if the name is taken, also by a broken link."""
     if os.path.lexists(path):
         raise InputError(f"{os.fspath(path)}: exists already; give a new name, or move it away")
 
@@ -283,13 +294,13 @@ def _refuse_same_names(folder: pathlib.Path, names: list[str]) -> None:
         other = seen.setdefault(same_file_key(name), name)
         if other is not name:
             raise InputError(
-                f"{folder}: {other} and {name} are to be written, which are one file on some file "
-                "systems; rename what they are named after"
+                f"{folder}: {other} and {name} are the same file on some file systems, and both "
+                "would be written; rename the inputs that they are named after"
             )
 
 
 def _identities(path: Path) -> list[tuple[int, int]]:
-    """Returns device and inode of a file and, where it is a link, of what it leads to."""
+    """Returns device and inode of a file and, if it is a link, of its target."""
     found = []
     for look in (os.lstat, os.stat):
         with contextlib.suppress(OSError, ValueError):
@@ -300,7 +311,7 @@ def _identities(path: Path) -> list[tuple[int, int]]:
 
 def _note_of(path: pathlib.Path) -> _Note:
     found = os.stat(path)
-    # The bytes of hard links are not ours, and may be many: -1 is the CRC of nothing.
+    # A hard link may share a large file of the user, so it is not read: no CRC equals -1.
     crc = _crc(path, found.st_size) if found.st_nlink == 1 else -1
     return _Note(found.st_size, found.st_mtime_ns, crc, False)
 

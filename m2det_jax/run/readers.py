@@ -1,6 +1,6 @@
-"""Readers of images: how many worker processes and threads, by the config or by what fits the host.
+"""Data loader processes and threads: their number, set by the config or chosen for the host.
 
-`choose_readers` is the rule. Batches do not depend on it, only the speed does.
+`choose_readers` has the rule. The numbers change the speed only, never the batches.
 """
 
 import argparse
@@ -24,25 +24,26 @@ from m2det_jax.errors import InputError
 log = logging.getLogger("m2det_jax")
 
 AUTOMATIC = -1
-# Worker processes, which all import the program, take seconds to start: so many images pay for it.
+# Worker processes take seconds to start, because each imports the program. With fewer images than
+# this, threads are faster.
 FEW_IMAGES = 10_000
-# One H100 takes up to 900 images a second, a worker gives some 200.
+# One H100 trains on up to 900 images a second; one worker process delivers about 200.
 WORKERS_PER_DEVICE, MOST_WORKERS, MOST_THREADS = 8, 16, 8
-# Batches of a worker in shared memory: those that wait, one that is being put, one in use.
+# Batches of one worker in shared memory: two that wait, one that is written, one in use.
 BATCHES_PER_WORKER = 4
 _CGROUP, _SHARED_MEMORY = pathlib.Path("/sys/fs/cgroup"), "/dev/shm"
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """What this process has for its work.
+    """Resources of this process.
 
     Attributes:
-      cores: that it may use.
-      devices: that it drives.
-      platform: of them: "cpu", "gpu" or "tpu".
-      processes: of the run that have the same cores, this one included.
-      room: most worker processes for whose batches shared memory suffices.
+        cores: number of cores that it may use.
+        devices: number of devices that it drives.
+        platform: platform of the devices: "cpu", "gpu" or "tpu".
+        processes: number of processes of the run that use the same cores, including this one.
+        room: largest number of worker processes whose batches fit into shared memory.
     """
 
     cores: int
@@ -53,18 +54,18 @@ class Host:
 
     @property
     def share(self) -> int:
-        """Cores for this process alone."""
+        """Number of cores for this process alone."""
         return max(self.cores // self.processes, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Readers:
-    """Who reads images.
+    """Numbers of processes and threads that read images.
 
     Attributes:
-      workers: processes; 0: threads of this one.
-      threads: of every worker, or of this process.
-      advice: what to do where they do not suffice.
+        workers: number of worker processes; 0: threads of this process read.
+        threads: number of threads of each worker, or of this process.
+        advice: what to do if they are too slow.
     """
 
     workers: int
@@ -81,20 +82,23 @@ def choose_readers(
 ) -> Readers:
     """Returns the readers for a host.
 
-    A CPU computes with the cores that would read, and needs few images a second: two threads do.
-    For accelerators all cores but one read, as processes, at most 8 a device and 16 in all; where
-    these are fewer than three, or the images few, threads.
+    If the devices are CPUs, the same cores compute and read, and few images a second are needed:
+    two threads are enough. For accelerators, all cores except one read, as worker processes, at
+    most 8 per device and 16 in total. Threads are used instead if there would be fewer than three
+    workers, or if there are few images.
 
     Args:
-      images: that this process reads in all; None: without end.
-      num_workers, num_threads: as the user gives them, or AUTOMATIC.
+        host: resources of this process.
+        images: number of images that this process reads in total; None: endless.
+        num_workers: number of worker processes that the user asks for, or AUTOMATIC.
+        num_threads: number of threads that the user asks for, or AUTOMATIC.
 
     Raises:
-      ValueError: a number is below -1.
+        InputError: if a number is negative and not -1, or there would be no thread.
     """
     for name, value, least in (("num_workers", num_workers, 0), ("num_threads", num_threads, 1)):
         if value < least and value != AUTOMATIC:
-            raise InputError(f"{name}: {least} or more expected, or -1 for what fits, got {value}")
+            raise InputError(f"{name}: {least} or more expected, or -1 for automatic, got {value}")
     few = images is not None and images < FEW_IMAGES
     workers = min(host.share - 1, WORKERS_PER_DEVICE * host.devices, MOST_WORKERS, host.room)
     if host.platform == "cpu" or few or workers < 3:
@@ -110,20 +114,21 @@ def choose_readers(
 
 
 def _advice(host: Host, workers: int) -> str:
-    """What to do where the readers do not keep up."""
+    """Returns what to do if the readers are too slow."""
     more = min(host.share - 1, 2 * workers or host.share // 2)
     if max(workers, 1) < more <= host.room:
         return f"raise --config.data.num_workers={more} (now {workers}, for {host.share} cores)"
     if more > host.room:
         return (
-            f"{_SHARED_MEMORY} has no room for the batches of more worker processes than "
-            f"{host.room}; enlarge it (docker run --shm-size=8g), then raise "
+            f"{_SHARED_MEMORY} has room for the batches of {host.room} worker "
+            f"process{'es' * (host.room != 1)} only; "
+            "enlarge it (docker run --shm-size=8g), then raise "
             f"--config.data.num_workers={more}"
         )
     cores = f"all {host.share} cores of this process are" if host.share > 1 else "its one core is"
     return (
-        f"{cores} in use already; what helps: more cores (SLURM: --cpus-per-task), image files "
-        "about as large as the input of the network, a faster disk, fewer steps in "
+        f"{cores} in use already; use more cores (SLURM: --cpus-per-task), image files about as "
+        "large as the input of the network, a faster disk, or fewer steps in "
         "config.augment.pipeline"
     )
 
@@ -137,15 +142,20 @@ def local_readers(
     num_workers: int = AUTOMATIC,
     num_threads: int = AUTOMATIC,
 ) -> Readers:
-    """Returns the readers for this host, and logs once what was chosen.
+    """Returns the readers for this host, and logs the choice once.
 
-    In a run of several processes all of them must call it.
+    In a run of several processes, all of them must call this function.
 
     Args:
-      what: is read, for the log.
-      batch_bytes: of the images in a batch of this process.
-      images: see choose_readers.
-      streams: of batches that are read at the same time, each by readers of its own.
+        what: name of the task, for the log, such as "training".
+        batch_bytes: bytes of the images in a batch of this process.
+        images: number of images that this process reads in total; None: endless.
+        streams: number of batch streams that are read at the same time, each by its own readers.
+        num_workers: number of worker processes that the user asks for, or AUTOMATIC.
+        num_threads: number of threads that the user asks for, or AUTOMATIC.
+
+    Raises:
+        InputError: if a number is not valid.
     """
     cores, sharing = usable_cores(), _processes_beside()
     room = _free_shared_memory() // max(BATCHES_PER_WORKER * batch_bytes * streams * sharing, 1)
@@ -173,8 +183,11 @@ def eval_readers(
     """Returns the readers of `data.eval_batches` over a data set at one or more input sizes.
 
     Args:
-      num_images, batch_size: of all processes.
-      sizes: (height, width) in pixels; batches of all of them are read at the same time.
+        num_images: number of images, over all processes.
+        batch_size: images of a batch, over all processes.
+        sizes: (height, width) in pixels; the batches of all sizes are read at the same time.
+        num_workers: number of worker processes that the user asks for, or AUTOMATIC.
+        num_threads: number of threads that the user asks for, or AUTOMATIC.
     """
     height, width = max(sizes, key=math.prod)
     return local_readers(
@@ -188,13 +201,13 @@ def eval_readers(
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --num_workers and --num_threads."""
+    """Adds the flags --num_workers and --num_threads."""
     for name, what in (
-        ("num_workers", "processes that read images; 0: threads of this one"),
-        ("num_threads", "reading threads of each such process, or of this one"),
+        ("num_workers", "worker processes that read images; 0: threads of this process read"),
+        ("num_threads", "reading threads of each worker process, or of this process"),
     ):
         parser.add_argument(
-            f"--{name}", type=int, default=AUTOMATIC, help=f"{what}; default: what fits the host"
+            f"--{name}", type=int, default=AUTOMATIC, help=f"{what}; default: chosen for the host"
         )
 
 
@@ -204,7 +217,11 @@ def _tell(text: str) -> None:
 
 
 def usable_cores(cgroup: pathlib.Path = _CGROUP) -> int:
-    """Returns how many cores this process may use: by affinity and the quota of its container."""
+    """Returns the number of cores for this process, by affinity and the quota of its container.
+
+    Args:
+        cgroup: root folder of the control groups.
+    """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -213,11 +230,14 @@ def usable_cores(cgroup: pathlib.Path = _CGROUP) -> int:
 
 
 def cgroup_quota(cgroup: pathlib.Path) -> float:
-    """Returns the cores that a container may use, by version 2 or 1 of cgroups; else many."""
+    """Returns the number of cores that a container may use, by cgroups version 2 or 1.
+
+    Without a quota the number is very large.
+    """
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         try:
             quota, period = " ".join((cgroup / file).read_text() for file in files).split()
-            if quota.isdecimal() and int(quota):  # else "max" or -1: there is none
+            if quota.isdecimal() and int(quota):  # "max" or -1: no quota
                 return int(quota) / int(period)
         except (OSError, ValueError, ZeroDivisionError):
             continue
@@ -225,7 +245,7 @@ def cgroup_quota(cgroup: pathlib.Path) -> float:
 
 
 def _free_shared_memory() -> int:
-    """Returns the bytes that worker processes can put batches in; many where nothing limits it."""
+    """Returns the free bytes of shared memory; a very large number if it has no limit."""
     try:
         return shutil.disk_usage(_SHARED_MEMORY).free
     except OSError:  # macOS
@@ -234,7 +254,7 @@ def _free_shared_memory() -> int:
 
 @functools.cache
 def _processes_beside() -> int:
-    """Returns how many processes of the run have this host and the same cores as this one."""
+    """Returns the number of processes of the run on this host with the same cores as this one."""
     if jax.process_count() == 1:
         return 1
     affinity = getattr(os, "sched_getaffinity", lambda _: ())

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""Training state: what a step reads and changes."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes; saved whole, so that a resumed run is the same run.
+    """Everything that a step changes; saved completely, so that a resumed run is the same run.
 
     Attributes:
-      step: int32 scalar, optimiser steps done; also the position in the data.
-      params, batch_stats: the model's variables that learn, float32.
-      ema_params, ema_batch_stats: their moving averages, used for evaluation.
-      opt_state: optax state.
+        step: int32 scalar, number of optimiser steps done; also the position in the data.
+        params, batch_stats: variables of the model, float32.
+        ema_params, ema_batch_stats: their moving averages (EMA), used for evaluation.
+        opt_state: optax state.
     """
 
     step: jax.Array
@@ -28,14 +28,19 @@ class TrainState:
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """The variables to evaluate with: the moving averages."""
+        """The variables for evaluation: the moving averages (EMA)."""
         return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
 
 
 def create_train_state(
     variables: dict[str, Any], optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Returns the state before the first step, as numpy arrays or ones of jax's default device."""
+    """Returns the state before the first step: numpy arrays, or arrays of jax's default device.
+
+    Args:
+        variables: initial "params" and "batch_stats" of the model.
+        optimizer: the optimiser.
+    """
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=np.zeros((), np.int32),
@@ -43,6 +48,6 @@ def create_train_state(
         batch_stats=batch_stats,
         ema_params=params,
         ema_batch_stats=batch_stats,
-        # As one program; else jax compiles one for each shape of a parameter.
+        # As one program; otherwise jax compiles one for each parameter shape.
         opt_state=jax.jit(optimizer.init)(params),
     )

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""What convert and convert_dataset refuse: weights files, data sets, and what is asked for."""
+"""Bad inputs of convert and convert_dataset: weights files, data sets and arguments."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ def weights(content: bytes | None) -> dict:
 
 
 def raw(header: str, body: bytes = b"", length: int | None = None) -> dict:
-    """A .safetensors file by its bytes: length of the header, header, tensors."""
+    """Returns the bytes of a .safetensors file: length of the header, header, tensors."""
     size = len(header) if length is None else length
     return weights(size.to_bytes(8, "little") + header.encode() + body)
 
@@ -35,13 +35,13 @@ def ones(*shape: int) -> np.ndarray:
 
 
 def resnet18() -> dict[str, np.ndarray]:
-    """Enough to be taken for one."""
+    """Returns the tensors by which a ResNet-18 is recognised."""
     names = [f"layer{i}.{j}.conv1.weight" for i in range(1, 5) for j in range(2)]
     return {"conv1.weight": ones(8, 3, 7, 7)} | {name: ones(8, 8, 3, 3) for name in names}
 
 
 def official(**changes: np.ndarray | None) -> dict:
-    """An official M2Det by the tensors that are looked at first; None leaves one out."""
+    """Returns the tensors of an official M2Det that are checked first; None removes one."""
     tensors = {
         f"{name}.conv.weight": ones(n, 1, 1, 1)
         for name, n in (

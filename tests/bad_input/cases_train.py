@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""What training and the demo refuse: configs, workdirs, weights and data."""
+"""Bad inputs of training and the demo: configs, workdirs, weights and data."""
 
 import functools
 import shutil
@@ -13,7 +13,7 @@ train, demo = functools.partial(Case, "train"), functools.partial(Case, "demo")
 
 
 def write(name: str, content: str):
-    """Writes a file, or into all files that a pattern finds."""
+    """Writes a file, or all files that match a pattern."""
 
     def make(folder):
         for path in list(folder.glob(name)) or [folder / name]:
@@ -23,7 +23,7 @@ def write(name: str, content: str):
 
 
 def folder(name: str):
-    """Puts a folder where a file is or should be."""
+    """Creates a folder in place of a file."""
 
     def make(root):
         (root / name).unlink(missing_ok=True)
@@ -33,7 +33,7 @@ def folder(name: str):
 
 
 def file(name: str):
-    """Puts a file where a folder is or should be."""
+    """Creates a file in place of a folder."""
 
     def make(root):
         shutil.rmtree(root / name, ignore_errors=True)
@@ -101,7 +101,7 @@ OVERRIDES = [
     ("one training size", "--config.data.train_sizes='(64,64)'", r"config\.data\.train_sizes=\(64, 64\): give \(\(height, width\), \.\.\.\), each 64 or more"),
     ("test size too small", "--config.eval.test_sizes='(32,)'", r"config\.eval\.test_sizes has 32: give sides or \(height, width\), 64 or more"),
     ("steps at several sizes", "--config.anchors.steps='(8,16)' --config.data.train_sizes='((64,64),(64,96))'", r"config\.anchors\.steps are those of config\.data\.image_size=\(64, 96\); leave them \(\)"),
-    ("batch over the devices", "--config.batch_size=12", r"config\.batch_size=12 does not divide over 8 devices; give a multiple of 8"),
+    ("batch over the devices", "--config.batch_size=12", r"config\.batch_size=12 cannot be split evenly over 8 devices; give a multiple of 8"),
     ("micro-batches", "--config.accumulation=3", r"config\.batch_size=8 is not a multiple of config\.accumulation=3"),
     ("processes without a coordinator", "--config.distributed.num_processes=2", r"config\.distributed\.num_processes=2 without config\.distributed\.coordinator; give 'auto' or 'host:port'"),
     ("process beyond the count", "--config.distributed.coordinator=host:1234 --config.distributed.num_processes=2 --config.distributed.process_id=5", r"config\.distributed\.coordinator='host:1234' needs num_processes .* process_id=5"),
@@ -171,7 +171,7 @@ CASES = [train(name, TINY + line, (expected,)) for name, line, expected in OVERR
     train("workdir of another network", RESUME + "--config.optimizer.name=adamw --allow_config_change", (r"none of the checkpoints in .*run/checkpoints can be restored into this model; use another --workdir",)),
     train("workdir of other classes", RESUME, (r"trained on the classes \['cat', 'dog'\], the data has \['dog', 'cat'\]; use another --workdir",), {"classes.csv": "dog,0\ncat,1\n"}),
     train("workdir of other annotations", RESUME, ("the validation set: .*, now .*", "another --workdir"), {"val.csv": "b.png,1,2,10,12,cat\n"}),
-    train("history cut short", RESUME, (r"history\.jsonl:1: a JSON object with an integer 'step' expected, got b'\{'; mend or delete the line",), make=write("run/history.jsonl", "{\n")),
+    train("history cut short", RESUME, (r"history\.jsonl:1: a JSON object with an integer 'step' expected, got b'\{'; correct or delete the line",), make=write("run/history.jsonl", "{\n")),
     train("history is a folder", RESUME, (r"run/history\.jsonl", "Is a directory"), make=folder("run/history.jsonl")),
     train("all checkpoints cut short", RESUME, (r"none of the checkpoints in .*: meta/metadata has 1 of \d+ bytes",), make=write("run/checkpoints/*/meta/metadata", "x")),
     # The demo.
@@ -179,7 +179,7 @@ CASES = [train(name, TINY + line, (expected,)) for name, line, expected in OVERR
     demo("seed too large for numpy", "--seed 99999999999", (r"--seed: 99999999999: must be below 2\^32",), status=2),
     demo("unknown flag", "--nosuch", ("unrecognized arguments: --nosuch",), status=2),
     demo("no workdir behind the flag", "--workdir", ("--workdir: expected one argument",), status=2),
-    demo("workdir is a file", "--workdir a.png", (r"Not a directory: .a\.png|a\.png.*(Not a directory|there is a file|a file, no folder)",)),
+    demo("workdir is a file", "--workdir a.png", (r"Not a directory: .a\.png|a\.png.*(Not a directory|there is a file|is a file, not a folder)",)),
     demo("its data are a file", "--workdir d", ("d/data",), {"d/data": "x"}),
     demo("its data half deleted", "--workdir d", (r"no such file: train_csv=\S*d/data/train\.csv",), {"d/data/classes.csv": "cat,0\n"}),
     demo("its classes edited", "--workdir d", (r"d/data/classes\.csv:2: .*\(x\)",), DEMO | {"d/data/classes.csv": "cat,0\ndog,x\n"}),

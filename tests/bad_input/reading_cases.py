@@ -1,7 +1,7 @@
 # ruff: noqa: E501
-"""Inputs that people have, and what becomes of each: `ACCEPTED` (as its plain twin) or a message.
+"""Inputs of data sets, and the result of each: `ACCEPTED`, or the error message.
 
-A message that ends in ... goes on as the library that found the fault puts it.
+A message that ends with ... continues with the text of a library.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The smallest sound data set in each format, and the files that cases change in it."""
+"""Smallest valid data set in each format; the test cases change files in it."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def jpeg(size=(400, 300)) -> bytes:
 
 
 def huge_png(width=100_000, height=100_000, bits=1, colour=0) -> bytes:
-    """A few bytes that say they are a large picture, of 10 gigapixels if nothing is given."""
+    """Returns a short PNG file whose header claims a large picture, by default 10 gigapixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         check = zlib.crc32(name + data)
@@ -69,7 +69,7 @@ OPEN_ROW = "a,/m/1,0.025,0.25,0.0666666667,0.4,0"
 KITTI = "cat -1 -1 -10 1 2 10 12 -1 -1 -1 -1000 -1000 -1000 -10"
 YOLO = "0 0.1375 0.233333333 0.225 0.333333333"
 
-# Each holds one image with a cat at 1, 2, 10, 12.
+# Each has one image with a cat at 1, 2, 10, 12.
 SOUND: dict[str, dict[str, Content]] = {
     "csv": {
         "a.png": png(),
@@ -97,7 +97,7 @@ SOUND: dict[str, dict[str, Content]] = {
 
 
 def write_files(root: Path, files: dict[str, Content]) -> None:
-    """Writes files below a folder; None leaves one out."""
+    """Writes files below a folder; a file with content None is not written."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def write_files(root: Path, files: dict[str, Content]) -> None:
 
 
 def write(root: Path, format: str, changes: dict[str, Content]) -> Source:
-    """Writes the sound set with some files changed."""
+    """Writes the valid data set with some files changed."""
     write_files(root, SOUND[format] | changes)
     if format == "csv":
         return Source("csv", str(root), "train.csv", "classes.csv")
@@ -118,7 +118,7 @@ def write(root: Path, format: str, changes: dict[str, Content]) -> Source:
 
 
 def outcome(root: Path, format: str, changes: dict[str, Content]) -> DetectionIndex | str:
-    """Reads the set, and its images in full; returns the index, or the message that refuses it."""
+    """Reads the data set and all its images; returns the index, or the error message."""
     source = write(root, format, changes)
     try:
         index = read_dataset(source)

@@ -1,4 +1,4 @@
-"""A small world of files to spoil, and a verb run in it as from the command line."""
+"""Folder of small valid files for bad-input tests, and commands that run in it."""
 
 import contextlib
 import dataclasses
@@ -64,15 +64,15 @@ class Case:
     """One bad input.
 
     Attributes:
-      verb: a key of VERBS.
-      name: what is wrong, in words.
-      line: the command line behind the verb, in a folder with FILES and what `files` changes.
-      expected: regular expressions that the message must match.
-      files: files of other content; None leaves one out.
-      sets: data sets of other formats to write into folders of that name.
-      make: what else is done to the folder before.
-      status: of the process; 2: argparse's own message, behind the usage.
-      message: the whole of it, where it is known; what `shape` is taken of.
+        verb: a key of VERBS.
+        name: what is wrong.
+        line: arguments of the command, which runs in a folder with FILES and `files`.
+        expected: regular expressions that the message must match.
+        files: files with changed content; None: the file is missing.
+        sets: data sets of other formats, each written to a folder of that name.
+        make: function that changes the folder before the command runs.
+        status: exit status of the process; 2: a message of argparse, after the usage.
+        message: the complete message, if it is known; used by `shape`.
     """
 
     verb: str
@@ -87,7 +87,7 @@ class Case:
 
     @property
     def shape(self) -> tuple[str, str]:
-        """The verb, and the message without names and numbers: equal ones meet the same check."""
+        """The verb, and the message without names and numbers; equal shapes test the same check."""
         text = self.message or re.sub(r"\\(.)", r"\1", " ".join(self.expected).replace(".*", " "))
         text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "QUOTED", text)
         text = re.sub(r"(--)?(no)?config\.[\w.]*\w(=\S+)?", "KEY", text)
@@ -98,7 +98,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a verb ended: its exit status, the message, and all that it printed."""
+    """How a command ended: its exit status, the message, and all that it printed."""
 
     status: int
     message: str
@@ -106,7 +106,7 @@ class Outcome:
 
 
 def make_templates(folder: Path) -> None:
-    """Writes what takes seconds to make: run (steps 3 and 6), converted weights, a backbone."""
+    """Writes what takes seconds: a run (steps 3 and 6), converted weights, a backbone."""
     write_files(folder, FILES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # the paths of its data are relative
@@ -132,7 +132,7 @@ def make_templates(folder: Path) -> None:
 
 
 def prepare_folder(case: Case, folder: Path, templates: Path) -> None:
-    """Fills a folder with what a case needs."""
+    """Writes the files of a case into a folder."""
     write_files(folder, FILES | case.files)
     for format in case.sets:
         write_files(folder / format, SOUND[format])
@@ -145,7 +145,7 @@ def prepare_folder(case: Case, folder: Path, templates: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_process():
-    """Keeps what a verb sets up for its process (flags, logging, environment) to the block."""
+    """Restores at the end what a command changes in its process: logging and environment."""
     logger, environment = logging.getLogger("m2det_jax"), dict(os.environ)
     before = logger.handlers[:], logger.level, logger.propagate, sys.unraisablehook
     filters = {name: logging.getLogger(name).filters[:] for name in ("absl", "asyncio")}
@@ -160,7 +160,7 @@ def quiet_process():
 
 
 def forget_flags() -> None:
-    """Brings absl's flags back to what they were before a command line was parsed."""
+    """Restores the absl flags to their state before a command line was parsed."""
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     for name in flags.FLAGS:
@@ -169,17 +169,17 @@ def forget_flags() -> None:
 
 
 def run(verb: str, line: str, folder: Path) -> Outcome:
-    """Runs the entry point of a verb in a folder."""
+    """Runs the entry point of a command in a folder."""
     module = importlib.import_module(f"m2det_jax.{VERBS[verb]}")
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, quiet_process(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as outside of tests; ml_collections has one
+        warnings.simplefilter("ignore")  # as outside of tests; ml_collections causes one
         patch.chdir(folder)
-        patch.syspath_prepend(folder)  # as python -m does
+        patch.syspath_prepend(folder)  # like python -m
         patch.setattr(sys, "argv", [f"m2det-{verb}", *shlex.split(line)])
-        # absl's own would set up the process for good.
+        # The function of absl would change the process permanently.
         patch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
-        # They would take over the flags of the verbs that ran before.
+        # Otherwise a parser would inherit the flags of commands that ran before.
         plain = functools.partial(argparse_flags.ArgumentParser, inherited_absl_flags=None)
         patch.setattr(argparse_flags, "ArgumentParser", plain)
         forget_flags()
