@@ -64,7 +64,7 @@ def fit(
     *,
     workdir: str | os.PathLike | None = None,
     epochs: float | None = None,
-    hooks: Hooks = NO_HOOKS,
+    hooks: Hooks | None = None,
     allow_config_change: bool = False,
     trust: bool = False,
     **overrides: Any,
@@ -83,7 +83,8 @@ def fit(
             been trained with so far, else "small320".
         workdir: folder of the run; None: runs/EXPERIMENT. A run that is there goes on.
         epochs: of the whole run; None: as the experiment has it.
-        hooks: are called when the run starts, after evaluations, at its end, and for an error.
+        hooks: an object whose methods are called when the run starts, after evaluations, at its
+            end, and for an error.
         allow_config_change: go on although config keys differ that change the result.
         trust: a Python module that only the config in workdir names as data.format may be imported.
         overrides: other keys of the config: batch_size=4, optimizer={"learning_rate": 1e-3} or
@@ -96,6 +97,9 @@ def fit(
         InputError: a key does not exist or a value does not fit, or as `train` raises it.
         KeyboardInterrupt: Ctrl-C; the state is saved, and the same call goes on.
     """
+    hooks = NO_HOOKS if hooks is None else hooks
+    if not isinstance(hooks, Hooks):
+        raise InputError(f"hooks: an object of a class of m2det_jax.Hooks expected, got {hooks!r}")
     config, workdir, stored = _config_and_workdir(experiment, workdir)
     changes = _data_keys(data) | _given(overrides)
     _change(config, changes | ({} if epochs is None else {"epochs": epochs}))

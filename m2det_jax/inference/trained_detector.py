@@ -10,7 +10,8 @@ from typing import Any, overload
 import jax
 import numpy as np
 
-from m2det_jax import runtime
+from m2det_jax import ops, runtime
+from m2det_jax.config import Config
 from m2det_jax.datasets.evaluation import read_data
 from m2det_jax.errors import InputError
 from m2det_jax.inference.evaluation import data_choice, evaluate_restored, evaluation_batch
@@ -84,7 +85,7 @@ class TrainedDetector:
         return self.restored.step
 
     @property
-    def config(self):
+    def config(self) -> Config:
         """What it was trained with, and config.eval as it is used."""
         return self.restored.config
 
@@ -111,7 +112,9 @@ class TrainedDetector:
         self, images: Iterable[ImageLike], threshold: float = ..., batch_size: int | None = ...
     ) -> Iterator[Result]: ...
 
-    def predict(self, images, threshold=THRESHOLD, batch_size=None):
+    def predict(
+        self, images: Any, threshold: float = THRESHOLD, batch_size: int | None = None
+    ) -> Result | list[Result] | Iterator[Result]:
         """Detects objects in an image, or in any number of them, of any sizes.
 
         An image is a path (str or PathLike), an http or https URL, a PIL image, or a uint8 array:
@@ -260,7 +263,9 @@ class TrainedDetector:
 
         return fetch
 
-    def _result(self, found, i: int, picture: Picture, views: Sequence[View]) -> Result:
+    def _result(
+        self, found: ops.Detections, i: int, picture: Picture, views: Sequence[View]
+    ) -> Result:
         valid = found.valid[i]
         return Result(
             boxes=self._programs.to_picture(found.boxes[i][valid], views, picture.size),

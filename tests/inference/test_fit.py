@@ -237,6 +237,10 @@ def test_a_config_of_the_user_is_not_changed(config_of, folder):
         ({"data": "no such"}, "no train.csv and no classes.csv there"),
         ({"data": 3}, "a folder or a mapping expected, got int"),
         ({"experiment": default_config()}, "workdir: give one"),
+        (
+            {"hooks": print},
+            "hooks: an object of a class of m2det_jax.Hooks expected, got <built-in",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

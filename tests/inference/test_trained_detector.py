@@ -276,7 +276,7 @@ def test_loading_leaves_logging_and_choices_of_jax_alone(whole, caplog, monkeypa
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_converted_folder_or_one_of_nothing(tmp_path):
+def test_a_folder_without_checkpoints(tmp_path):
     with pytest.raises(InputError, match="no checkpoints there"):
         m2det_jax.load(tmp_path)
 
