@@ -14,10 +14,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Linter and format.
+# Linter, format and types.
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 # The tests with PyTorch, which `make test` skips. They download several GiB.
 test-torch: $(VENV)/.installed-torch

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from benchmarks import timing
-from m2det_jax.data import AugmentSettings, read_csv, train_batches
+from m2det_jax.data import AugmentSettings, TrainSettings, read_csv, train_batches
 
 BATCH_SIZE = 8
 
@@ -25,8 +25,8 @@ def measure(data: pathlib.Path, *, size: int, rounds: int, batches: int) -> dict
     """Returns the seconds of each round of `batches` batches: {"bare": ..., "augmented": ...}."""
     index = read_csv(data / "train.csv", data / "classes.csv")
     paths = itertools.cycle(index.image_paths)
-    settings = AugmentSettings(image_size=(size, size))
-    pipeline = train_batches(index, settings=settings, batch_size=BATCH_SIZE, seed=0, num_threads=0)
+    settings = TrainSettings(AugmentSettings((size, size)), batch_size=BATCH_SIZE, seed=0)
+    pipeline = train_batches(index, settings, num_threads=0)
 
     def bare() -> None:
         for path in itertools.islice(paths, batches * BATCH_SIZE):

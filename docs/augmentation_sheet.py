@@ -12,7 +12,7 @@ import numpy as np
 from m2det_jax.build import augment_settings
 from m2det_jax.config import default_config
 from m2det_jax.data import read_classes, read_csv
-from m2det_jax.data.augment.augment import augment
+from m2det_jax.data.augment.steps import augment
 from m2det_jax.data.synthetic import draw_dataset
 from m2det_jax.draw import contact_sheet, draw_boxes
 

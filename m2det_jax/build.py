@@ -69,7 +69,7 @@ def make_anchors(config: Config, image_size: tuple[int, int] | None = None) -> n
     )
 
 
-def _nominal_anchors(config: Config, maps: list[tuple[int, int]]) -> np.ndarray:
+def _nominal_anchors(config: Config, maps: tuple[tuple[int, int], ...]) -> np.ndarray:
     image_size, c = config.data.image_size, config.anchors
     if c.kind == "retinanet":
         inverses = [1 / ratio for ratio in reversed(c.aspect_ratios)]
@@ -90,7 +90,7 @@ def _nominal_anchors(config: Config, maps: list[tuple[int, int]]) -> np.ndarray:
     )
 
 
-def _feature_maps(config: Config, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+def _feature_maps(config: Config, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     num_scales = config.model.num_scales
     try:
         return feature_map_sizes(image_size, num_scales)
@@ -167,8 +167,8 @@ def make_suppression(config: Config) -> Suppression:
 def make_views(config: Config) -> Views | None:
     """Returns the views of config.eval; None where they are the plain one that training uses."""
     own = config.data.image_size
-    sizes = [(s, s) if isinstance(s, int) else s for s in config.eval.test_sizes]
-    sizes = tuple(dict.fromkeys(sizes)) or (own,)
+    sides = [(s, s) if isinstance(s, int) else s for s in config.eval.test_sizes]
+    sizes = tuple(dict.fromkeys(sides)) or (own,)
     if sizes == (own,) and not config.eval.test_flip:
         return None
     return Views(sizes, config.eval.test_flip)
@@ -221,7 +221,8 @@ def memory_settings(config: Config) -> memory.MemorySettings:
 
 def fill_colour(config: Config) -> tuple[int, int, int]:
     """Returns what the network input shows where there is no image: the mean, RGB."""
-    return tuple(round(value) for value in config.data.mean)
+    red, green, blue = config.data.mean
+    return round(red), round(green), round(blue)
 
 
 def augment_settings(config: Config) -> AugmentSettings:

@@ -17,19 +17,17 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from m2det_jax.config.keys import FORMATS
 from m2det_jax.errors import BUG, InputError, in_words
 
-# What is left out of every conversion, where the files have it.
-NOT_READ = {
-    "coco": "segmentations, keypoints, captions, licences, annotation ids",
-    "voc": "poses, truncated, occluded, parts, segmentations",
-    "kitti": "truncated, occluded, alpha and what stands for the object in space",
-    "openimages": "Source, Confidence, IsOccluded, IsTruncated, IsDepiction, IsInside",
-}
+if TYPE_CHECKING:
+    from m2det_jax.data import DetectionIndex
+    from m2det_jax.data.formats.write import Written
+
 _VERB = "convert-dataset"
-_STAGED = ".m2det-partial"  # folder for what is written into a folder that is not empty
-FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
+_STAGED = ".m2det-partial"  # folder for files on their way into a folder that is not empty
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,7 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--from", dest="source", required=True, metavar="FORMAT",
-        help="csv, coco, voc, kitti, openimages, yolo, or a Python module of your own")  # fmt: skip
+        help=f"{', '.join(FORMATS)}, or a Python module of your own")  # fmt: skip
     add("--to", dest="target", required=True, choices=FORMATS)
     add("--input", default="", help="folder of the data set; default: the current one")
     add("--split", action="append", required=True, dest="splits",
@@ -53,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--force", action="store_true",
         help="write into a folder that is not empty; no file of yours is replaced")  # fmt: skip
     add("--on_bad_box", choices=("error", "clip", "drop"), default="error",
-        help="boxes that are none or leave their image (default: refuse)")  # fmt: skip
+        help="boxes without area, or beyond their image (default: refuse)")  # fmt: skip
     add("--class_map", nargs="+", default=[], metavar="FROM=TO",
         help="rename or merge classes; FROM= drops one")  # fmt: skip
     add("--labels_filter", nargs="+", default=[], metavar="CLASS", help="keep only these")
@@ -62,13 +60,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def convert_dataset(options: argparse.Namespace) -> None:
-    """Reads, says what is lost, and writes.
+    """Reads a data set, lists what the new format cannot hold, and writes it.
 
     Raises:
-      ValueError, OSError: the data are refused, or the output is not free.
+        ValueError: if the data are refused, or options or output do not fit.
+        OSError: if files cannot be written.
     """
     # Imported late: `--help` and a misspelt flag answer at once.
-    from m2det_jax.data.formats.not_held import losses
+    from m2det_jax.data.formats import sources
+    from m2det_jax.data.formats.write import not_held
 
     output = pathlib.Path(options.output)
     _check_options(options)
@@ -83,10 +83,11 @@ def convert_dataset(options: argparse.Namespace) -> None:
         inside = [path for path in index.image_paths if _is_inside(path, output)]
         if inside:
             raise InputError(f"--output {output} holds images of the input, such as {inside[0]}")
-    if options.source in NOT_READ:
-        print(f"not read of {options.source}: {NOT_READ[options.source]}")
+    source = sources.FORMATS.get(options.source)
+    if source is not None and source.not_read:
+        print(f"not read of {options.source}: {source.not_read}")
     for name, index in splits.items():
-        for loss in losses(index, options.target):
+        for loss in not_held(index, options.target):
             print(f"{name}: not held by {options.target}: {loss}")
     done = _write(splits, options, output)
     images = [
@@ -102,15 +103,17 @@ def convert_dataset(options: argparse.Namespace) -> None:
     print(f"written: {options.target} in {output}; images: {', '.join(images) or 'none'}")
 
 
-def _write(splits: dict, options: argparse.Namespace, output: pathlib.Path):
-    """Writes into a folder beside or in the output, then moves it there; returns what was done."""
+def _write(
+    splits: dict[str, "DetectionIndex"], options: argparse.Namespace, output: pathlib.Path
+) -> "Written":
+    """Writes into a folder beside or in the output, then moves the files; returns their numbers."""
     from m2det_jax.data.formats.write import write_dataset
     from m2det_jax.run.outputs import Outputs, new_folder
 
     def files_in(folder: pathlib.Path) -> list[str]:
         return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
-    def write(folder: pathlib.Path):
+    def write(folder: pathlib.Path) -> "Written":
         return write_dataset(splits, options.target, folder, copy_images=options.copy_images)
 
     if not output.exists():
@@ -134,7 +137,7 @@ def _write(splits: dict, options: argparse.Namespace, output: pathlib.Path):
 
 
 def _is_same_file(staged: pathlib.Path, target: pathlib.Path) -> bool:
-    """Whether a hard link to the same image is there already."""
+    """Returns whether a hard link to the same image is there already."""
     return not target.is_symlink() and target.exists() and os.path.samefile(staged, target)
 
 
@@ -164,7 +167,7 @@ def _plain_name(split: str) -> str:
 def _check_output(output: pathlib.Path, options: argparse.Namespace) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output}: there is a file of that name")
-    # What a run left that was killed does not count.
+    # Files that a killed run left do not count.
     full = output.is_dir() and any(path.name != _STAGED for path in output.iterdir())
     if full and not options.force:
         raise InputError(f"--output {output}: not empty; give another folder, or --force")
@@ -173,20 +176,22 @@ def _check_output(output: pathlib.Path, options: argparse.Namespace) -> None:
 
 
 def _is_inside(path: str, folder: pathlib.Path) -> bool:
-    """Whether a file lies in a folder, by whatever names and links they are given."""
+    """Returns whether a file lies in a folder, by whatever names and links they are given."""
     return pathlib.Path(path).resolve().is_relative_to(folder.resolve())
 
 
-def _read(options: argparse.Namespace) -> list:
+def _read(options: argparse.Namespace) -> "list[DetectionIndex]":
     """Returns the splits, with the same classes."""
-    from m2det_jax.data import EFFECTS, KINDS, Source, inspect_dataset
-    from m2det_jax.data.reading.combine import all_classes, map_classes, select_classes, use_classes
+    from m2det_jax.data import EFFECTS, KINDS, Source, check_dataset
+    from m2det_jax.data.classes import all_classes, map_classes, select_classes, use_classes
+    from m2det_jax.data.formats.sources import lists_classes
 
     pairs = [tuple(pair.partition("=")[::2]) for pair in options.class_map]
-    splits, found = [], set()
+    splits: list[DetectionIndex] = []
+    found: set[str] = set()
     for split in options.splits:
         source = Source(options.source, options.input, split, options.classes, options.parent_label)
-        index, findings = inspect_dataset(source, on_bad_box=options.on_bad_box)
+        index, findings = check_dataset(source, on_bad_box=options.on_bad_box)
         findings.raise_if_any()
         if index is None:
             raise InputError(f"{split}: nothing to read")
@@ -204,11 +209,11 @@ def _read(options: argparse.Namespace) -> list:
             print(f"{split}: {dropped} objects of other classes left out")
         splits.append(index)
     _check_chosen(options, found, splits)
-    first = splits[0].class_names
-    # Formats that name classes only with their objects may lack some in a split.
-    names = first if options.source not in ("voc", "kitti") else all_classes(splits)
-    pairs = zip(options.splits, splits, strict=True)
-    return [use_classes(index, names, f"--split {split}") for split, index in pairs]
+    names = splits[0].class_names if lists_classes(options.source) else all_classes(splits)
+    return [
+        use_classes(index, names, f"--split {split}")
+        for split, index in zip(options.splits, splits, strict=True)
+    ]
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -237,12 +242,15 @@ def _check_file_names(paths: Sequence[str]) -> None:
             raise InputError(what) from None
 
 
-def _check_chosen(options: argparse.Namespace, found: set[str], splits: list) -> None:
+def _check_chosen(
+    options: argparse.Namespace, found: set[str], splits: "list[DetectionIndex]"
+) -> None:
     """Raises InputError where a class that an option names is in no split, or none is left.
 
-    found: the classes of all splits, before and after --class_map.
+    Args:
+        found: the classes of all splits, before and after --class_map.
     """
-    from m2det_jax.data.reading.csv_rows import class_remedy
+    from m2det_jax.data.classes import class_remedy
 
     mapped = [pair.partition("=")[0] for pair in options.class_map]
     for flag, names in (("class_map", mapped), ("labels_filter", options.labels_filter)):

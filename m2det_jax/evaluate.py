@@ -7,7 +7,6 @@ python -m m2det_jax.evaluate --workdir runs/mine --format coco --root coco --spl
 import argparse
 import json
 import logging
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -19,20 +18,13 @@ from m2det_jax import runtime
 from m2det_jax.config.dotted import to_dict
 from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
 from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
-from m2det_jax.metrics.coco import coco_results, format_table
-from m2det_jax.pages.markup import printable
+from m2det_jax.metrics.scores import coco_results, format_table
+from m2det_jax.pages.markup import printable, without_nan
 from m2det_jax.run import readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import restore
 
 log = logging.getLogger("m2det_jax")
-
-
-def without_nan(value: Any) -> Any:
-    """Replaces NaN (no ground truth) by None, the null of JSON, in nested dicts of numbers."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    return None if math.isnan(value) else value
 
 
 def evaluate_checkpoint(

@@ -18,7 +18,7 @@ from m2det_jax.config.experiment_checks import load_checked
 from m2det_jax.config.experiments import experiment_path
 from m2det_jax.config.keys import FORMATS
 from m2det_jax.config.stored import get_config, stored_file
-from m2det_jax.datasets.loading import refuse_untrusted
+from m2det_jax.datasets.evaluation import refuse_untrusted
 from m2det_jax.errors import InputError
 from m2det_jax.inference.trained_detector import TrainedDetector, load
 from m2det_jax.run.history import read_history

@@ -69,7 +69,7 @@ def set_up_jax(*, deterministic: bool = False) -> None:
     """Sets the XLA flags and the folder of the compilation cache; what the user has set is kept."""
     add_xla_flags(deterministic=deterministic)
     # So the next start need not compile again. JAX_COMPILATION_CACHE_DIR sets another folder.
-    if not jax.config.jax_compilation_cache_dir:
+    if not _option("jax_compilation_cache_dir"):
         home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
 
@@ -96,12 +96,17 @@ def add_xla_flags(*, deterministic: bool = False) -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
+def _option(name: str) -> Any:
+    """Returns an option of jax, which defines them when it runs: their type is not known."""
+    return getattr(jax.config, name)
+
+
 def _only_cpu() -> bool:
     """Returns whether jax will use the CPU alone. Asking jax itself would make it read XLA_FLAGS.
 
     If no platform is chosen, jax loads every device plugin that is installed.
     """
-    if chosen := jax.config.jax_platforms:
+    if chosen := _option("jax_platforms"):
         return chosen == "cpu"
     if importlib.util.find_spec("libtpu") or os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS"):
         return False

@@ -81,11 +81,11 @@ def train(
         if start.step == 0 and files is not None:  # process 0
             save_samples(config, files, run, batch, progress.history)
         programs = compile_steps(config, run, state, batch, costs)
-        batches = itertools.chain([batch], batches)
+        all_batches = itertools.chain([batch], batches)
 
         # A step, with all its parts, is done or not done: nothing is saved or left inside one.
         for step in range(start.step + 1, run.plan.stop + 1):
-            batch = progress.wait_for(batches)
+            batch = progress.wait_for(all_batches)
             train_step = programs[batch["image"].shape[1:3]]  # [B, H, W, 3]
             inputs = put_batch({name: batch[name] for name in INPUTS}, run.by_batch)
             state, step_metrics = train_step(state, inputs)
@@ -105,7 +105,7 @@ def train(
             progress.pause(save, manager, state, progress.interval, meta)
             if problem is not None or (stopping and step != run.plan.stop):
                 manager.wait_until_finished()
-                raise problem or Stopped(stopping, step)
+                raise problem or Stopped(stopping or 0, step)
             # Saved first: whatever becomes of the evaluation, the steps so far are safe.
             if run.plan.evaluates(step):
                 metrics = progress.pause(validation.run, state)

@@ -17,7 +17,7 @@ from test_main import ONE_DEVICE, REPOSITORY
 
 from m2det_jax import convert_dataset
 from m2det_jax.build import build_detector, make_anchors
-from m2det_jax.check import inspection
+from m2det_jax.check.run import check
 from m2det_jax.check.samples import choose
 from m2det_jax.config.dotted import with_values
 from m2det_jax.data import read_classes
@@ -62,7 +62,7 @@ def inspected(files, folder, overrides=None, **options):
     """Inspects the data set `files` with the tiny config: (contents, folder, what was printed)."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         config = support.tiny_config(files, overrides)
-        contents = inspection.inspect(config, folder, name="tiny", **options)
+        contents = check(config, folder, name="tiny", **options)
     return contents, folder, printed.getvalue()
 
 

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(
 HOSTILE = '<script>document.title = "broken"</script>'
 
 
-def finding(i: int) -> pages.Finding:
+def finding(i: int) -> pages.Remark:
     severity = ("error", "warning", "note")[i % 3]
-    return pages.Finding(
+    return pages.Remark(
         kind=f"kind-{i % 3}", severity=severity, split="train", file=f"dir{i}/train.csv",
         line=i + 1, item="", image=f"/data/{i}{HOSTILE}.jpg", what=f"number {i} {HOSTILE}",
         effect="stops", remedy="mend it",

@@ -8,7 +8,7 @@ import support
 from ml_collections import ConfigDict
 
 from m2det_jax.build import augment_settings, build_detector, make_suppression
-from m2det_jax.check.inspection import inspect
+from m2det_jax.check.run import check
 from m2det_jax.config import FREE_KEYS, OWN_KEYS, Config, default_config, resolve
 from m2det_jax.config.dotted import flatten, freeze, get, thaw, to_dict, with_values
 from m2det_jax.config.keys import declared, key
@@ -46,7 +46,7 @@ def test_only_config_reads_a_configdict(drawn_files, tmp_path, readers):
     evaluate_checkpoint(tmp_path / "run", overrides=["eval.test_flip=True"])
     image = str(drawn_files.train.parent / drawn_files.train.read_text().split(",")[0])
     assert predict(tmp_path / "run", [image]).images == 1
-    inspect(config, tmp_path / "check", name="x", samples=2)
+    check(config, tmp_path / "check", name="x", samples=2)
     assert readers and not [name for name in readers if not name.startswith("m2det_jax.config.")]
 
 

@@ -146,7 +146,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, small, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("m2det_jax.data.formats.write.write_classes", interrupt)
+    monkeypatch.setattr("m2det_jax.data.formats.voc.write_classes", interrupt)
     for more in ([], ["--force"]):
         with pytest.raises(SystemExit) as ended:
             from_csv(small, "voc", tmp_path / "out", *more)

@@ -18,7 +18,8 @@ from m2det_jax.config.paths import absolute_paths
 from m2det_jax.data import read_csv, write_classes, write_csv
 from m2det_jax.data.formats.write import write_dataset
 from m2det_jax.datasets import record
-from m2det_jax.datasets.loading import fingerprint, load_datasets, load_validation
+from m2det_jax.datasets.evaluation import load_validation
+from m2det_jax.datasets.loading import fingerprint, load_datasets
 from m2det_jax.run import checkpoint
 from m2det_jax.run.outputs import MANIFEST
 from m2det_jax.training.resume import refuse_other_run

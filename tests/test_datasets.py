@@ -13,9 +13,10 @@ from PIL import Image
 from m2det_jax.config import default_config, resolve
 from m2det_jax.config.keys import FORMATS
 from m2det_jax.data import DataError, read_classes, read_csv
-from m2det_jax.data.formats.sources import READERS
+from m2det_jax.data.formats import sources
 from m2det_jax.data.formats.write import write_dataset
-from m2det_jax.datasets.loading import inspect_datasets, load_datasets, load_validation
+from m2det_jax.datasets.evaluation import load_validation
+from m2det_jax.datasets.loading import check_datasets, load_datasets
 
 VALIDATION = {"csv": "val_csv"}
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ def config_of(format, root, **changes):
 
 
 def test_formats_of_checks_and_readers_agree():
-    assert tuple(READERS) == FORMATS
+    assert tuple(sources.FORMATS) == FORMATS
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -63,7 +64,7 @@ def test_training_and_validation_set_of_every_format(tmp_path, written, drawn_in
     again, what = load_validation(config, tmp_path, train.class_names, (7,) * 6)
     assert again.image_paths == val.image_paths and "val" in what
     assert again.class_ids == (7,) * 6
-    found = inspect_datasets(config)
+    found = check_datasets(config)
     assert found["val"][0].image_paths == val.image_paths and not len(found["train"][1])
 
 
@@ -163,7 +164,7 @@ def test_bad_boxes_are_mended_aloud(bad_boxes, caplog, on_bad_box, boxes, counts
     with caplog.at_level(logging.INFO, "m2det_jax"):
         train, _ = load_datasets(config, bad_boxes)
     assert train.boxes.tolist() == boxes
-    findings = inspect_datasets(config)["train"][1]
+    findings = check_datasets(config)["train"][1]
     assert (findings.count("clip"), findings.count("drop")) == counts
     assert "training: a box is there twice, 1 times: the box is left out" in caplog.text
     assert "leaves its image" in caplog.text
@@ -172,7 +173,7 @@ def test_bad_boxes_are_mended_aloud(bad_boxes, caplog, on_bad_box, boxes, counts
 def test_bad_boxes_are_refused_by_default(bad_boxes):
     with pytest.raises(DataError, match="6 problems in the data"):
         load_datasets(config_of("csv", bad_boxes), bad_boxes)
-    index, findings = inspect_datasets(config_of("csv", bad_boxes))["train"]
+    index, findings = check_datasets(config_of("csv", bad_boxes))["train"]
     assert index.boxes.tolist() == [[1, 1, 9, 9]] and findings.count("refuse") == 6
     kinds = sorted(finding.kind for finding in findings)
     assert kinds == ["duplicate", "outside", "outside", "swapped", "swapped", "zero-area"]

@@ -62,7 +62,7 @@ def test_any_difference_is_noticed(outcome):
     assert outcome.differences(expected | {"files": {"x.tmp"}}, expected) == ["files"]
 
 
-SAVED = "SIGTERM: step 5 is saved; the same command goes on from there"
+SAVED = "SIGTERM: step 5 is saved; the same command resumes from it"
 ON = "the last good checkpoint is step 4 in x; the same command resumes from it"
 FULL = "error: the disk is full; " + ON
 DIED = "error: a data worker was ended by signal 9; "

@@ -16,7 +16,7 @@ from m2det_jax.trained import restore
 from m2det_jax.training.plan import make_optimizer_settings, make_plan
 from m2det_jax.training.prepare import initial_variables
 from m2det_jax.weights import pretrained
-from m2det_jax.weights.backbones import BackboneWeights
+from m2det_jax.weights.imagenet import BackboneWeights
 from m2det_jax.weights.preprocessing import IMAGENET
 
 

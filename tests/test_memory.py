@@ -222,7 +222,7 @@ def test_memory_that_ends_in_a_step_is_explained(config, tmp_path, monkeypatch, 
     message = str(caught.value)
     assert "4 x 8, batch 2 on 1 device, needs 64.0 TiB per device. To use less" in message
     assert "(jax: RESOURCE_EXHAUSTED" in message and "\n" not in message
-    assert "none is saved yet" in message
+    assert "no checkpoint is saved in" in message
     assert "the device does not report its memory" in log_of_run.text
 
 
@@ -261,7 +261,7 @@ def test_a_run_that_does_not_fit_says_so_before_its_first_step(
     message = ended.value.code
     assert message.startswith("error: out of memory: the train step for pictures of 64 x 96")
     assert "--config.model.remat=True" in message and "--config.sharding=fsdp" in message
-    assert "none is saved yet" in message and "--allow_config_change" not in message
+    assert "no checkpoint is saved in" in message and "--allow_config_change" not in message
     assert "the 1.00 MiB available" in log_of_run.text
 
 

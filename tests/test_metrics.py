@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from m2det_jax.data import DetectionIndex
-from m2det_jax.metrics.coco import (
+from m2det_jax.metrics import scores
+from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.scores import (
     COCO_FIGURES,
-    ImageDetections,
     average_precision,
     coco_metrics,
     coco_results,
@@ -309,3 +310,14 @@ def test_results_carry_the_ids_of_the_data_set():
     records = coco_results(index, [detect(1, (BOX, 0.5, 1))])
     assert (records[0]["image_id"], records[0]["category_id"]) == (285, 90)
     assert coco_metrics(index, [detect(1, (BOX, 0.5, 1))])["AP"] == pytest.approx(1.0)
+
+
+def test_a_new_figure_is_measured_and_printed_by_its_line_in_one_table(monkeypatch):
+    def found_per_object(index, detections):
+        return sum(len(found.scores) for found in detections) / len(index.labels)
+
+    monkeypatch.setitem(scores.OTHER_FIGURES, "FOUND", ("detections an object", found_per_object))
+    index = make_index([[(BOX, 0), (FAR, 1)]])
+    metrics = coco_metrics(index, [detect(0, (BOX, 0.9, 0), (BOX, 0.8, 0), (FAR, 0.7, 1))])
+    assert metrics["FOUND"] == 1.5 and list(metrics)[-2:] == ["FOUND", "per_class"]
+    assert "FOUND      1.500   detections an object" in format_table(metrics)

@@ -12,8 +12,8 @@ import support
 from PIL import Image
 
 from m2det_jax import convert_dataset, demo, train
-from m2det_jax.check.inspection import inspect
-from m2det_jax.convert import conversion
+from m2det_jax.check.run import check
+from m2det_jax.convert import weights
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.predict import predict
 from m2det_jax.run.outputs import MANIFEST, Outputs
@@ -57,7 +57,7 @@ def _config(root: Path):
 def _check(whole, root: Path) -> Verb:
     config = _config(root)
     return Verb(
-        lambda out: inspect(config, out, name="x", samples=0),
+        lambda out: check(config, out, name="x", samples=0),
         ("report.html", "findings.json"),
         root / "a.png",
     )
@@ -84,7 +84,7 @@ def _convert_dataset(whole, root: Path) -> Verb:
 def _convert(whole, root: Path) -> Verb:
     Image.new("RGB", (60, 40), "red").save(root / "a.png")
     return Verb(
-        lambda out: conversion.to_official(out / "x.safetensors", workdir=str(whole)),
+        lambda out: weights.to_official(out / "x.safetensors", workdir=str(whole)),
         ("x.safetensors",),
         root / "a.png",
     )

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from m2det_jax.data.image_files import distinct_names
+from m2det_jax.data.file_names import distinct_names
 from m2det_jax.run.outputs import MANIFEST, Outputs, new_folder, refuse_existing
 
 

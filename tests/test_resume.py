@@ -197,7 +197,7 @@ def test_a_config_that_is_none_is_named(content, tmp_path):
 
 
 def test_what_is_left_names_the_last_good_checkpoint(whole, tmp_path):
-    assert "none is saved yet" in what_is_left(tmp_path)
+    assert "no checkpoint is saved in" in what_is_left(tmp_path)
     assert f"step 6 in {whole[0]}" in what_is_left(whole[0])
 
 

@@ -18,7 +18,8 @@ from m2det_jax.config.dotted import flatten, freeze, to_dict
 from m2det_jax.config.paths import absolute_paths, find_paths, relative_paths
 from m2det_jax.config.stored import get_config, stored_config
 from m2det_jax.data.synthetic import DatasetFiles
-from m2det_jax.datasets.loading import load_datasets, load_validation
+from m2det_jax.datasets.evaluation import load_validation
+from m2det_jax.datasets.loading import load_datasets
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.run.outputs import Outputs
 from m2det_jax.train import train

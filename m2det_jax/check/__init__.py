@@ -1,4 +1,4 @@
-"""What `python -m m2det_jax.check` does: data and anchors looked at before a training."""
+"""Check of data and anchors before a training: `python -m m2det_jax.check`."""
 
 
 def cli() -> None:

@@ -44,13 +44,13 @@ def main(argv: list[str]) -> None:
     del argv
     # Imported late: `--help` and a misspelt flag answer at once.
     from m2det_jax import runtime
-    from m2det_jax.check.inspection import inspect
+    from m2det_jax.check.run import check
 
     name = command_line.config_name()
 
     with runtime.one_line_errors():
         runtime.start()
-        found = inspect(
+        found = check(
             command_line.CONFIG.value,
             pathlib.Path(_OUTPUT.value or f"runs/check-{name}"),
             name=name,

@@ -1,4 +1,4 @@
-"""The anchors of a config against the boxes of a data set, and better ones fitted to them."""
+"""Anchors of a config against the boxes of a data set, and better ones fitted to them."""
 
 import dataclasses
 import logging
@@ -45,16 +45,19 @@ class Anchors:
 
 
 @jax.jit(static_argnums=3)
-def _match(anchors, boxes, mask, thresholds):
+def _match(
+    anchors: np.ndarray, boxes: np.ndarray, mask: np.ndarray, thresholds: tuple[float, float]
+) -> ops.Matches:
     positive, negative = thresholds
     return ops.match(anchors, boxes, mask, positive_threshold=positive, negative_threshold=negative)
 
 
 def config_anchors(config: Config) -> Anchors:
     """Returns the anchors of a config with their thresholds."""
+    height, width = config.data.image_size
     return Anchors(
         boxes=make_anchors(config),
-        feature_maps=feature_map_sizes(tuple(config.data.image_size), config.model.num_scales),
+        feature_maps=feature_map_sizes((height, width), config.model.num_scales),
         positive_threshold=config.anchors.positive_threshold,
         negative_threshold=config.anchors.negative_threshold,
     )

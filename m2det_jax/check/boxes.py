@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from m2det_jax.check.remarks import Remark, remark
+from m2det_jax.check.remarks import remark
 from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.places import Place
+from m2det_jax.pages.contents import Remark
 
-# Where a box stands in the annotations: its row in the index -> its file, line and item.
-Place = Callable[[int], dict[str, str | int]]
+# Row of a box in the index -> where it is annotated.
+PlaceOf = Callable[[int], Place]
 
 TWIN_IOU = 0.95
 
@@ -17,7 +19,7 @@ def check_boxes(
     split: str,
     index: DetectionIndex,
     network_boxes: np.ndarray,
-    place: Place,
+    place: PlaceOf,
     *,
     smallest_side: float,
     max_detections: int,
@@ -33,18 +35,18 @@ def check_boxes(
     images = np.repeat(np.arange(index.num_images), index.counts)
     sides = (network_boxes[:, 2:] - network_boxes[:, :2]).reshape(-1, 2)
     remarks = []
-    for row in np.flatnonzero(sides.min(axis=1, initial=np.inf) < smallest_side):
+    for row in np.flatnonzero(sides.min(axis=1, initial=np.inf) < smallest_side).tolist():
         width, height = sides[row]
         what = (
             f"{index.class_names[index.labels[row]]} is {width:.1f} x {height:.1f} pixels at the "
             f"network input, a side below {smallest_side:g}"
         )
         remedy = "a slip of the mouse? else train at a larger config.data.image_size"
-        image = index.image_paths[images[row]]
-        remarks.append(remark("tiny-box", split, what, place(row), image=image, remedy=remedy))
+        path = index.image_paths[images[row]]
+        remarks.append(remark("tiny-box", split, what, place(row), image=path, remedy=remedy))
     for image in range(index.num_images):
         remarks += _twins(split, index, image, place)
-    for image in np.flatnonzero(index.counts > max_detections):
+    for image in np.flatnonzero(index.counts > max_detections).tolist():
         what = f"{index.counts[image]} objects, config.eval.max_detections={max_detections}"
         row = int(index.offsets[image])
         remedy = f"raise config.eval.max_detections to {index.max_objects} or more"
@@ -53,7 +55,7 @@ def check_boxes(
     return remarks
 
 
-def _twins(split: str, index: DetectionIndex, image: int, place: Place) -> list[Remark]:
+def _twins(split: str, index: DetectionIndex, image: int, place: PlaceOf) -> list[Remark]:
     """Returns pairs of boxes of one image with an IoU of TWIN_IOU or more, the later one named."""
     boxes, labels = index.objects(image)
     # Boxes that nearly coincide begin nearly at the same place: only neighbours in x1 are compared.
@@ -70,8 +72,8 @@ def _twins(split: str, index: DetectionIndex, image: int, place: Place) -> list[
             if np.array_equal(boxes[first], boxes[second]) and labels[first] == labels[second]:
                 continue  # an exact repetition is found as the annotations are read
             names = [index.class_names[labels[k]] for k in (first, second)]
-            other = place(start + first)
-            other = other.get("item") or (f"line {other['line']}" if other.get("line") else "")
+            there = place(start + first)
+            other = there.get("item") or (f"line {there['line']}" if there.get("line") else "")
             overlap = float(_iou(boxes[[first]], boxes[[second]])[0])
             what = f"{names[1]} overlaps {names[0]}" + (f" of {other}" if other else "")
             what += f" with IoU {overlap:.3f}"

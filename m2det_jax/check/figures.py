@@ -1,4 +1,4 @@
-"""Figures and tables of a check, from arrays to what the report shows."""
+"""Figures and tables of a check: arrays to the contents of its page."""
 
 import collections
 import dataclasses
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from m2det_jax.check import statistics as stats
-from m2det_jax.check.remarks import SEVERITIES, Remark, title_of
+from m2det_jax.check.remarks import title_of
 from m2det_jax.data import DetectionIndex
-from m2det_jax.pages import ClassRow, CoverageRow, Finding, Group, plots
+from m2det_jax.pages import ClassRow, CoverageRow, Group, Remark, plots
+from m2det_jax.pages.contents import SEVERITIES
 from m2det_jax.pages.markup import count, number, percent
 
 _SCATTERED = 2000  # boxes in the scatter plot
@@ -53,11 +54,9 @@ class Found:
         ]
         return sorted(groups, key=lambda g: (SEVERITIES.index(g.severity), -g.count, g.kind))
 
-    def findings(self) -> list[Finding]:
-        """Returns the remarks as the report shows them, errors first."""
-        names = Finding.__dataclass_fields__
-        ordered = sorted(self.remarks, key=lambda r: SEVERITIES.index(r.severity))
-        return [Finding(**{name: getattr(r, name) for name in names}) for r in ordered]
+    def findings(self) -> list[Remark]:
+        """Returns the remarks, errors first."""
+        return sorted(self.remarks, key=lambda r: SEVERITIES.index(r.severity))
 
 
 def class_rows(train: Split, val: Split) -> list[ClassRow]:

@@ -1,13 +1,17 @@
 """Remarks on image files, and on images that are there more than once."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
 
 from m2det_jax.check.image_facts import ImageFacts
-from m2det_jax.check.remarks import WARNING, Remark, remark
+from m2det_jax.check.remarks import remark
+from m2det_jax.data.places import Place
+from m2det_jax.pages.contents import WARNING, Remark
 
-# Where an image stands in the annotations: position in the split -> its file, line and item.
-Place = Callable[[int], dict[str, str | int]]
+# Position of an image in its split -> where it is annotated.
+PlaceOf = Callable[[int], Place]
 
 _SKIPPED = "config.data.on_bad_image: training takes the next image instead, and says so"
 
@@ -23,23 +27,24 @@ _REMEDIES = {
 def check_files(
     split: str,
     facts: Mapping[int, ImageFacts],
-    sizes: Sequence,
-    place: Place,
+    sizes: np.ndarray,
+    place: PlaceOf,
     *,
     skipped: bool = False,
 ) -> list[Remark]:
-    """Returns what there is to say of image files, each on its own.
+    """Returns remarks on image files, each on its own.
 
     Args:
         split: "train" or "val".
         facts: by position of the image in the split.
-        sizes: (width, height) of every image of the split, as read from the headers.
+        sizes: int [N, 2], (width, height) of every image of the split, as read from the headers.
         place: of an image.
         skipped: training takes another image for one that it cannot read.
     """
     remarks = []
     for i, fact in facts.items():
-        for kind, what in _file_remarks(fact, tuple(int(side) for side in sizes[i])):
+        width, height = sizes[i].tolist()
+        for kind, what in _file_remarks(fact, (width, height)):
             remedy = _REMEDIES.get(kind, "")
             found = remark(kind, split, what, place(i), image=fact.path, remedy=remedy)
             if skipped and fact.problem:
@@ -73,7 +78,7 @@ def _file_remarks(fact: ImageFacts, size: tuple[int, int]) -> Iterable[tuple[str
 
 
 def check_repeats(
-    splits: Mapping[str, Mapping[int, ImageFacts]], places: Mapping[str, Place]
+    splits: Mapping[str, Mapping[int, ImageFacts]], places: Mapping[str, PlaceOf]
 ) -> list[Remark]:
     """Returns images whose content is there more than once, within a split or across both.
 

@@ -1,4 +1,4 @@
-"""What an image file really is: decoded in full, hashed, and described.
+"""Facts about image files: each is decoded in full, hashed, and described.
 
 Sizes are (width, height), as in Pillow.
 """
@@ -25,7 +25,7 @@ class ImageFacts:
     Attributes:
         problem: "" for a file that training can read, else "missing-image", "empty-image",
             "truncated-image", "float-image" or "unreadable-image".
-        message: what `load_image` says of it.
+        message: the error of `load_image`.
         format: Pillow's name, such as "JPEG".
         mode: Pillow's mode of the stored pixels, or "RGB;16" for 16-bit colour.
         transparent: has an alpha channel or a transparent colour.
@@ -58,20 +58,17 @@ def read_facts(path: str) -> ImageFacts:
     with open(path, "rb") as file:
         file_hash = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     with Image.open(path) as image:
-        described = dict(
+        return ImageFacts(
+            path,
             format=image.format or "",
             mode="RGB;16" if _is_deep_colour(image) else image.mode,
             transparent=image.has_transparency_data,
             orientation=orientation_of(image),
             frames=_count_frames(image),
+            size=picture.size,
+            file_hash=file_hash,
+            pixel_hash=_pixel_hash(picture),
         )
-    return ImageFacts(
-        path,
-        size=picture.size,
-        file_hash=file_hash,
-        pixel_hash=_pixel_hash(picture),
-        **described,
-    )
 
 
 def _pixel_hash(picture: Image.Image) -> str:
@@ -89,7 +86,7 @@ def iterate_facts(paths: Sequence[str], *, num_threads: int | None = None) -> It
     Decoding and hashing leave the interpreter's lock, so that threads are as good as processes.
     """
     num_threads = num_threads or os.cpu_count() or 1
-    # A picture of the largest size takes more than a gigabyte: one of these at a time.
+    # A picture of the largest size takes more than a gigabyte: only one of these at a time.
     only_one = threading.Lock()
 
     def read(path: str) -> ImageFacts:
@@ -118,7 +115,8 @@ def _count_frames(image: Image.Image) -> int:
 
 def _is_deep_colour(image: Image.Image) -> bool:
     # Pillow gives the high bytes as RGB; only the decoder's raw mode tells.
-    return image.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in image.tile)
+    tiles = getattr(image, "tile", ())  # an ImageFile has them
+    return image.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in tiles)
 
 
 def _problem(path: str, error: ValueError) -> str:

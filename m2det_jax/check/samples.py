@@ -1,6 +1,8 @@
-"""The pictures of a check: which to show, and how anchors match their boxes."""
+"""Pictures of a check: which to show, and how anchors match their boxes."""
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -8,13 +10,12 @@ from PIL import Image
 from m2det_jax.build import augment_settings
 from m2det_jax.check.anchors import Anchors
 from m2det_jax.config import Config
-from m2det_jax.data import DetectionIndex, ResizeSettings, load_image, train_batches
-from m2det_jax.data.augment.transforms import place_whole
+from m2det_jax.data import DetectionIndex, ResizeSettings, TrainSettings, load_image, train_batches
+from m2det_jax.data.augment.drawing import map_image
 from m2det_jax.ops.coverage import aligned_iou
 from m2det_jax.pages import Picture
+from m2det_jax.pages.contents import SPLITS
 from m2det_jax.pages.pictures import reduce
-
-_SPLITS = {"train": "training", "val": "validation"}
 
 
 def choose(
@@ -58,17 +59,17 @@ def whole_picture(
     anchors: Anchors,
 ) -> Picture:
     """Returns an image as it is, with boxes and positive anchors in its own pixels."""
-    size = tuple(int(side) for side in index.sizes[image])
-    placement = place_whole(size, resize)
-    scale, offset = np.tile(placement.scale, 2), np.tile(placement.offset, 2)
+    width, height = index.sizes[image].tolist()
+    pixel_map = map_image((width, height), resize)
+    scale, offset = np.tile(pixel_map.scale, 2), np.tile(pixel_map.offset, 2)
     boxes, labels = index.objects(image)
     network = (boxes * scale + offset).astype(np.float32)
     picture = _matched(network, labels, index.class_names, anchors)
     return Picture(
         image=reduce(load_image(index.image_paths[image])),
-        size=size,
+        size=(width, height),
         title=index.image_paths[image].rpartition("/")[2],
-        reason=f"{_SPLITS[split]}, {reason}",
+        reason=f"{SPLITS[split]}, {reason}",
         **picture | {"boxes": boxes, "anchors": (picture["anchors"] - offset) / scale},
     )
 
@@ -80,13 +81,13 @@ def augmented_pictures(
     if not index.num_images or not count:
         return []
     height, width = config.data.image_size
-    with train_batches(
-        index,
-        settings=augment_settings(config),
+    settings = TrainSettings(
+        augment_settings(config),
         batch_size=count,
         seed=config.seed,
         repeat_threshold=config.data.repeat_threshold,
-    ) as batches:
+    )
+    with train_batches(index, settings) as batches:
         batch = next(batches)
     pictures = []
     for i, image_id in enumerate(batch["image_id"]):
@@ -105,7 +106,9 @@ def augmented_pictures(
     return pictures
 
 
-def _matched(boxes: np.ndarray, labels: np.ndarray, class_names, anchors: Anchors) -> dict:
+def _matched(
+    boxes: np.ndarray, labels: np.ndarray, class_names: Sequence[str], anchors: Anchors
+) -> dict[str, Any]:
     """Returns the fields of a Picture that matching gives; boxes in network pixels."""
     positives, owners = anchors.positives(boxes)
     overlap = aligned_iou(anchors.boxes[positives], boxes[owners])

@@ -1,4 +1,4 @@
-"""Distributions of a data set: classes, sizes, shapes, objects per image.
+"""Statistics of a data set: sizes, shapes, objects per image.
 
 K boxes. Sizes are named as in the COCO evaluation, by area: small below 32 x 32 pixels, large from
 96 x 96 pixels.
@@ -8,11 +8,11 @@ import dataclasses
 
 import numpy as np
 
+from m2det_jax.data.augment.canvas import areas
+from m2det_jax.data.augment.drawing import map_image
 from m2det_jax.data.augment.settings import ResizeSettings
-from m2det_jax.data.augment.transforms import place_whole
 from m2det_jax.data.index import DetectionIndex
 
-SIZE_NAMES = ("small", "medium", "large")
 _SIZE_EDGES = (32.0**2, 96.0**2)
 
 
@@ -32,17 +32,12 @@ class Histogram:
 def network_boxes(index: DetectionIndex, resize: ResizeSettings) -> np.ndarray:
     """Returns all boxes as the network meets them without augmentation: float32 [K, 4], pixels."""
     sizes, which = np.unique(index.sizes, axis=0, return_inverse=True)
-    places = [place_whole((int(width), int(height)), resize) for width, height in sizes]
-    scale = np.array([place.scale for place in places]).reshape(-1, 2)
-    offset = np.array([place.offset for place in places]).reshape(-1, 2)
+    maps = [map_image((int(width), int(height)), resize) for width, height in sizes]
+    scale = np.array([pixel_map.scale for pixel_map in maps]).reshape(-1, 2)
+    offset = np.array([pixel_map.offset for pixel_map in maps]).reshape(-1, 2)
     rows = np.repeat(which.reshape(-1), index.counts)  # [K], into sizes
     corners = index.boxes.reshape(-1, 2, 2) * scale[rows][:, None] + offset[rows][:, None]
     return corners.reshape(-1, 4).astype(np.float32)  # [K, 2, 2] -> [K, 4]
-
-
-def areas(boxes: np.ndarray) -> np.ndarray:
-    """Returns the areas of boxes [K, 4] in square pixels."""
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def size_groups(boxes: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def parse(argv: list[str], doc: str, own_flag: str) -> list[str]:
             )
         if len(rest) > 1:
             raise InputError(f"unexpected arguments: {' '.join(rest[1:])}")
-        _refuse_untrusted(argv, name)
+        _refuse_untrusted(argv, name or "")
     except (InputError, OSError, flags.Error) as error:
         text = str(error.args[0] if error.args else error)
         sys.exit("error: " + _with_type(" ".join(text.split()), keys))

@@ -22,7 +22,7 @@ def get(config: ConfigDict | Config, dotted: str) -> Any:
 def flatten(config: ConfigDict | Config, prefix: str = "") -> dict[str, object]:
     """Returns {dotted key: value} of all leaves, in the order of the alphabet."""
     values = config if isinstance(config, ConfigDict) else vars(config)
-    flat = {}
+    flat: dict[str, object] = {}
     for key in sorted(values):
         value = values[key]
         inner = isinstance(value, ConfigDict) or dataclasses.is_dataclass(value)
@@ -63,7 +63,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def with_values(config: Config, values: Mapping[str, object]) -> Config:
     """Returns a config with other values of some dotted keys, such as {"data.root": "coco"}."""
-    own, sections = {}, collections.defaultdict(dict)
+    own: dict[str, Any] = {}
+    sections: dict[str, dict[str, object]] = collections.defaultdict(dict)
     for key, value in values.items():
         section, dot, rest = key.partition(".")
         if dot:

@@ -39,6 +39,7 @@ def load_experiment(name: str) -> ConfigDict:
     """
     name, _, text = name.partition(":")
     spec = importlib.util.spec_from_file_location("m2det_jax_experiment", experiment_path(name))
+    assert spec and spec.loader  # there always is one for a Python file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(*[text] if text else [])

@@ -19,7 +19,7 @@ after reads a `Config`, which cannot be changed (`resolve`).
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 from m2det_jax.config.key_checks import (
     Check,
@@ -50,6 +50,9 @@ BACKBONES = (
 )  # fmt: skip
 # The names in data.formats.sources.READERS, not imported either.
 FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
+
+Pair: TypeAlias = tuple[float, float]
+Rgb: TypeAlias = tuple[float, float, float]
 
 
 def key(default: Any, check: Check | None = None) -> Any:
@@ -121,9 +124,8 @@ class Data:
     #   seen more often, by the root of threshold over share; 0: every image once an epoch
     resize: str = key("stretch", one_of("stretch", "letterbox"))  # "stretch" (the official code) or
     #   "letterbox" (keeps the aspect)
-    mean: tuple[float, ...] = key((123.675, 116.28, 103.53), rgb)  # RGB, 0..255; subtracted,
-    #   ImageNet
-    std: tuple[float, ...] = key((58.395, 57.12, 57.375), rgb_divisor)  # RGB, 0..255; divided by
+    mean: Rgb = key((123.675, 116.28, 103.53), rgb)  # RGB, 0..255; subtracted, ImageNet
+    std: Rgb = key((58.395, 57.12, 57.375), rgb_divisor)  # RGB, 0..255; divided by
     channel_order: str = key("rgb", one_of("rgb", "bgr"))  # in which the network takes the
     #   channels; "bgr": Caffe's VGG16 and the official weights. mean and std are given in RGB order
     #   all the same
@@ -157,21 +159,18 @@ class Augment:
     affine_probability: float = key(0.5)  # rotation, shear, scale and translation, as one map
     affine_rotation: float = key(10.0)  # largest angle, degrees, both ways
     affine_shear: float = key(5.0)  # largest angle, degrees, both ways
-    affine_scale: tuple[float, ...] = key((0.9, 1.1))  # smallest and largest factor, drawn for each
-    #   axis
+    affine_scale: Pair = key((0.9, 1.1))  # smallest and largest factor, drawn for each axis
     affine_translation: float = key(0.1)  # largest move, a share of the picture's side
     jitter_probability: float = key(1.0)  # scale_jitter: another size, then cut or padded
-    jitter_scale: tuple[float, ...] = key((0.1, 2.0))  # smallest and largest factor; "standard" is
-    #   (0.8, 1.25)
+    jitter_scale: Pair = key((0.1, 2.0))  # smallest and largest factor; "standard" is (0.8, 1.25)
     mosaic_probability: float = key(0.5)  # four images in one picture
-    mosaic_scale: tuple[float, ...] = key((0.4, 1.0))  # factor of each; 1: as large as it would be
-    #   alone
+    mosaic_scale: Pair = key((0.4, 1.0))  # factor of each; 1: as large as it would be alone
     mosaic_joint: float = key(0.25)  # where the four meet: that share of the sides from the edges
     mixup_probability: float = key(0.15)  # two pictures through each other
     mixup_min_share: float = key(0.4)  # smallest share of the fainter one, 0..0.5
     paste_probability: float = key(0.5)  # objects of other images copied onto this one
     paste_max: int = key(3)  # most objects pasted onto a picture
-    paste_scale: tuple[float, ...] = key((0.5, 1.5))  # factor of their size
+    paste_scale: Pair = key((0.5, 1.5))  # factor of their size
     paste_max_covered: float = key(0.3)  # most of a box's area that pasted objects may hide
     min_visible: float = key(0.3)  # affine, mosaic: a box of which a smaller share is seen goes
 
@@ -226,8 +225,7 @@ class Anchors:
     octave_scales: tuple[float, ...] = key((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), positives)  # for
     #   "retinanet": factors on the size
     clip: bool = key(True)  # "ssd": to data.image_size
-    variances: tuple[float, ...] = key((0.1, 0.2), positives)  # of centre and size in the box
-    #   encoding
+    variances: Pair = key((0.1, 0.2), positives)  # of centre and size in the box encoding
     positive_threshold: float = key(0.5, share)  # IoU from which an anchor is positive
     negative_threshold: float = key(0.4, share)  # IoU under which it is background; between:
     #   ignored
@@ -372,11 +370,13 @@ class Config:
 
 def declared(section: type = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
     """Returns the declaration of every key, by its dotted name, in order."""
-    found = {}
+    found: dict[str, dataclasses.Field] = {}
     for field in dataclasses.fields(section):
         name = f"{prefix}{field.name}"
-        inner = dataclasses.is_dataclass(field.type)
-        found |= declared(field.type, f"{name}.") if inner else {name: field}
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            found |= declared(field.type, f"{name}.")
+        else:
+            found[name] = field
     return found
 
 

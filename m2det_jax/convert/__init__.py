@@ -1,4 +1,4 @@
-"""What `python -m m2det_jax.convert` does: weights of other programs in and out."""
+"""Weights of other programs in and out: `python -m m2det_jax.convert`."""
 
 
 def cli(argv: list[str] | None = None) -> None:

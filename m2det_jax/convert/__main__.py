@@ -11,8 +11,10 @@ where the files come from.
 
 import argparse
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
-OFFICIAL_SIZES = (320, 512, 704, 800)
+from m2det_jax.config.official import OFFICIAL_SIZES
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +39,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     backbone = verbs.add_parser("backbone", help="torchvision, timm or SSD weights of a backbone")
     backbone.add_argument("file", metavar="FILE", help=".pth or .safetensors")
     backbone.add_argument("--output", required=True, help="new folder")
-    rgb = dict(type=float, nargs=3, metavar=("R", "G", "B"))
+    rgb: dict[str, Any] = dict(type=float, nargs=3, metavar=("R", "G", "B"))
     backbone.add_argument("--mean", **rgb, help="0..255, where the usual one is wrong")
     backbone.add_argument("--std", **rgb, help="0..255, where the usual one is wrong")
     backbone.add_argument("--channel_order", choices=("rgb", "bgr"), help="likewise")
@@ -54,12 +56,12 @@ def cli(argv: list[str] | None = None) -> None:
     options = vars(parse(argv))
     # Imported late: `--help` and a misspelt flag answer at once.
     from m2det_jax import runtime
-    from m2det_jax.convert import conversion
+    from m2det_jax.convert import weights
 
-    verbs = {
-        "official": conversion.from_official,
-        "backbone": conversion.from_backbone,
-        "to_official": conversion.to_official,
+    verbs: dict[str, Callable[..., None]] = {
+        "official": weights.from_official,
+        "backbone": weights.from_backbone,
+        "to_official": weights.to_official,
     }
     verb, file = verbs[options.pop("verb")], pathlib.Path(options.pop("file"))
     with runtime.one_line_errors():

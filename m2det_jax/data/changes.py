@@ -1,4 +1,4 @@
-"""What changed in a data set since it was noted: images are known by name, boxes by short digests.
+"""Changes of a data set since it was noted: images are known by name, boxes by short digests.
 
 A note is {name: [width, height, digests]} of all images, in their order. Names are relative to a
 folder, so that a data set may move; digests are four hexadecimal digits a box.
@@ -8,12 +8,13 @@ import collections
 import os
 import zlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from m2det_jax.data.index import DetectionIndex
 
-Note = dict[str, list]
+Note = dict[str, list[Any]]
 
 _DIGITS = 4
 _SHOWN = 3  # names in a message
@@ -25,7 +26,7 @@ def image_names(paths: Iterable[str], root: str) -> list[str]:
 
 
 def note_images(index: DetectionIndex, root: str) -> Note:
-    """Notes an index, so that `describe_changes` can later tell what is no longer so."""
+    """Notes an index, so that `describe_changes` can later tell what has changed."""
     objects = _digests(index, index.boxes, index.labels, index.difficult)
     marks = np.full(len(index.regions), 2)  # no object has this flag
     regions = _digests(index, index.regions, index.region_labels, marks)
@@ -52,10 +53,10 @@ def _digests(
 
 
 def align(before: Sequence[str], now: Sequence[str]) -> dict[str, str]:
-    """Pairs the names of images noted before with those of now: {before: now}.
+    """Returns pairs of names of the same images, noted before and now: {before: now}.
 
-    Equal names are pairs. Of the others those are that agree, from their end on, in as many
-    folders as possible and as no other does: so a data set is found whose folders moved.
+    Equal names are pairs. Of the others those are pairs that agree, from their end on, in as many
+    folders as possible, and in more than any other does: so a data set is found after it moved.
     """
     known, present = set(before), set(now)
     pairs = {name: name for name in before if name in present}
@@ -76,20 +77,25 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.split(os.sep) if part not in ("", ".", ".."))
 
 
-def _unique(names: list[str], parts: dict, length: int) -> dict[tuple[str, ...], str]:
+def _unique(
+    names: list[str], parts: dict[str, tuple[str, ...]], length: int
+) -> dict[tuple[str, ...], str]:
     """Returns {last parts of a name: name} where only one name has them."""
     ends = collections.Counter(parts[name][-length:] for name in names)
     return {parts[name][-length:]: name for name in names if ends[parts[name][-length:]] == 1}
 
 
 def describe_changes(before: Note, now: Note) -> list[str]:
-    """Says what differs between two notes, with counts and the first names; []: nothing that shows.
+    """Returns what differs between two notes, with counts and the first names; []: nothing.
 
     A size of 0, 0 is unknown and compared with nothing.
     """
     pairs = align(list(before), list(now))
     there = set(pairs.values())
-    boxes, changed, turned, resized = 0, [], [], []
+    boxes = 0
+    changed: list[str] = []
+    turned: list[str] = []
+    resized: list[str] = []
     for old, new in pairs.items():
         *size_before, digests_before = before[old]
         *size_now, digests_now = now[new]

@@ -1,4 +1,4 @@
-"""What is wrong in the user's data: found in one pass, kept as data, reported together."""
+"""Findings: everything wrong in the user's data, found in one pass and reported together."""
 
 import collections
 import dataclasses
@@ -8,7 +8,7 @@ from pathlib import Path
 from m2det_jax.errors import InputError
 
 MAX_PRINTED = 50
-MAX_KEPT = 10_000  # findings of one kind; more are only counted
+MAX_KEPT = 10_000  # findings of one kind; others are only counted
 
 EFFECTS = {
     "refuse": "training does not start",
@@ -42,10 +42,10 @@ KINDS = {
 
 
 class DataError(InputError):
-    """The data on disk is not what its format demands; the text names every place.
+    """An error of data that do not follow their format; the text names every place.
 
-    Takes one string only: errors cross process borders by pickling, and an exception with another
-    signature arrives there as an unrelated TypeError.
+    It takes one string only: errors of worker processes are pickled, and an exception with another
+    signature arrives as an unrelated TypeError.
     """
 
 
@@ -59,8 +59,8 @@ class Finding:
         line: counted from 1; 0: the file as a whole, or `item` says where.
         item: the place in a file whose lines say nothing, such as "annotations[17]"; else "".
         what, value, remedy: what is wrong, the value as it is written, what to do.
-        effect: a key of EFFECTS, what becomes of it in training.
-        image: path of the image it concerns; "": none or unknown.
+        effect: a key of EFFECTS, what training does about it.
+        image: path of the image that it is about; "": none or unknown.
     """
 
     kind: str
@@ -75,12 +75,12 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """One line: `file:line: what (value); remedy`."""
+        """The finding in one line: `file:line: what (value); remedy`."""
         place = f"{self.file}:{self.line}" if self.line else self.file
         place += f": {self.item}" if self.item else ""
         value = f" ({self.value})" if self.value else ""
         text = f"{place}: {self.what}{value}; {self.remedy}"
-        # A quoted field may hold line ends and what terminals obey; a finding is one line of text.
+        # A quoted field may hold line ends and control characters; a finding is one line of text.
         return text if text.isprintable() else "".join(map(_printable, text))
 
 
@@ -89,10 +89,10 @@ def _printable(character: str) -> str:
 
 
 class Findings:
-    """Collects what is wrong with some files, so that one run shows all of it.
+    """The findings about some files, collected so that one run shows all of them.
 
     Attributes:
-        counts: how many there are of each (kind, effect), also of those that are not kept.
+        counts: number of findings of each (kind, effect), also of those that are not kept.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Findings:
         return self.counts.total()
 
     def __iter__(self) -> Iterator[Finding]:
-        """In the order of files and lines; at most MAX_KEPT of a kind."""
+        """Yields findings in the order of files and lines; at most MAX_KEPT of a kind."""
         return iter(sorted(self._found, key=lambda f: (self._file_order[f.file], f.line)))
 
     def add(
@@ -140,10 +140,11 @@ class Findings:
         return sum(n for (_, found), n in self.counts.items() if found == effect)
 
     def raise_if_any(self) -> None:
-        """Raises DataError if there are findings for which training is refused.
+        """Ends in an error if there are findings for which training is refused.
 
-        Its text has one line a finding, in the order of files and lines, at most MAX_PRINTED of
-        them, and says how many more there are.
+        Raises:
+            DataError: if there are; one line a finding, in the order of files and lines, at most
+                MAX_PRINTED of them, and the number of the others.
         """
         total = self.count("refuse")
         if not total:

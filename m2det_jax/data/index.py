@@ -1,16 +1,20 @@
-"""What a data set is to this package: image files with their boxes, as flat arrays.
+"""Index of a data set: image files with their boxes, as flat arrays.
 
 Letters: N images, K boxes of all images together. Boxes are xyxy float32 in pixels of the upright
 image (after EXIF orientation), x2 and y2 exclusive edges; sizes are (width, height).
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from m2det_jax.data.places import Places
+from m2det_jax.data.places import Place, Places
 from m2det_jax.errors import InputError
+
+_FILLED: Any = None  # of an attribute that __post_init__ fills
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,8 +33,8 @@ class DetectionIndex:
         areas: float32 [K], pixels; by them COCO's evaluation tells small from large. Given as
             None: the areas of the boxes.
         regions: float32 [R, 4], sorted by image: crowds, groups and "don't care" areas. They are
-            no objects: training does not see them, and evaluation ignores the detections in them
-            that match no object, as COCO does with iscrowd. Given as None: there are none.
+            no objects: training does not see them, and evaluation ignores detections in them that
+            match no object, as COCO does with iscrowd. Given as None: there are none.
         region_labels: int32 [R], the class whose detections are ignored; -1: of every class.
         region_offsets: int64 [N + 1]; the regions of image i.
         class_ids: C category ids of the data set's own; (): 0..C-1. None: it has no such class.
@@ -44,11 +48,11 @@ class DetectionIndex:
     labels: np.ndarray
     offsets: np.ndarray
     class_names: tuple[str, ...]
-    difficult: np.ndarray | None = None
-    areas: np.ndarray | None = None
-    regions: np.ndarray | None = None
-    region_labels: np.ndarray | None = None
-    region_offsets: np.ndarray | None = None
+    difficult: np.ndarray = _FILLED
+    areas: np.ndarray = _FILLED
+    regions: np.ndarray = _FILLED
+    region_labels: np.ndarray = _FILLED
+    region_offsets: np.ndarray = _FILLED
     class_ids: tuple[int | str | None, ...] = ()
     image_ids: tuple[int | str, ...] = ()
     places: Places | None = None
@@ -105,6 +109,7 @@ class DetectionIndex:
 
     @property
     def num_images(self) -> int:
+        """N."""
         return len(self.image_paths)
 
     @property
@@ -114,7 +119,7 @@ class DetectionIndex:
 
     @property
     def max_objects(self) -> int:
-        """Number of boxes of the fullest image; 0 when there are none."""
+        """The most boxes of an image; 0 without images."""
         return int(self.counts.max(initial=0))
 
     def objects(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,18 +133,18 @@ class DetectionIndex:
         return self.regions[rows], self.region_labels[rows]
 
     def original_class_id(self, label: int) -> int | str | None:
-        """Returns the category id of the data set's own of a label; None: it has no such class."""
+        """Returns the data set's own category id of a label; None: it has no such class."""
         return self.class_ids[label] if self.class_ids else int(label)
 
     def original_image_id(self, image_id: int) -> int | str:
-        """Returns the identifier of the data set's own of an image."""
+        """Returns the data set's own identifier of an image."""
         return self.image_ids[image_id] if self.image_ids else int(image_id)
 
     def subset(self, image_ids: Sequence[int] | np.ndarray) -> "DetectionIndex":
         """Returns an index of the named images only, in the order given.
 
         Raises:
-            IndexError: an id is not in 0..num_images - 1.
+            IndexError: if an id is not in 0..num_images - 1.
         """
         ids = np.asarray(image_ids, np.int64).reshape(-1)
         wrong = ids[(ids < 0) | (ids >= self.num_images)]
@@ -163,11 +168,11 @@ class DetectionIndex:
             places=self.places and self.places.subset(ids, rows),
         )
 
-    def place_of_image(self, image_id: int) -> dict[str, str | int]:
+    def place_of_image(self, image_id: int) -> Place:
         """Returns file, line and item where an image is annotated; {} where it is unknown."""
         return self.places.of_image(image_id) if self.places else {}
 
-    def place_of_box(self, row: int) -> dict[str, str | int]:
+    def place_of_box(self, row: int) -> Place:
         """Returns file, line and item of a box, a row of `boxes`; {} where it is unknown."""
         image_id = int(np.searchsorted(self.offsets, row, side="right")) - 1
         return self.places.of_box(image_id, row) if self.places else {}
@@ -198,6 +203,48 @@ def _check_labels(name: str, labels: np.ndarray, low: int, num_classes: int) -> 
         )
 
 
+def concatenate(indices: Sequence[DetectionIndex]) -> DetectionIndex:
+    """Returns data sets with the same classes as one, in their order.
+
+    The images' own ids are kept only where they all differ.
+
+    Raises:
+        InputError: if an image is in two of them.
+    """
+    if len(indices) == 1:
+        return indices[0]
+    paths = tuple(path for index in indices for path in index.image_paths)
+    if len(set(paths)) < len(paths):
+        twice = collections.Counter(paths).most_common(1)[0][0]
+        raise InputError(f"two of the training sets have the image {twice}; leave one out")
+    ids = tuple(index.original_image_id(i) for index in indices for i in range(index.num_images))
+    known = all(index.image_ids for index in indices) and len(set(ids)) == len(ids)
+    places = [index.places for index in indices if index.places]
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(index, name) for index in indices])
+
+    def offsets(name: str) -> np.ndarray:
+        counts = np.concatenate([np.diff(getattr(index, name)) for index in indices])
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    return dataclasses.replace(
+        indices[0],
+        image_paths=paths,
+        sizes=joined("sizes"),
+        boxes=joined("boxes"),
+        labels=joined("labels"),
+        offsets=offsets("offsets"),
+        difficult=joined("difficult"),
+        areas=joined("areas"),
+        regions=joined("regions"),
+        region_labels=joined("region_labels"),
+        region_offsets=offsets("region_offsets"),
+        image_ids=ids if known else (),
+        places=Places.joined(places) if len(places) == len(indices) else None,
+    )
+
+
 def split_by_image(
     index: DetectionIndex, fraction: float, seed: int
 ) -> tuple[DetectionIndex, DetectionIndex]:
@@ -206,7 +253,7 @@ def split_by_image(
     Both parts keep the order of the images and have at least one image.
 
     Raises:
-        ValueError: fraction is not inside (0, 1), or there are fewer than two images.
+        ValueError: if fraction is not inside (0, 1), or there are fewer than two images.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")

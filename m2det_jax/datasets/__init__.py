@@ -1,1 +1,1 @@
-"""Which images a config names for training, validation and evaluation, and what is kept of them."""
+"""Data sets that a config names for training, validation and evaluation, and their record."""

@@ -1,4 +1,4 @@
-"""Data sets to evaluate a model on: of any format and split, matched to its classes by name."""
+"""Data sets to evaluate on: a run's own validation set, or any other, matched by class names."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from m2det_jax.config.keys import FORMATS
+from m2det_jax.config.keys import FORMATS, Config
+from m2det_jax.config.paths import find_paths, missing_paths
 from m2det_jax.data import (
     EFFECTS,
     KINDS,
@@ -15,11 +16,13 @@ from m2det_jax.data import (
     DetectionIndex,
     Findings,
     Source,
-    inspect_dataset,
+    check_dataset,
+    read_classes,
 )
-from m2det_jax.data.reading.combine import map_classes, select_classes
-from m2det_jax.data.reading.csv_rows import class_remedy
-from m2det_jax.datasets.loading import load_validation, refuse_untrusted
+from m2det_jax.data.classes import class_remedy, map_classes, select_classes, use_classes
+from m2det_jax.datasets import record
+from m2det_jax.datasets.loading import describe, read_split
+from m2det_jax.datasets.record import names_validation
 from m2det_jax.errors import InputError
 from m2det_jax.trained import Restored
 
@@ -31,18 +34,18 @@ class DataChoice:
     """A data set to evaluate on, as the flags name it; what is not given is as in the run.
 
     Attributes:
-      csv: an annotations file: short for format "csv" with it as the split.
-      format: "csv", "coco", "voc", "kitti", "openimages", "yolo", or a module of the user's.
-      root: folder of the data set; with a format, "" is the current one.
-      split: its name, as in training; "csv": the annotations file.
-      classes: "csv": the class file; "": the classes of the model.
-      on_bad_box: "error", "clip" or "drop", as in training.
-      class_map: "FROM=TO" renames or merges, "FROM=" drops a class.
-      labels_filter: classes to keep, after class_map.
-      parent_label: "openimages": only classes under this one.
+        csv: an annotations file: short for format "csv" with it as the split.
+        format: a key of `data.formats.sources.FORMATS`, or a module of the user's.
+        root: folder of the data set; with a format, "" is the current one.
+        split: its name, as in training; "csv": the annotations file.
+        classes: "csv": the class file; "": the classes of the model.
+        on_bad_box: "error", "clip" or "drop", as in training.
+        class_map: "FROM=TO" renames or merges, "FROM=" drops a class.
+        labels_filter: classes to keep, after class_map.
+        parent_label: "openimages": only classes under this one.
 
     Raises:
-      ValueError: the fields contradict each other, or one is missing.
+        InputError: if the fields contradict each other, or one is missing.
     """
 
     csv: str = ""
@@ -70,7 +73,7 @@ class DataChoice:
 
     @property
     def files(self) -> list[str]:
-        """What of it may be the path of a file, for a check that none is written to."""
+        """Paths of it that may be files, so that none of them is written to."""
         named = (self.csv, self.classes, self.split, os.path.join(self.root, self.split))
         return [path for path in named if path]
 
@@ -93,7 +96,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--split", default="", metavar="NAME", help="name of the split; csv: the annotations")
     add("--classes", default="", metavar="FILE", help="csv: class file; default: the model's")
     add("--on_bad_box", default="", choices=("error", "clip", "drop"),
-        help="boxes that are none or leave their image; default: as the run")  # fmt: skip
+        help="boxes without area, or beyond their image; default: as the run")  # fmt: skip
     add("--class_map", nargs="+", default=(), metavar="FROM=TO",
         help="rename or merge classes; FROM= drops one; default: as the run")  # fmt: skip
     add("--labels_filter", nargs="+", default=(), metavar="CLASS",
@@ -110,11 +113,11 @@ def read_data(
     for a class that it does not have. Where it has no category ids they are the checkpoint's.
 
     Args:
-      trust: a Python module that only the run names as its format may be imported.
+        trust: a Python module that only the run names as its format may be imported.
 
     Raises:
-      DataError: something is wrong for which training is refused.
-      ValueError: there are no annotations, or the classes do not fit; says what to do.
+        DataError: if anything is wrong for which training is refused.
+        InputError: if there are no annotations, or the classes do not fit; says what to do.
     """
     if choice.names_data:
         if not (choice.csv or choice.format):
@@ -130,14 +133,82 @@ def read_data(
         ) from None
 
 
+def load_validation(
+    config: Config,
+    workdir: pathlib.Path,
+    class_names: tuple[str, ...],
+    class_ids: tuple[int | str, ...] = (),
+    *,
+    trust: bool = False,
+) -> tuple[DetectionIndex, str]:
+    """Reads the validation set of a finished run; returns it and what it was read from.
+
+    Args:
+        class_names, class_ids: of the checkpoint.
+        trust: a Python module that the config names as data.format may be imported.
+
+    Raises:
+        ValueError: if the data are not there, have malformed rows, or are not to be trusted.
+    """
+    refuse_untrusted(config.data.format, trust, workdir)
+    config = find_paths(config, workdir)
+    data, read = config.data, record.size_cache(workdir).read_size
+    own = names_validation(data)
+    role, names = ("val" if own else "train"), class_names
+    _require_there(config, role, workdir)
+    if data.format == "csv" and (data.class_map or data.labels_filter):
+        names = read_classes(data.classes_csv)
+    elif data.format != "csv" and not own:
+        names = ()
+    index, what = read_split(config, role, names, read), describe(data, role)
+    if not own:
+        index, what = record.split_off(config, workdir, index)[1], f"part of {what}"
+    index = use_classes(index, class_names, f"the validation set {what}")
+    if changes := record.what_changed(config, workdir, "validation", index):
+        log.warning("the validation set is not what it was in training: %s", changes)
+    return dataclasses.replace(index, class_ids=class_ids), what
+
+
+def refuse_untrusted(format: str, trust: bool, workdir: pathlib.Path) -> None:
+    """Refuses to import a Python module that only a workdir names: it is data, not code.
+
+    Raises:
+        InputError: if the format is a module, and not trusted.
+    """
+    if format not in FORMATS and not trust:
+        raise InputError(
+            f"{workdir} names the Python module {format!r} as config.data.format, and importing it "
+            "runs its code; give --trust if you trust it"
+        )
+
+
+def _require_there(config: Config, role: str, workdir: pathlib.Path) -> None:
+    missing = missing_paths(config, role)
+    if not missing:
+        return
+    remedy = "give --csv FILE" if config.data.format == "csv" else "give --root DIR"
+    if role == "train":
+        keys = " ".join(f"--config.data.{entry.partition('=')[0]}=PATH" for entry in missing)
+        remedy = (
+            "start the run once more with the place where they lie now, so that its validation "
+            f"part is found: m2det-train --workdir {workdir} {keys}"
+        )
+    if not all(os.path.isabs(entry.partition("=")[2]) for entry in missing):
+        remedy = f"start the command where the run was started, or {remedy}"
+    raise InputError(
+        f"{workdir}: the data of the run are not there, {', '.join(missing)}, seen from "
+        f"{os.getcwd()}; {remedy}"
+    )
+
+
 def _read_chosen(choice: DataChoice, restored: Restored) -> tuple[DetectionIndex, str]:
     data = restored.config.data
     pairs = _pairs(choice.class_map) or [tuple(pair) for pair in data.class_map]
     source = _source(choice, restored, pairs)
     what = os.path.join(source.root, source.split)
     what = what if source.format == "csv" else f"{source.format} {what}"
-    index, findings = inspect_dataset(source, on_bad_box=choice.on_bad_box or data.on_bad_box)
-    _refuse(index, findings, source, what)
+    found, findings = check_dataset(source, on_bad_box=choice.on_bad_box or data.on_bad_box)
+    index = _sound(found, findings, source, what)
     for (kind, effect), count in sorted(findings.counts.items()):
         log.warning("%s: %s, %d times: %s", what, KINDS[kind], count, EFFECTS[effect])
     index, dropped = map_classes(index, pairs)
@@ -148,10 +219,13 @@ def _read_chosen(choice: DataChoice, restored: Restored) -> tuple[DetectionIndex
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
     for text in texts:
-        if text[:1] in ("", "=") or "=" not in text:
+        name, equals, new_name = text.partition("=")
+        if not name or not equals:
             raise InputError(f"--class_map {text!r}: give FROM=TO, or FROM= to drop a class")
-    return [tuple(text.partition("=")[::2]) for text in texts]
+        pairs.append((name, new_name))
+    return pairs
 
 
 def _source(choice: DataChoice, restored: Restored, pairs: list[tuple[str, str]]) -> Source:
@@ -172,8 +246,10 @@ def _source(choice: DataChoice, restored: Restored, pairs: list[tuple[str, str]]
     return Source("csv", choice.root, choice.csv or choice.split, classes)
 
 
-def _refuse(index: DetectionIndex | None, findings: Findings, source: Source, what: str) -> None:
-    """Raises DataError for what is wrong, ValueError where there are no annotations."""
+def _sound(
+    index: DetectionIndex | None, findings: Findings, source: Source, what: str
+) -> DetectionIndex:
+    """Returns the index, or raises DataError for findings and InputError without annotations."""
     refused = [finding for finding in findings if finding.effect == "refuse"]
     unannotated = index is not None and not len(index.labels)
     if unannotated and {finding.kind for finding in refused} <= {"no-rows"}:
@@ -194,6 +270,7 @@ def _refuse(index: DetectionIndex | None, findings: Findings, source: Source, wh
         raise DataError(text) from None
     if index is None:
         raise DataError(f"{what}: nothing to read")
+    return index
 
 
 def _filtered(
@@ -233,6 +310,6 @@ def _matched(index: DetectionIndex, restored: Restored, what: str) -> DetectionI
 
 
 def _remedy(name: str, names: tuple[str, ...]) -> str:
-    """What class may be meant."""
+    """Returns which class may be meant."""
     remedy = class_remedy(name, names)
     return remedy.partition(";")[0]  # there is no class file to correct

@@ -1,4 +1,4 @@
-"""Which images a run trains on and which it is validated on."""
+"""Data sets of a run: the images that a config names for training and for validation."""
 
 import dataclasses
 import hashlib
@@ -8,25 +8,37 @@ import pathlib
 
 import numpy as np
 
-from m2det_jax.config.keys import FORMATS, Config, Data
-from m2det_jax.config.paths import find_paths, missing_paths
+from m2det_jax.config.keys import Config, Data
 from m2det_jax.data import (
     EFFECTS,
     KINDS,
+    DataError,
     DetectionIndex,
     Findings,
+    Source,
+    check_dataset,
     read_classes,
     read_size,
     split_by_image,
 )
-from m2det_jax.data.reading.combine import use_classes
-from m2det_jax.data.reading.size_checks import ReadSize
-from m2det_jax.data.size_cache import SizeCache
-from m2det_jax.datasets import record, splits
+from m2det_jax.data.classes import (
+    all_classes,
+    class_remedy,
+    map_classes,
+    select_classes,
+    use_classes,
+)
+from m2det_jax.data.formats.sources import lists_classes
+from m2det_jax.data.index import concatenate
+from m2det_jax.data.sizes import ReadSize, SizeCache
+from m2det_jax.datasets import record
+from m2det_jax.datasets.record import ROLES, names_validation
 from m2det_jax.errors import InputError
 from m2det_jax.run.checksums import finished_steps
 
 log = logging.getLogger("m2det_jax")
+
+Classes = str | tuple[str, ...]
 
 
 def load_datasets(
@@ -38,20 +50,21 @@ def load_datasets(
     or the images that an earlier start in workdir has decided on, see `datasets.record`.
 
     Args:
-      sizes: knows sizes of images; None: every header is read.
+        sizes: knows sizes of images; None: every header is read.
 
     Raises:
-      ValueError: a file is missing or has malformed rows; all findings are in the message.
+        FileNotFoundError: if the config names files that are not there.
+        ValueError: if a file has malformed rows or the data do not fit; names all findings.
     """
     _require_files(config.data)
-    class_names = ()
+    class_names: tuple[str, ...] = ()
     if config.data.format == "csv":
         class_names = read_classes(config.data.classes_csv)
     read = sizes.read_size if sizes else read_size
     train = read_split(config, "train", class_names, read)
-    if splits.names_validation(config.data):
+    if names_validation(config.data):
         val = read_split(config, "val", class_names, read)
-        train, val = splits.agree(config.data.format, train, val)
+        train, val = _agree(config.data.format, train, val)
     else:
         train, val = record.split_off(config, workdir, train)
     if not finished_steps(workdir):  # else the run is refused, see resume
@@ -70,88 +83,21 @@ def load_datasets(
     return train, val
 
 
-def load_validation(
-    config: Config,
-    workdir: pathlib.Path,
-    class_names: tuple[str, ...],
-    class_ids: tuple[int | str, ...] = (),
-    *,
-    trust: bool = False,
-) -> tuple[DetectionIndex, str]:
-    """Reads the validation set of a finished run; returns it and what it was read from.
-
-    Args:
-      class_names, class_ids: of the checkpoint.
-      trust: a Python module that the config names as data.format may be imported.
-
-    Raises:
-      ValueError: the data are not there, have malformed rows, or are not to be trusted.
-    """
-    refuse_untrusted(config.data.format, trust, workdir)
-    config = find_paths(config, workdir)
-    data, read = config.data, record.size_cache(workdir).read_size
-    own = splits.names_validation(data)
-    role, names = ("val" if own else "train"), class_names
-    _require_there(config, role, workdir)
-    if data.format == "csv" and (data.class_map or data.labels_filter):
-        names = read_classes(data.classes_csv)
-    elif data.format != "csv" and not own:
-        names = ()
-    index, what = read_split(config, role, names, read), splits.describe(data, role)
-    if not own:
-        index, what = record.split_off(config, workdir, index)[1], f"part of {what}"
-    index = use_classes(index, class_names, f"the validation set {what}")
-    if changes := record.what_changed(config, workdir, "validation", index):
-        log.warning("the validation set is not what it was in training: %s", changes)
-    return dataclasses.replace(index, class_ids=class_ids), what
-
-
-def refuse_untrusted(format: str, trust: bool, workdir: pathlib.Path) -> None:
-    """Refuses to import a Python module that only a workdir names: it is data, not code.
-
-    Raises:
-      ValueError: the format is a module, and not trusted.
-    """
-    if format not in FORMATS and not trust:
-        raise InputError(
-            f"{workdir} names the Python module {format!r} as config.data.format, and importing it "
-            "runs its code; give --trust if you trust it"
-        )
-
-
-def _require_there(config: Config, role: str, workdir: pathlib.Path) -> None:
-    missing = missing_paths(config, role)
-    if not missing:
-        return
-    remedy = "give --csv FILE" if config.data.format == "csv" else "give --root DIR"
-    if role == "train":
-        keys = " ".join(f"--config.data.{entry.partition('=')[0]}=PATH" for entry in missing)
-        remedy = (
-            "start the run once more with the place where they lie now, so that its validation "
-            f"part is found: m2det-train --workdir {workdir} {keys}"
-        )
-    if not all(os.path.isabs(entry.partition("=")[2]) for entry in missing):
-        remedy = f"start the command where the run was started, or {remedy}"
-    raise InputError(
-        f"{workdir}: the data of the run are not there, {', '.join(missing)}, seen from "
-        f"{os.getcwd()}; {remedy}"
-    )
-
-
 def read_split(
     config: Config, role: str, class_names: tuple[str, ...], read: ReadSize = read_size
 ) -> DetectionIndex:
     """Reads what a config names for "train" or "val", and logs what was left out or cut.
 
     Args:
-      read: gives the size of an image.
+        class_names: of CSV files.
+        read: reads the size of an image.
 
     Raises:
-      DataError: something is wrong for which training is refused.
+        DataError: if anything is wrong for which training is refused.
     """
-    index, findings, remarks = splits.inspect_split(config.data, role, class_names, read)
+    index, findings, remarks = check_split(config.data, role, class_names, read)
     findings.raise_if_any()
-    what = {"train": "training", "val": "validation"}[role]
+    what = ROLES[role]
     for (kind, effect), count in sorted(findings.counts.items()):
         log.warning("%s: %s, %d times: %s", what, KINDS[kind], count, EFFECTS[effect])
     for remark in remarks:
@@ -159,27 +105,129 @@ def read_split(
     return index
 
 
-def inspect_datasets(config: Config) -> dict[str, tuple[DetectionIndex, Findings]]:
+def check_datasets(config: Config) -> dict[str, tuple[DetectionIndex, Findings]]:
     """Reads like `load_datasets`, but refuses nothing that can be read, and writes nothing.
 
     Returns:
-      {"train": (what is sound of the split, what is wrong with the rest), "val": the same}.
+        {"train": (what is sound of the split, what is wrong with the rest), "val": the same}.
 
     Raises:
-      FileNotFoundError: the config names files that are not there.
-      DataError: nothing at all can be read.
+        FileNotFoundError: if the config names files that are not there.
+        DataError: if nothing at all can be read.
     """
     data = config.data
     _require_files(data)
     classes = str(pathlib.Path(data.classes_csv).absolute())
-    whole, findings, _ = splits.inspect_split(data, "train", classes)
-    if splits.names_validation(data):
-        val, val_findings, _ = splits.inspect_split(data, "val", classes)
-        train, val = splits.agree(data.format, whole, val)
+    whole, findings, _ = check_split(data, "train", classes)
+    if names_validation(data):
+        val, val_findings, _ = check_split(data, "val", classes)
+        train, val = _agree(data.format, whole, val)
     else:
         train, val = split_by_image(whole, data.val_fraction, config.seed)
         val_findings = Findings()
     return {"train": (train, findings), "val": (val, val_findings)}
+
+
+def check_split(
+    data: Data, role: str, classes: Classes, read: ReadSize = read_size
+) -> tuple[DetectionIndex, Findings, list[str]]:
+    """Reads all sources of a split as one, but refuses nothing that can be read.
+
+    Args:
+        role: "train" or "val".
+        classes: of CSV files, their class file or the names.
+        read: reads the size of an image.
+
+    Returns:
+        (what is sound, what is wrong, what was left out on purpose, one sentence each).
+
+    Raises:
+        DataError: if nothing can be read of a source.
+        InputError: if the classes of the sources do not agree, or a name is not among them.
+    """
+    findings = Findings()
+    parts: list[DetectionIndex] = []
+    remarks: list[str] = []
+    for source in _sources_of(data, role, classes):
+        index, found = check_dataset(source, on_bad_box=data.on_bad_box, read=read)
+        findings.extend(found)
+        if index is None:
+            findings.raise_if_any()
+            raise DataError(f"{describe(data, role)}: nothing to read")
+        parts.append(_chosen(data, index, remarks))
+    if len(parts) == 1:
+        return parts[0], findings, remarks
+    if lists_classes(data.format) or data.labels_filter:
+        names = parts[0].class_names
+    else:
+        names = all_classes(parts)
+    extra = ["", *data.extra_train]
+    parts = [
+        use_classes(part, names, f"config.data.extra_train {what}")
+        for part, what in zip(parts, extra, strict=False)
+    ]
+    return concatenate(parts), findings, remarks
+
+
+def describe(data: Data, role: str) -> str:
+    """Returns what a split is read from, in words."""
+    split = _named_split(data, role)
+    return split if data.format == "csv" else f"{data.format} {os.path.join(data.root, split)}"
+
+
+def _named_split(data: Data, role: str) -> str:
+    """Returns the split as the config names it, which for CSV is a file."""
+    if data.format == "csv":
+        return {"train": data.train_csv, "val": data.val_csv}[role]
+    return {"train": data.train_split, "val": data.val_split}[role]
+
+
+def _sources_of(data: Data, role: str, classes: Classes) -> list[Source]:
+    """Returns the sources of "train" (several with extra_train) or "val"."""
+    split, extra = _named_split(data, role), data.extra_train if role == "train" else ()
+    if data.format == "csv":
+        return [Source("csv", split=file, classes=classes) for file in (split, *extra)]
+    roots = [data.root, *extra]
+    return [Source(data.format, root, split, parent_label=data.parent_label) for root in roots]
+
+
+def _chosen(data: Data, index: DetectionIndex, remarks: list[str]) -> DetectionIndex:
+    """Applies class_map, then labels_filter."""
+    if data.class_map:
+        index, dropped = map_classes(index, [tuple(pair) for pair in data.class_map])
+        if dropped:
+            remarks.append(f"class_map left out {dropped} objects")
+    names = tuple(data.labels_filter)
+    if not names:
+        return index
+    unknown = [name for name in names if name not in index.class_names]
+    if unknown and lists_classes(data.format):
+        remedy = class_remedy(unknown[0], index.class_names)
+        raise InputError(
+            f"config.data.labels_filter: the data set has no class {unknown[0]!r}; {remedy}"
+        )
+    index, dropped = select_classes(index, names)
+    remarks.append(f"labels_filter left out {dropped} objects")
+    return index
+
+
+def _agree(
+    format: str, train: DetectionIndex, val: DetectionIndex
+) -> tuple[DetectionIndex, DetectionIndex]:
+    """Gives both splits the same classes in the same order, by name.
+
+    Raises:
+        InputError: if the validation set has a class that the training set does not know.
+    """
+    names = train.class_names
+    if not lists_classes(format):
+        known = set(names) | set(val.class_names)
+        # Names chosen by labels_filter are the same in both, and in an order of their own.
+        names = names if known == set(names) else all_classes([train, val])
+        train = use_classes(train, names, "the training set")
+    if val.class_names != names:
+        val = use_classes(val, names, "the validation set")
+    return train, dataclasses.replace(val, class_ids=train.class_ids)
 
 
 def _require_files(data: Data) -> None:

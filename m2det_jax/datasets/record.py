@@ -1,17 +1,18 @@
-"""What a workdir keeps of its data: which images are for validation, and what all of them were.
+"""Record of a run's data in its workdir: the images for validation, and what all images were.
 
-Never a copy of the annotations, which are read anew at every start:
+It is never a copy of the annotations, which are read anew at every start:
   split/val.txt       the images of a validation part that was split off, one a line
   data_record.json    names and digests by which a change is found and named, and where the data lay
   image_sizes.json    sizes of the images, see `SizeCache`
-Workdirs of older versions have split/train.csv and split/val.csv in place of the first. These are
-left alone, and read for what was decided and what the annotations were.
+Workdirs of older versions have split/train.csv and split/val.csv in place of the first file. These
+are left as they are, and read for what was decided and what the annotations were.
 """
 
 import json
 import logging
 import os
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,22 +22,26 @@ from m2det_jax.config.paths import RECORD, relative_paths
 from m2det_jax.data import DetectionIndex, Findings, read_classes, split_by_image
 from m2det_jax.data.changes import Note, align, describe_changes, image_names, note_images, shown
 from m2det_jax.data.files import write_whole
-from m2det_jax.data.reading.csv_source import read_csv_rows
-from m2det_jax.data.size_cache import SizeCache
-from m2det_jax.datasets.splits import names_validation
+from m2det_jax.data.formats.csv_boxes import RowReader
+from m2det_jax.data.sizes import SizeCache
 from m2det_jax.errors import InputError
 from m2det_jax.run.checksums import finished_steps
 from m2det_jax.run.outputs import Outputs
 
 log = logging.getLogger("m2det_jax")
 
-ROLES = {"training": "train", "validation": "val"}
+ROLES = {"train": "training", "val": "validation"}  # of the keys of a config, in words
 _FORMAT = 1
 
 
 def size_cache(workdir: pathlib.Path) -> SizeCache:
     """Returns the cache of image sizes of a workdir, empty where there is none."""
     return SizeCache(workdir / "image_sizes.json")
+
+
+def names_validation(data: Data) -> bool:
+    """Returns whether the config names a validation set, or leaves it to be split off."""
+    return bool(data.val_csv if data.format == "csv" else data.val_split)
 
 
 def image_root(data: Data) -> str:
@@ -50,11 +55,11 @@ def split_off(
 ) -> tuple[DetectionIndex, DetectionIndex]:
     """Splits the training images in (training, validation), as an earlier start has decided.
 
-    The images that were for validation stay it, and new ones are for training. Where nothing was
-    decided, or another seed or fraction is asked for before anything is trained, it is by seed.
+    Images that were for validation stay so, and new ones are for training. Where nothing was
+    decided, or another seed or fraction is given before anything is trained, the seed decides.
 
     Raises:
-      ValueError: none of the images that were for validation is there, or no other ones are.
+        InputError: if none of the images for validation is there, or there are no others.
     """
     listed, file = _listed(config, workdir)
     drawn = split_by_image(whole, config.data.val_fraction, config.seed)
@@ -83,7 +88,7 @@ def split_off(
 
 
 def _log_kept(
-    file: pathlib.Path, listed: list[str], found: dict, number: int, fraction: float
+    file: pathlib.Path, listed: list[str], found: dict[str, str], number: int, fraction: float
 ) -> None:
     log.info("validation: %d of %d images, those listed in %s", len(found), number, file)
     if not fraction / 2 <= len(found) / number <= 2 * fraction:
@@ -120,16 +125,17 @@ def what_changed(
     index: DetectionIndex,
     before: str | None = None,
 ) -> str:
-    """Says how the "training" or "validation" set differs from what it was; "": nothing is known.
+    """Returns how the "training" or "validation" set differs from before; "": nothing is known.
 
     Args:
-      before: the fingerprint that it had then; None: what it was at the last start.
+        before: the fingerprint that it had then; None: compare with the last start.
     """
     noted = _read(workdir).get(what)
     if noted and before in (None, noted["fingerprint"]):
         old = noted["images"]
     else:
-        old = _note_copy(config, workdir / "split" / f"{ROLES[what]}.csv")
+        role = next(role for role, word in ROLES.items() if word == what)
+        old = _note_copy(config, workdir / "split" / f"{role}.csv")
     return ", ".join(describe_changes(old, _note(config, index))) if old else ""
 
 
@@ -150,13 +156,14 @@ def remember(
     fingerprints: dict[str, str],
     sizes: SizeCache,
 ) -> None:
-    """Notes the data that a run goes on with, once it is not refused; process 0 does.
+    """Notes the data of a run that is not refused; only process 0 writes.
 
     Args:
-      fingerprints: of "training" and "validation", as checkpoints have them.
+        fingerprints: of "training" and "validation", as checkpoints have them.
+        sizes: of all images.
 
     Raises:
-      OSError: the disk is full, or the folder gone.
+        OSError: if the disk is full, or the folder gone.
     """
     if jax.process_index() != 0:
         return
@@ -164,7 +171,11 @@ def remember(
     if not names_validation(config.data):
         split = [config.seed, config.data.val_fraction]
         _write_list(config, workdir, train, val)
-    record = {"format": _FORMAT, "split": split, "paths": relative_paths(config, workdir)}
+    record: dict[str, Any] = {
+        "format": _FORMAT,
+        "split": split,
+        "paths": relative_paths(config, workdir),
+    }
     before = _read(workdir)
     for what, index in (("training", train), ("validation", val)):
         record[what] = before.get(what, {})
@@ -195,11 +206,15 @@ def _note(config: Config, index: DetectionIndex) -> Note:
     return note_images(index, image_root(config.data))
 
 
-def _read(workdir: pathlib.Path) -> dict:
-    """Returns the record of the last start; {}: none, or it is damaged or of another make."""
+def _read(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the record of the last start; {}: none, or it is damaged or of another version."""
     try:
         record = json.loads((workdir / RECORD).read_bytes())
-        notes = [record[what]["images"].values() for what in ROLES if record[what]["fingerprint"]]
+        notes = [
+            record[what]["images"].values()
+            for what in ROLES.values()
+            if record[what]["fingerprint"]
+        ]
         sound = all([type(x) for x in entry] == [int, int, str] for note in notes for entry in note)
         return record if record["format"] == _FORMAT and sound else {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -216,7 +231,7 @@ def _read_copy(file: pathlib.Path) -> DetectionIndex | None:
     classes, findings = file.with_name("classes.csv"), Findings()
     if not (file.is_file() and classes.is_file()):
         return None
-    rows = read_csv_rows(file, read_classes(classes), findings)
+    rows = RowReader(file, read_classes(classes), findings).read()
     findings.raise_if_any()
     number = len(rows.image_paths)
     counts = np.bincount(rows.images, minlength=number)

@@ -4,19 +4,21 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
+from m2det_jax import ops
 from m2det_jax.data import DetectionIndex
 from m2det_jax.data.changes import shown
 from m2det_jax.detector.detector import Detector
 from m2det_jax.detector.objective import LOSSES, StepSettings, eval_losses
 from m2det_jax.detector.reading import Detected, Reading, open_batches
 from m2det_jax.errors import InputError
-from m2det_jax.metrics.coco import ImageDetections, coco_metrics
-from m2det_jax.metrics.detections import to_original
+from m2det_jax.metrics.detections import ImageDetections, to_original
+from m2det_jax.metrics.scores import coco_metrics
 from m2det_jax.run import devices
 
 log = logging.getLogger("m2det_jax")
@@ -32,8 +34,10 @@ def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
     count nowhere.
     """
 
-    def eval_step(variables, batch):
-        outputs = detector.model.apply(variables, detector.normalize(batch["image"]), train=False)
+    def eval_step(variables: dict, batch: dict) -> tuple[ops.Detections, dict]:
+        outputs: Any = detector.model.apply(
+            variables, detector.normalize(batch["image"]), train=False
+        )
         return detector.postprocess(outputs), eval_losses(detector, settings, outputs, batch)
 
     return eval_step

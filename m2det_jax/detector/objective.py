@@ -4,6 +4,7 @@ B images of the batch, A anchors, M objects per image (padded).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def make_targets(detector: Detector, settings: StepSettings, batch: Batch) -> op
     """Matches each image's objects [B, M] to the anchors; returns targets [B, A]."""
     anchors = jnp.asarray(detector.anchors)
 
-    def one_image(boxes, labels, mask):
+    def one_image(boxes: Array, labels: Array, mask: Array) -> ops.Targets:
         return ops.assign_targets(
             anchors,
             boxes,
@@ -67,19 +68,21 @@ def losses_of(
     Args:
         num_positives: see `ops.detection_losses`; None: those of the targets.
     """
-    common = dict(
+    common: dict[str, Any] = dict(
         beta=settings.smooth_l1_beta, box_weight=settings.box_weight, num_positives=num_positives
     )
-    outputs = outputs["class_logits"], outputs["box_deltas"]
+    logits, deltas = outputs["class_logits"], outputs["box_deltas"]
     if settings.loss_kind == "softmax":
         return ops.multibox_losses(
-            *outputs, targets, negative_ratio=settings.negative_ratio, **common
+            logits, deltas, targets, negative_ratio=settings.negative_ratio, **common
         )
-    alpha = settings.focal_alpha
-    if isinstance(alpha, tuple):
-        alpha = jnp.asarray(alpha, jnp.float32)
+    alpha: float | Array = (
+        jnp.asarray(settings.focal_alpha, jnp.float32)
+        if isinstance(settings.focal_alpha, tuple)
+        else settings.focal_alpha
+    )
     return ops.detection_losses(
-        *outputs, targets, alpha=alpha, gamma=settings.focal_gamma, **common
+        logits, deltas, targets, alpha=alpha, gamma=settings.focal_gamma, **common
     )
 
 

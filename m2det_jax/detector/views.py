@@ -8,6 +8,7 @@ once. B batch, G groups, N candidates of a group, K detections of an image.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 
 from m2det_jax import ops
 from m2det_jax.data import DetectionIndex, ResizeSettings
-from m2det_jax.detector.detector import Detector
+from m2det_jax.detector.detector import Detector, Threshold
 from m2det_jax.detector.objective import StepSettings, eval_losses
 from m2det_jax.detector.reading import Detected, Reading, open_batches
 from m2det_jax.errors import InputError
@@ -73,9 +74,11 @@ def make_view_step(detector: Detector, settings: StepSettings | None) -> Callabl
     """
 
     @jax.jit
-    def view_step(variables, batch, mirror):
+    def view_step(
+        variables: dict, batch: dict, mirror: jax.Array
+    ) -> tuple[ops.Candidates, dict | None]:
         images = jnp.where(mirror, batch["image"][:, :, ::-1], batch["image"])
-        outputs = detector.model.apply(variables, detector.normalize(images), train=False)
+        outputs: Any = detector.model.apply(variables, detector.normalize(images), train=False)
         found = detector.candidates(outputs)
         x1, y1, x2, y2 = jnp.moveaxis(found.boxes, -1, 0)  # each [B, G, N]
         width = detector.resize.image_size[1]
@@ -111,12 +114,14 @@ class MultiScale:
         }
 
         @jax.jit
-        def merge(candidates: Sequence[ops.Candidates], threshold=None) -> ops.Detections:
+        def merge(
+            candidates: Sequence[ops.Candidates], threshold: Threshold | None = None
+        ) -> ops.Detections:
             suppression = detector.suppression
             if threshold is not None:
                 suppression = suppression.at_threshold(threshold)
 
-            def one_image(candidates):
+            def one_image(candidates: Sequence[ops.Candidates]) -> ops.Detections:
                 return suppression.detections(ops.merge_candidates(candidates))
 
             return jax.vmap(one_image)(candidates)
@@ -154,7 +159,7 @@ class MultiScale:
         variables: dict,
         by_size: dict,
         sharding: jax.sharding.Sharding,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
     ) -> tuple[ops.Detections, jax.Array, dict | None]:
         """Returns detections [B, K] in original pixels, image_id [B] and loss terms of a batch.
 

@@ -16,7 +16,7 @@ from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
 from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
-from m2det_jax.metrics.coco import ImageDetections
+from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.run import devices, memory
 from m2det_jax.trained import Restored
 

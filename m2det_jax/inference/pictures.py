@@ -17,13 +17,12 @@ import numpy as np
 from PIL import Image
 
 from m2det_jax.data import ResizeSettings, load_image, read_size
-from m2det_jax.data.augment.transforms import (
-    Piece,
-    Placement,
-    cut_out,
+from m2det_jax.data.augment.drawing import (
+    PixelMap,
+    draw_image,
     lay_out,
-    place_whole,
-    render,
+    map_image,
+    resize_part,
 )
 from m2det_jax.data.images import BROKEN_FILE, UnreadableImage, upright_rgb
 from m2det_jax.errors import InputError
@@ -103,29 +102,29 @@ def look_at(
     if isinstance(image, str | os.PathLike) and not is_url(str(image)):
         path = _path(image)
         picture = Picture(path, read_size(path), functools.partial(load_image, path))
-        draw = functools.partial(render, path, picture.size)
+        draw = functools.partial(draw_image, path, picture.size)
     else:
         name, load = _opened(image, where)
         pixels = load()
         picture = Picture(name, pixels.size, load)
-        draw = functools.partial(_render, pixels)
+        draw = functools.partial(_draw_pixels, pixels)
     return picture, list(_views(picture.size, resizes, draw))
 
 
 def _views(
     size: tuple[int, int],
     resizes: Sequence[ResizeSettings],
-    draw: Callable[[Placement, ResizeSettings], np.ndarray],
+    draw: Callable[[PixelMap, ResizeSettings], np.ndarray],
 ) -> Iterator[View]:
     for resize in resizes:
-        placement = place_whole(size, resize)
-        scale, offset = placement.scale.astype(np.float32), placement.offset.astype(np.float32)
-        yield View(draw(placement, resize), scale, offset)
+        pixel_map = map_image(size, resize)
+        scale, offset = pixel_map.scale.astype(np.float32), pixel_map.offset.astype(np.float32)
+        yield View(draw(pixel_map, resize), scale, offset)
 
 
-def _render(picture: Image.Image, placement: Placement, settings: ResizeSettings) -> np.ndarray:
-    """As `transforms.render`, of a picture that is in memory."""
-    return lay_out([Piece(cut_out(picture, placement, 1), placement.target[:2])], settings)
+def _draw_pixels(picture: Image.Image, pixel_map: PixelMap, settings: ResizeSettings) -> np.ndarray:
+    """As `drawing.draw_image`, of a picture that is in memory."""
+    return lay_out([resize_part(picture, pixel_map, 1)], settings)
 
 
 def _path(image: str | os.PathLike) -> str:

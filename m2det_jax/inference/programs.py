@@ -13,6 +13,7 @@ import numpy as np
 from m2det_jax import ops
 from m2det_jax.build import make_views
 from m2det_jax.data import ResizeSettings
+from m2det_jax.detector.detector import Threshold
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.inference.pictures import View
 from m2det_jax.metrics.detections import original_boxes
@@ -37,15 +38,15 @@ class Programs:
         self._plain = restored.detector.detect_above_fn()
         self._one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def detect_images(self, images: np.ndarray, threshold: float) -> ops.Detections:
+    def detect_images(self, images: np.ndarray, threshold: Threshold) -> ops.Detections:
         """Starts to detect objects in uint8 [B, H, W, 3], by one view.
 
         Returns:
             Detections [B, K] on the devices, boxes in pixels of the images.
         """
         variables, sharding = self._placing(len(images))
-        images = jax.device_put(images, sharding)
-        return self._plain(variables, images, np.float32(threshold))
+        on_device = jax.device_put(images, sharding)
+        return self._plain(variables, on_device, np.float32(threshold))
 
     def detect_views(
         self, views: Sequence[Sequence[View]], threshold: float, batch_size: int

@@ -2,8 +2,8 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -70,14 +70,19 @@ class Result:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Detection]:
-        return (self[i] for i in range(len(self)))
+        return map(self._detection, range(len(self)))
 
-    def __getitem__(self, key) -> "Detection | Result":
+    @overload
+    def __getitem__(self, key: int | np.integer) -> Detection: ...
+
+    @overload
+    def __getitem__(self, key: slice | Sequence | np.ndarray) -> "Result": ...
+
+    def __getitem__(
+        self, key: int | np.integer | slice | Sequence | np.ndarray
+    ) -> "Detection | Result":
         if isinstance(key, int | np.integer) and not isinstance(key, bool):
-            label = int(self.labels[key])
-            return Detection(
-                self.boxes[key], float(self.scores[key]), label, self.class_names[label]
-            )
+            return self._detection(int(key))
         if not isinstance(key, slice):
             key = np.asarray(key)
             if key.ndim != 1 or key.dtype.kind not in "biu" and key.size:
@@ -89,6 +94,10 @@ class Result:
         return dataclasses.replace(
             self, boxes=self.boxes[key], scores=self.scores[key], labels=self.labels[key]
         )
+
+    def _detection(self, i: int) -> Detection:
+        label = int(self.labels[i])
+        return Detection(self.boxes[i], float(self.scores[i]), label, self.class_names[label])
 
     def draw(self) -> Image.Image:
         """Returns the picture, RGB, with the boxes, class names and scores.
@@ -102,14 +111,14 @@ class Result:
         picture.info = {}  # an orientation in it would turn the upright picture again
         return picture
 
-    def to_supervision(self):
+    def to_supervision(self) -> Any:
         """Returns `supervision.Detections`, with the class names as data["class_name"].
 
         Raises:
             ImportError: supervision is not installed; says how to install it.
         """
         try:
-            import supervision
+            import supervision  # type: ignore[import-not-found]  # optional
         except ImportError as error:
             raise ImportError(
                 "to_supervision needs the package supervision: pip install supervision"

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -12,7 +12,7 @@ _R = TypeVar("_R")
 
 def ahead(
     function: Callable[[_T], _R], elements: Iterable[_T], *, threads: int, most: int
-) -> Iterator[_R]:
+) -> Generator[_R, None, None]:
     """Yields function(element) of each element, in order, computed by threads before it is asked.
 
     An error, of the function or the elements, comes after all that precedes it. Close the iterator

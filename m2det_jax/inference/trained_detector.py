@@ -10,7 +10,7 @@ from typing import Any, overload
 import jax
 import numpy as np
 
-from m2det_jax import ops, runtime
+from m2det_jax import runtime
 from m2det_jax.config import Config
 from m2det_jax.datasets.evaluation import read_data
 from m2det_jax.errors import InputError
@@ -98,12 +98,12 @@ class TrainedDetector:
         )
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]  # a path is a sequence of texts, too
         self, images: ImageLike, threshold: float = ..., batch_size: int | None = ...
     ) -> Result: ...
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]  # a sequence is an iterable, too
         self, images: Sequence[ImageLike], threshold: float = ..., batch_size: int | None = ...
     ) -> list[Result]: ...
 
@@ -263,9 +263,7 @@ class TrainedDetector:
 
         return fetch
 
-    def _result(
-        self, found: ops.Detections, i: int, picture: Picture, views: Sequence[View]
-    ) -> Result:
+    def _result(self, found: Any, i: int, picture: Picture, views: Sequence[View]) -> Result:
         valid = found.valid[i]
         return Result(
             boxes=self._programs.to_picture(found.boxes[i][valid], views, picture.size),

@@ -39,7 +39,9 @@ def download(url: str, *, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) 
         raise InputError(f"cannot read image {url}: {reason}") from error
 
 
-def _read(response, deadline: float, seconds: float, max_bytes: int) -> bytes:
+def _read(
+    response: http.client.HTTPResponse, deadline: float, seconds: float, max_bytes: int
+) -> bytes:
     content = bytearray()
     # read1 returns what has come: a server that sends a byte a second meets the deadline, too.
     while chunk := response.read1(_CHUNK):

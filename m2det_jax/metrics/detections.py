@@ -1,8 +1,8 @@
-"""What is detected in the images of an index, and whether it can be."""
+"""Detections in the images of an index: their form, checks, and pixels of the original image."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,9 +13,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """What was detected in one image of an index, in any order.
+    """The detections in one image of an index, in any order.
 
-    image_id: position in the index; boxes [n, 4]; scores [n], finite; labels [n], class ids.
+    Attributes:
+        image_id: position in the index.
+        boxes: [n, 4], finite.
+        scores: [n], finite.
+        labels: int [n], class ids.
     """
 
     image_id: int
@@ -31,7 +35,11 @@ def xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def check_detections(index: DetectionIndex, detections: Sequence[ImageDetections]) -> None:
-    """Raises ValueError for detections that do not fit the index or are malformed."""
+    """Checks that detections fit an index.
+
+    Raises:
+        ValueError: if they do not, or are malformed.
+    """
     seen: set[int] = set()
     for found in detections:
         where = f"detections of image {found.image_id}"
@@ -66,12 +74,14 @@ def one_behind(dispatched: Iterable[_T]) -> Iterator[_T]:
     yield from waiting
 
 
-def to_original(found, batch: dict, index: DetectionIndex) -> list[ImageDetections]:
+def to_original(
+    found: Any, batch: dict[str, np.ndarray], index: DetectionIndex
+) -> list[ImageDetections]:
     """Maps a batch of Detections from network pixels to pixels of the original images.
 
     Args:
-      found: fields are numpy arrays [B, K, ...].
-      batch: image_id [B], of which -1 is no image; scale and offset [B, 2] as `data.eval_batches`.
+        found: Detections whose fields are numpy arrays [B, K, ...].
+        batch: image_id [B], of which -1 is no image; scale and offset [B, 2], as `eval_batches`.
     """
     results = []
     for i, image_id in enumerate(batch["image_id"]):

@@ -1,4 +1,4 @@
-"""The network, in Flax Linen; the only package that knows Flax modules."""
+"""Network modules in Flax Linen. No other folder defines Flax modules."""
 
 from m2det_jax.model.backbones import BACKBONES
 from m2det_jax.model.feature_maps import feature_map_sizes

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from m2det_jax.model.layers import (
     NORM_MOMENTUM,
@@ -14,42 +15,41 @@ from m2det_jax.model.layers import (
     shared_fields,
 )
 
-# Layers in dense blocks 1 to 4.
+# Numbers of layers in dense blocks 1 to 4.
 BLOCKS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
 GROWTH = 32  # channels that a layer adds
-# Blocks with a pooling after their transition. The one after block 3 is left out: the whole of a
-# pretrained network is used, and its end, the richest map, is at stride 16.
+# Blocks with a pooling after their transition. The pooling after block 3 is left out: so all layers
+# of a pretrained network are used, and the last map, the richest, is at stride 16.
 POOLED = (1, 2)
 
 
 class DenseNet(nn.Module):
     """A DenseNet without the classifier. Input: RGB, normalised with ImageNet's values.
 
-    Every pooling rounds up; torchvision's rounds down, which is the same for multiples of 32.
+    Every pooling rounds up. In torchvision it rounds down; for multiples of 32 that is the same.
 
     Attributes:
         depth: a key of BLOCKS.
         width: factor on the stem's channels and on the growth rate (rounded to multiples of 8).
-        norm: ignored; a DenseNet always has BatchNorm.
-        frozen_stages: the first stages that do not learn: 1 the stem, 2 to 5 the dense blocks with
-            what follows each.
+        frozen_stages: the first stages, 0 to 5, that do not learn. Stage 1 is the stem, stages 2
+            to 5 are the dense blocks, each with the layers up to the next one.
         norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     depth: int
     width: float = 1.0
-    norm: bool = True
     frozen_stages: int = 0
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Return the maps of dense block 2 (stride 8) and 4 (stride 16) of images [B, H, W, 3].
+        """Returns the maps of dense block 2 (stride 8) and 4 (stride 16) of images [B, H, W, 3].
 
-        A dense block ends in bare convolutions, so both are after the BatchNorm and ReLU that
-        follow: block 2's before the transition halves its channels.
+        A dense block ends in convolutions without BatchNorm or ReLU, so both maps are taken after
+        the BatchNorm and ReLU that follow. That of block 2 still has all its channels, which the
+        transition halves.
         """
         options = shared_fields(self)
         stem = ConvBlock(scaled_channels(64, self.width), 7, 2, name="stem", **options)
@@ -74,7 +74,7 @@ class DenseNet(nn.Module):
         return shallow, x
 
     def frozen_modules(self) -> tuple[str, ...]:
-        """Return the names of the submodules that do not learn."""
+        """Returns the names of the submodules that do not learn."""
         names = ["stem"] if self.frozen_stages else []
         for block, layers in enumerate(BLOCKS[self.depth][: max(0, self.frozen_stages - 1)], 1):
             names += [f"denseblock{block}_layer{number}" for number in range(1, layers + 1)]
@@ -88,7 +88,7 @@ class DenseLayer(nn.Module):
     growth: int
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -109,11 +109,11 @@ class NormReluConv(nn.Module):
     kernel_size: int
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Return what the convolution reads and what it makes of it."""
+        """Returns the input and the output of the convolution."""
         x = nn.relu(batch_norm(self, train=train, name="norm")(x))
         conv = nn.Conv(
             self.features,

@@ -1,19 +1,19 @@
-"""Sizes of the feature maps, which the anchors are laid out on."""
+"""Feature map sizes, which also lay out the anchors."""
 
 
 def feature_map_sizes(image_size: tuple[int, int], num_scales: int) -> tuple[tuple[int, int], ...]:
-    """Return the (height, width) of each scale's map, the largest first.
+    """Returns the (height, width) of each scale's map, the largest first.
 
-    The first map has ceil(size / 8) cells along each axis and each following one half as many as
-    the one before, rounded up. With three or more scales the last map is made by an unpadded 3x3
-    convolution instead and is 2 cells smaller than the one before.
+    The first map has ceil(size / 8) cells along each axis. Each following map has half as many as
+    the one before, rounded up. With three or more scales the last map is different: an unpadded
+    3x3 convolution makes it, and it is 2 cells smaller than the one before.
 
     Args:
         image_size: (height, width) of the network's input in pixels.
         num_scales: number of scales, at least 2.
 
     Raises:
-        ValueError: if the images are too small for so many scales.
+        ValueError: if a side of the image is not positive, or too small for num_scales.
     """
     height, width = image_size
     if height < 1 or width < 1:
@@ -33,7 +33,7 @@ def feature_map_sizes(image_size: tuple[int, int], num_scales: int) -> tuple[tup
 
 
 def _largest_num_scales(short_side: int) -> int:
-    """The largest S whose scale S - 1 still has the 3 cells that the unpadded convolution needs."""
+    """Returns the largest S for which scale S - 1 has the 3 cells of an unpadded convolution."""
     cells, num_scales = -(-short_side // 8), 2
     while -(-cells // 2) >= 3:
         cells, num_scales = -(-cells // 2), num_scales + 1

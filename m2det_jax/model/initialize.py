@@ -1,9 +1,10 @@
-"""Initial values, drawn by numpy so that they agree on every device and jax version."""
+"""Initial values of the parameters. Numpy draws them: every device and jax version agrees."""
 
 import functools
 import math
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,13 @@ PRIOR = 0.01
 
 @functools.cache
 def variable_shapes(model: nn.Module, image_size: tuple[int, int]) -> dict:
-    """Return {"params", "batch_stats"} of jax.ShapeDtypeStruct, without computing anything.
+    """Returns {"params", "batch_stats"} of jax.ShapeDtypeStruct, without computing anything.
 
-    Tracing a deep model takes a second, so the result is kept: do not change it.
+    Tracing a deep model takes a second, so the result is cached: do not change it.
     """
 
-    def initialize():
-        # A zero key: the values are thrown away, and tracing it draws nothing.
+    def initialize() -> Any:
+        # The key does not matter: only shapes are traced, and no value is drawn.
         return model.init(jax.random.key(0), jnp.zeros((1, *image_size, 3)), train=False)
 
     return {"batch_stats": {}} | dict(jax.eval_shape(initialize))
@@ -35,10 +36,10 @@ def variable_shapes(model: nn.Module, image_size: tuple[int, int]) -> dict:
 def init_variables(
     model: nn.Module, image_size: tuple[int, int], seed: int, *, prior: float | None = PRIOR
 ) -> dict:
-    """Return the model's initial variables by the rules of `fill_variables`.
+    """Returns the model's initial variables by the rules of `fill_variables`.
 
     Args:
-        model: M2Det or its backbone, called as model(images, train=...).
+        model: M2Det or a backbone, called as model(images, train=...).
         image_size: (height, width); the result does not depend on it.
         seed: non-negative integer.
         prior: see `fill_variables`.
@@ -50,18 +51,18 @@ def init_variables(
 
 
 def fill_variables(shapes: dict, seed: int, *, prior: float | None = PRIOR) -> dict:
-    """Return numpy arrays for the shapes of a module's variables.
+    """Returns numpy arrays for the shapes of a module's variables.
 
-    Kernels are normal with variance 2 / fan-in (He), those of the heads with standard deviation
-    0.01; biases are 0, but for the class outputs', which make every anchor start with probability
-    `prior` for every class (focal loss, arXiv 1708.02002, section 3.3). BatchNorm starts as the
-    identity. Each tensor has a generator of its own, keyed by the seed and the tensor's path, so
-    it does not depend on which other tensors exist.
+    Kernels are normal with variance 2 / fan-in (He); those of the heads have a standard deviation
+    of 0.01. Biases are 0, except those of the class outputs: they give every class of every anchor
+    the probability `prior` at the start (focal loss, arXiv 1708.02002, section 3.3). BatchNorm
+    starts as the identity. Each tensor has its own generator, whose key is the seed and the path of
+    the tensor, so that a tensor does not depend on which other tensors exist.
 
     Args:
         shapes: {"params", "batch_stats"}, nested dicts with a `shape` at each leaf.
         seed: non-negative integer.
-        prior: 0..1, for a sigmoid on the class logits; None, for a softmax: biases of 0.
+        prior: 0..1, for a sigmoid on the class logits. None, for a softmax: these biases are 0.
 
     Returns:
         `shapes` with float32 arrays in place of its leaves.

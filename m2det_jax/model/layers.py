@@ -3,12 +3,14 @@
 Feature maps are [B, H, W, C] throughout (B batch, H rows, W columns, C channels).
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 NORM_EPSILON = 1e-5
 # The official code's 0.01 in PyTorch's sense; in Flax's it is the share of the old value kept.
@@ -42,7 +44,7 @@ class ConvBlock(nn.Module):
     relu: bool = True
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -62,8 +64,16 @@ class ConvBlock(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
-def batch_norm(module: nn.Module, *, train: bool, name: str) -> nn.BatchNorm:
-    """Return the BatchNorm used everywhere; statistics are float32 whatever the dtype is.
+class HasNorm(Protocol):
+    """A module with the fields that `batch_norm` reads."""
+
+    norm_momentum: float
+    norm_axis: str | None
+    dtype: DTypeLike
+
+
+def batch_norm(module: HasNorm, *, train: bool, name: str) -> nn.BatchNorm:
+    """Returns the BatchNorm used everywhere; statistics are float32 whatever the dtype is.
 
     Args:
         module: in which it stands. Its fields are taken: `norm_momentum`, `dtype`, and `norm_axis`,
@@ -85,26 +95,26 @@ def batch_norm(module: nn.Module, *, train: bool, name: str) -> nn.BatchNorm:
 
 
 def shared_fields(module: nn.Module) -> dict[str, Any]:
-    """Return the fields that a module of the network hands to all modules in it, by name."""
+    """Returns the fields that a module of the network hands to all modules in it, by name."""
     return {name: getattr(module, name) for name in ("norm_momentum", "norm_axis", "dtype")}
 
 
-def call_block(block: nn.Module, x: jax.Array, *, train: bool, remat: bool):
-    """Return block(x, train=train); with `remat` the backward pass computes its inside again."""
+def call_block(block: nn.Module, x: jax.Array, *, train: bool, remat: bool) -> Any:
+    """Returns block(x, train=train); with `remat` the backward pass computes its inside again."""
 
-    def call(block, x):
+    def call(block: nn.Module, x: jax.Array) -> Any:
         return block(x, train=train)
 
     return nn.remat(call)(block, x) if remat else call(block, x)
 
 
 def scaled_channels(channels: int, width: float) -> int:
-    """Return `width` times a number of channels, as the nearest multiple of 8 and at least 8."""
+    """Returns `width` times a number of channels, as the nearest multiple of 8 and at least 8."""
     return max(8, 8 * round(channels * width / 8))
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Return the maxima of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
+    """Returns the maxima of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
 
     Written as maxima of strided slices: XLA's gradient of a windowed maximum (select-and-scatter)
     is an order of magnitude slower than theirs on CPU.
@@ -121,7 +131,7 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def max_pool_3x3(x: jax.Array, stride: int = 1) -> jax.Array:
-    """Return the maxima of 3x3 neighbourhoods, [B, ceil(H / stride), ceil(W / stride), C].
+    """Returns the maxima of 3x3 neighbourhoods, [B, ceil(H / stride), ceil(W / stride), C].
 
     Padding never wins.
     """
@@ -136,7 +146,7 @@ def max_pool_3x3(x: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def avg_pool_2x2(x: jax.Array) -> jax.Array:
-    """Return the means of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
+    """Returns the means of 2x2 cells at stride 2, [B, ceil(H / 2), ceil(W / 2), C].
 
     A last row or column without a partner counts twice, so that it gives the mean of what is there.
     """
@@ -157,14 +167,14 @@ def _pad_with_lowest(x: jax.Array, axis: int, *, before: int, after: int) -> jax
     return jnp.pad(x, widths, constant_values=-jnp.inf)
 
 
-def upsample(x: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
-    """Resize [B, H, W, C] to [B, *size, C] by `method` "nearest" or "bilinear".
+def upsample(x: jax.Array, size: Sequence[int], method: str) -> jax.Array:
+    """Resizes [B, H, W, C] to [B, *size, C] by `method` "nearest" or "bilinear".
 
     "nearest" follows PyTorch: output row i reads input row floor(i * H / size[0]). "bilinear" has
     pixel centres at halves and repeats the border (PyTorch's align_corners=False).
 
     Raises:
-        ValueError: for another method.
+        ValueError: if the method is another.
     """
     if method not in UPSAMPLING:
         raise ValueError(

@@ -1,18 +1,23 @@
 """The M2Det network (arXiv 1811.04533): backbone, MLFPN and heads."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from m2det_jax.model.backbones import make_backbone
+from m2det_jax.model.backbones import Backbone, make_backbone
 from m2det_jax.model.feature_maps import feature_map_sizes
 from m2det_jax.model.heads import FORMS, BoxHead, ClassHead
-from m2det_jax.model.layers import NORM_MOMENTUM, UPSAMPLING, call_block, shared_fields
-from m2det_jax.model.mlfpn import MLFPN
+from m2det_jax.model.layers import UPSAMPLING, call_block, shared_fields
+from m2det_jax.model.mlfpn import MLFPN, PyramidFields
 
 
-class M2Det(nn.Module):
-    """A single-shot detector. The defaults are the paper's form; `official_form()` lists the other.
+class M2Det(PyramidFields, kw_only=True):
+    """A single-shot detector. The defaults are the paper's form; `official_form()` has the other.
+
+    The fields of the pyramid, `PyramidFields`, are fields of M2Det too. Its `remat` and `dtype`
+    hold for the backbone and the heads as well. All outputs are float32.
 
     Attributes:
         num_class_outputs: class logits per anchor, C.
@@ -21,24 +26,8 @@ class M2Det(nn.Module):
         backbone_width: factor on the backbone's numbers of channels.
         backbone_norm: BatchNorm in a backbone that comes without (VGG).
         backbone_official_stride: a ResNet's strides as in the official code (ResNets only).
-        frozen_stages: the backbone's first stages, 0 to 5, that do not learn.
-        num_levels: number of TUMs.
-        num_scales: maps of each TUM.
-        shallow_channels, deep_channels: FFMv1's output from the backbone's two maps.
-        reduced_channels: channels that FFMv2 reduces the base feature to.
-        tum_width, tum_out: channels inside a TUM and of each of its maps.
-        sfam: re-weight channels before the heads.
-        sfam_shared: one pair of SFAM layers for all scales.
-        share_base_reduction: one reduction of the base feature for all levels.
-        largest_scale_norm: BatchNorm on the largest map before the heads.
-        upsample: "nearest" or "bilinear", in the TUMs.
-        head: "conv", one convolution a scale, or "retinanet", five shared by all scales.
-        norm_momentum: share of a running average that one training step keeps.
-        norm_axis: the mapped axis over which BatchNorm takes its statistics, inside jax.shard_map
-            alone, where a program sees one device's images; see `layers.batch_norm`.
-        remat: recompute the backbone's and each TUM's activations in the backward pass instead of
-            keeping them.
-        dtype: dtype of the computation; parameters, running averages and outputs are float32.
+        frozen_stages: how many of the backbone's first stages, 0 to 5, do not learn.
+        head: "conv", one convolution for each scale, or "retinanet", five that all scales share.
     """
 
     num_class_outputs: int
@@ -48,42 +37,29 @@ class M2Det(nn.Module):
     backbone_norm: bool = False
     backbone_official_stride: bool = False
     frozen_stages: int = 0
-    num_levels: int = 8
-    num_scales: int = 6
-    shallow_channels: int = 256
-    deep_channels: int = 512
-    reduced_channels: int = 128
-    tum_width: int = 256
-    tum_out: int = 128
-    sfam: bool = True
-    sfam_shared: bool = False
-    share_base_reduction: bool = False
-    largest_scale_norm: bool = False
-    upsample: str = "nearest"
     head: str = "conv"
-    norm_momentum: float = NORM_MOMENTUM
-    norm_axis: str | None = None
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Return the raw predictions for normalised RGB images, float [B, H, W, 3].
+        """Returns the raw predictions for normalised RGB images.
 
-        `train` makes BatchNorm use the batch's statistics and update "batch_stats".
+        Args:
+            images: float [B, H, W, 3].
+            train: BatchNorm uses the statistics of the batch and updates "batch_stats".
 
         Returns:
             "class_logits" float32 [B, A, C] and "box_deltas" float32 [B, A, 4]; the order of the
             anchors A is scale, row, column, cell anchor.
 
         Raises:
-            ValueError: for a field or an image shape that makes no network.
+            ValueError: if no network can be built from a field or from the shape of the images.
         """
         self._check(images)
         backbone = self._backbone(name="backbone")
         images = images.astype(self.dtype)
         shallow, deep = call_block(backbone, images, train=train, remat=self.remat)
-        maps = self._mlfpn()(shallow, deep, train=train)
+        mlfpn = MLFPN(**self.pyramid_fields(), name="mlfpn")
+        maps = mlfpn(shallow, deep, train=train)
         class_head = ClassHead(
             self.anchors_per_cell, self.num_class_outputs, self.dtype, self.head, name="class_head"
         )
@@ -91,14 +67,14 @@ class M2Det(nn.Module):
         return {"class_logits": class_head(maps), "box_deltas": box_head(maps)}
 
     def frozen_paths(self) -> tuple[tuple[str, ...], ...]:
-        """Return the paths in "params" below which `frozen_stages` stops all gradients.
+        """Returns the paths in "params" below which `frozen_stages` stops all gradients.
 
-        For the optimizer: weight decay would move these parameters all the same.
+        The optimizer needs them: weight decay changes parameters without a gradient too.
         """
         modules = self._backbone(parent=None).frozen_modules()
         return tuple(("backbone", module) for module in modules)
 
-    def _backbone(self, **options) -> nn.Module:
+    def _backbone(self, **options: Any) -> Backbone:
         return make_backbone(
             self.backbone,
             width=self.backbone_width,
@@ -107,25 +83,6 @@ class M2Det(nn.Module):
             frozen_stages=self.frozen_stages,
             **shared_fields(self),
             **options,
-        )
-
-    def _mlfpn(self) -> MLFPN:
-        return MLFPN(
-            num_levels=self.num_levels,
-            num_scales=self.num_scales,
-            shallow_channels=self.shallow_channels,
-            deep_channels=self.deep_channels,
-            reduced_channels=self.reduced_channels,
-            tum_width=self.tum_width,
-            tum_out=self.tum_out,
-            sfam=self.sfam,
-            sfam_shared=self.sfam_shared,
-            share_base_reduction=self.share_base_reduction,
-            largest_scale_norm=self.largest_scale_norm,
-            upsample=self.upsample,
-            remat=self.remat,
-            name="mlfpn",
-            **shared_fields(self),
         )
 
     def _check(self, images: jax.Array) -> None:
@@ -145,9 +102,9 @@ class M2Det(nn.Module):
             raise ValueError(f"upsample must be one of {sorted(UPSAMPLING)}, got {self.upsample!r}")
         if self.head not in FORMS:
             raise ValueError(f"head must be one of {FORMS}, got {self.head!r}")
-        feature_map_sizes(images.shape[1:3], self.num_scales)
+        feature_map_sizes((images.shape[1], images.shape[2]), self.num_scales)
 
 
 def official_form() -> dict[str, bool | int]:
-    """Return the fields of M2Det in which the authors' code differs from the paper."""
+    """Returns the fields of M2Det in which the authors' code differs from the paper."""
     return dict(tum_out=256, sfam_shared=True, share_base_reduction=True, largest_scale_norm=True)

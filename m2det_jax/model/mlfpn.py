@@ -3,11 +3,14 @@
 Scales are numbered from 1, the largest map, to S; levels from 1, the first TUM, to L.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from m2det_jax.model.layers import (
     NORM_MOMENTUM,
@@ -20,17 +23,17 @@ from m2det_jax.model.layers import (
 
 
 class FFMv1(nn.Module):
-    """Fuse the backbone's two maps into the base feature.
+    """Fuses the backbone's two maps into the base feature.
 
-    3x3 on the shallow map, 1x1 on the deep one, nearest upsampling, concatenation:
-    [B, ceil(H / 8), ceil(W / 8), shallow_channels + deep_channels].
+    A 3x3 convolution on the shallow map, a 1x1 convolution and nearest upsampling on the deep map,
+    and concatenation: [B, ceil(H / 8), ceil(W / 8), shallow_channels + deep_channels].
     """
 
     shallow_channels: int = 256
     deep_channels: int = 512
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, shallow: jax.Array, deep: jax.Array, *, train: bool) -> jax.Array:
@@ -42,25 +45,26 @@ class FFMv1(nn.Module):
 
 
 class FFMv2(nn.Module):
-    """Reduce the base feature and append the largest map of the previous TUM.
+    """Reduces the base feature and appends the largest map of the previous TUM.
 
-    The first TUM has none before it and gets the reduced base feature alone, as in the official
-    code.
+    No TUM comes before the first one, which gets the reduced base feature alone, as in the
+    official code.
     """
 
     reduced_channels: int = 128
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
-    def setup(self):
-        self.reduce = ConvBlock(self.reduced_channels, 1, **shared_fields(self))
-
+    @nn.compact
     def __call__(self, base: jax.Array, previous: jax.Array | None, *, train: bool) -> jax.Array:
-        return append_previous(self.reduce(base, train=train), previous)
+        options = shared_fields(self)
+        reduce = ConvBlock(self.reduced_channels, 1, name="reduce", **options)
+        return append_previous(reduce(base, train=train), previous)
 
 
 def append_previous(reduced: jax.Array, previous: jax.Array | None) -> jax.Array:
+    """Returns the reduced base feature with the previous TUM's largest map behind its channels."""
     return reduced if previous is None else jnp.concatenate([reduced, previous], axis=-1)
 
 
@@ -68,16 +72,17 @@ class TUM(nn.Module):
     """Thinned U-shape module: one feature pyramid, encoder then decoder.
 
     The encoder halves the map by 3x3 convolutions (sizes: `feature_map_sizes`). The decoder starts
-    at the smallest scale, and at each larger one adds a 3x3 lateral convolution of the encoder's
-    map to the upsampled sum so far. A 1x1 convolution smooths each scale's output; on the smallest
-    scale, which is no sum, only where `out` differs from `width` (the official code has them equal
-    and leaves that scale as it is).
+    at the smallest scale. At each larger scale it upsamples the sum so far and adds a 3x3 lateral
+    convolution of the encoder's map. A 1x1 convolution smooths the output of each scale. The
+    smallest scale is not a sum: it is smoothed only where `out` differs from `width`. (In the
+    official code the two are equal, and the smallest scale is not smoothed.)
 
     Attributes:
-        num_scales: number of scales S.
-        width: channels inside.
+        num_scales: number of scales, S.
+        width: channels inside the module.
         out: channels of each output map.
         upsample: "nearest" or "bilinear".
+        norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     num_scales: int = 6
@@ -86,11 +91,11 @@ class TUM(nn.Module):
     upsample: str = "nearest"
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
-        """Return the S maps, the largest first."""
+        """Returns the S maps, the largest first."""
         last = self.num_scales
         encoded = {1: x}
         for scale in range(2, last + 1):
@@ -110,21 +115,28 @@ class TUM(nn.Module):
             decoded[scale] = smooth(decoded[scale], train=train)
         return [decoded[scale] for scale in range(1, last + 1)]
 
-    def _block(self, features: int, kernel_size: int, name: str, **options) -> ConvBlock:
-        return ConvBlock(features, kernel_size, name=name, **shared_fields(self), **options)
+    def _block(self, features: int, kernel_size: int, name: str, **options: Any) -> ConvBlock:
+        return ConvBlock(
+            features,
+            kernel_size,
+            **shared_fields(self),
+            name=name,
+            **options,
+        )
 
 
 class SFAM(nn.Module):
-    """Re-weight the channels of each scale by squeeze and excitation (paper, section 3.1).
+    """Re-weights the channels of each scale by squeeze and excitation (paper, section 3.1).
 
     Attributes:
-        shared: one pair of layers for all scales (official code) instead of one pair each.
-        ratio: channels over hidden units.
+        shared: one pair of layers for all scales (official code) instead of one pair for each.
+        ratio: number of channels over number of hidden units.
+        dtype: dtype of the computation.
     """
 
     shared: bool = False
     ratio: int = 16
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
@@ -144,8 +156,26 @@ class SFAM(nn.Module):
         return nn.Dense(features, dtype=self.dtype, name=name)
 
 
-class MLFPN(nn.Module):
-    """Base feature, L levels of FFMv2 and TUM, and their aggregation; fields as in M2Det."""
+class PyramidFields(nn.Module):
+    """The fields of MLFPN. M2Det has them too and hands them on.
+
+    Attributes:
+        num_levels: number of TUMs, L.
+        num_scales: number of maps of each TUM, S.
+        shallow_channels, deep_channels: channels that FFMv1 makes of the backbone's two maps.
+        reduced_channels: channels that FFMv2 reduces the base feature to.
+        tum_width, tum_out: channels inside a TUM, and of each of its output maps.
+        sfam: re-weight channels before the heads.
+        sfam_shared: one pair of SFAM layers for all scales.
+        share_base_reduction: one reduction of the base feature for all levels.
+        largest_scale_norm: BatchNorm on the largest map before the heads.
+        upsample: "nearest" or "bilinear", in the TUMs.
+        norm_momentum: share of a running average that one training step keeps.
+        norm_axis: the axis over which BatchNorm takes its statistics. It is for jax.shard_map,
+            where a program sees the images of one device; see `layers.batch_norm`.
+        remat: compute activations again in the backward pass instead of keeping them.
+        dtype: dtype of the computation; parameters and running averages are float32.
+    """
 
     num_levels: int = 8
     num_scales: int = 6
@@ -162,11 +192,20 @@ class MLFPN(nn.Module):
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+
+    def pyramid_fields(self) -> dict[str, Any]:
+        """Returns the values of these fields by name."""
+        fields = dataclasses.fields(PyramidFields)
+        return {f.name: getattr(self, f.name) for f in fields if f.name not in ("parent", "name")}
+
+
+class MLFPN(PyramidFields):
+    """Base feature, L levels of FFMv2 and TUM, and their aggregation."""
 
     @nn.compact
     def __call__(self, shallow: jax.Array, deep: jax.Array, *, train: bool) -> list[jax.Array]:
-        """Return one map for each scale, the largest first, of num_levels * tum_out channels."""
+        """Returns one map for each scale, the largest first, of num_levels * tum_out channels."""
         options = shared_fields(self)
         ffm1 = FFMv1(self.shallow_channels, self.deep_channels, name="ffm1", **options)
         base = ffm1(shallow, deep, train=train)
@@ -179,13 +218,16 @@ class MLFPN(nn.Module):
             maps[0] = norm(maps[0])
         return maps
 
-    def _levels(self, base: jax.Array, train: bool, options: dict) -> list[list[jax.Array]]:
-        """The pyramids [level][scale] of all TUMs."""
+    def _levels(
+        self, base: jax.Array, train: bool, options: dict[str, Any]
+    ) -> list[list[jax.Array]]:
+        """Returns the pyramids [level][scale] of all TUMs."""
         if self.share_base_reduction:
-            # The same for all levels, so computed once, and its running averages move once a step.
+            # All levels share it: computed once, and its running averages change once a step.
             reduce = ConvBlock(self.reduced_channels, 1, name="base_reduction", **options)
             base = reduce(base, train=train)
-        pyramids, previous = [], None
+        pyramids: list[list[jax.Array]] = []
+        previous = None
         for level in range(1, self.num_levels + 1):
             if self.share_base_reduction:
                 fused = append_previous(base, previous)

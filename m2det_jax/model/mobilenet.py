@@ -1,24 +1,28 @@
 """MobileNet v1 (arXiv 1704.04861) and v2 (arXiv 1801.04381) with the deep map at stride 16.
 
-The blocks are numbered as torchvision's `features` are, the stem being 0.
+The blocks have the numbers of torchvision's `features`; the stem is number 0.
 """
 
+from collections.abc import Iterator
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from m2det_jax.model.depthwise import DepthwiseConv
 from m2det_jax.model.layers import NORM_MOMENTUM, batch_norm, shared_fields
 
-# The last halving of both is left out: the whole of a pretrained network is used, and its end, the
-# richest map, is at stride 16.
-# v1: (channels, strides) of features_1 to features_13; features_12 had stride 2.
+# The last halving of both is left out: so all layers of a pretrained network are used, and the last
+# map, the richest, is at stride 16.
+# v1: (channels, strides) of features_1 to features_13; in the paper features_12 has stride 2.
 BLOCKS_V1 = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *((512, 1),) * 5,
     *((1024, 1),) * 2,
 )
-# v2: (expansion, channels, blocks, strides of the first block) of features_1 to features_17; the
-# stage of 160 channels had stride 2.
+# v2: (expansion, channels, blocks, strides of the first block) of features_1 to features_17; in the
+# paper the stage of 160 channels has stride 2.
 STAGES_V2 = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -29,7 +33,7 @@ STAGES_V2 = (
     (6, 320, 1, 1),
 )
 LAST_CHANNELS_V2 = 1280
-# By version: the last block at strides 2, 4, 8, 16 and, without the change, 32.
+# By version: the last blocks at strides 2, 4, 8, 16 and, in the paper, 32.
 STAGE_ENDS = {1: (1, 3, 5, 11, 13), 2: (1, 3, 6, 13, 18)}
 SHALLOW_STAGE = 3
 
@@ -39,24 +43,22 @@ class MobileNet(nn.Module):
 
     Attributes:
         version: 1 or 2.
-        width: the papers' width multiplier. Channels are rounded as by `divisible_channels`; the
-            last of v2 never get fewer, as in the paper.
-        norm: ignored; a MobileNet always has BatchNorm.
+        width: the papers' width multiplier. `divisible_channels` rounds the channels. v2's last
+            layer never gets fewer than LAST_CHANNELS_V2, as in the paper.
         frozen_stages: the first stages, 0 to 5, that do not learn; they end at STAGE_ENDS.
         norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     version: int
     width: float = 1.0
-    norm: bool = True
     frozen_stages: int = 0
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Return the last maps at stride 8 and, at stride 16, of the network for [B, H, W, 3]."""
+        """Returns the last map at stride 8 and the last map (stride 16) of images [B, H, W, 3]."""
         ends = STAGE_ENDS[self.version]
         num_frozen = self._num_frozen()
         x = images
@@ -68,7 +70,7 @@ class MobileNet(nn.Module):
         return shallow, x
 
     def frozen_modules(self) -> tuple[str, ...]:
-        """Return the names of the submodules that do not learn."""
+        """Returns the names of the submodules that do not learn."""
         return tuple(f"features_{index}" for index in range(self._num_frozen()))
 
     def _num_frozen(self) -> int:
@@ -77,7 +79,7 @@ class MobileNet(nn.Module):
     def _features(self) -> list[nn.Module]:
         options = shared_fields(self)
         channels = divisible_channels(32 * self.width)
-        features = [Conv6(channels, 3, 2, name="features_0", **options)]
+        features: list[nn.Module] = [Conv6(channels, 3, 2, name="features_0", **options)]
         for block, fields in self._blocks():
             features.append(block(*fields, name=f"features_{len(features)}", **options))
         if self.version == 2:
@@ -85,8 +87,8 @@ class MobileNet(nn.Module):
             features.append(Conv6(channels, name=f"features_{len(features)}", **options))
         return features
 
-    def _blocks(self):
-        """Yield the class of every block between stem and end with its first fields."""
+    def _blocks(self) -> Iterator[tuple[type[nn.Module], tuple[int, ...]]]:
+        """Yields the class of every block between stem and end with its first fields."""
         if self.version == 1:
             for channels, strides in BLOCKS_V1:
                 yield SeparableBlock, (divisible_channels(channels * self.width), strides)
@@ -98,9 +100,9 @@ class MobileNet(nn.Module):
 
 
 def divisible_channels(channels: float) -> int:
-    """Return the nearest multiple of 8, at least 8 and at least 90% of `channels`.
+    """Returns the nearest multiple of 8 that is at least 8 and at least 90% of `channels`.
 
-    The rule of the authors' code, of torchvision and of timm.
+    This is the rule of the authors' code, of torchvision and of timm.
     """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
@@ -113,7 +115,7 @@ class SeparableBlock(nn.Module):
     strides: int = 1
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -125,7 +127,7 @@ class SeparableBlock(nn.Module):
 class InvertedResidual(nn.Module):
     """v2's block: 1x1 to `expansion` times the channels, depthwise 3x3, 1x1 without ReLU.
 
-    It adds its input where the shapes agree, and has no first convolution for an expansion of 1.
+    It adds its input where the shapes agree. With an expansion of 1 it has no first convolution.
     """
 
     features: int
@@ -133,7 +135,7 @@ class InvertedResidual(nn.Module):
     strides: int = 1
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -151,9 +153,9 @@ class Conv6(nn.Module):
     """A convolution without bias, BatchNorm and, unless told not to, ReLU6 (min(relu(x), 6)).
 
     Attributes:
-        features: number of output channels; None: depthwise, one filter for each input channel.
-        kernel_size, strides, norm_momentum, norm_axis, dtype: see ConvBlock; depthwise, the
-            kernel is 3.
+        features: number of output channels. None: depthwise, one filter for each input channel.
+        kernel_size, strides, norm_momentum, norm_axis, dtype: see ConvBlock. A depthwise kernel is
+            always 3.
         relu6: end with ReLU6.
     """
 
@@ -163,7 +165,7 @@ class Conv6(nn.Module):
     relu6: bool = True
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

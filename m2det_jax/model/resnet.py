@@ -1,9 +1,12 @@
 """ResNet backbones (arXiv 1512.03385) with the deep map at stride 16."""
 
 import functools
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from m2det_jax.model.layers import (
     NORM_MOMENTUM,
@@ -13,7 +16,7 @@ from m2det_jax.model.layers import (
     shared_fields,
 )
 
-# Blocks in layers 1 to 4; from depth 50 on the blocks are bottlenecks.
+# Numbers of blocks in layers 1 to 4; from depth 50 on the blocks are bottlenecks.
 BLOCKS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -24,23 +27,23 @@ BLOCKS = {
 BOTTLENECK_DEPTH = 50
 # Layer 4 keeps the resolution of layer 3, so that its map, the deep one, is at stride 16.
 STRIDES = (1, 2, 2, 1)
-# The official code instead keeps layer 3 at stride 8 and halves in layer 4, which makes layer 3,
-# the longest, four times the work.
+# The official code keeps layer 3 at stride 8 and halves in layer 4 instead. Layer 3, the longest,
+# then takes four times the work.
 OFFICIAL_STRIDES = (1, 2, 1, 2)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut; where the shape changes, it is a 1x1 convolution."""
 
     features: int
     strides: int = 1
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        block = functools.partial(ConvBlock, **shared_fields(self))
+        block: Callable[..., ConvBlock] = functools.partial(ConvBlock, **shared_fields(self))
         y = block(self.features, strides=self.strides, name="conv1")(x, train=train)
         y = block(self.features, relu=False, name="conv2")(y, train=train)
         return _add_shortcut(x, y, block, self.strides, train)
@@ -49,26 +52,28 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, the last to four times `features`, and a shortcut.
 
-    The stride is in the 3x3 convolution, where torchvision and the official code have it (the
-    paper: in the first).
+    The stride is in the 3x3 convolution, as in torchvision and in the official code (in the paper
+    it is in the first convolution).
     """
 
     features: int
     strides: int = 1
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        block = functools.partial(ConvBlock, **shared_fields(self))
+        block: Callable[..., ConvBlock] = functools.partial(ConvBlock, **shared_fields(self))
         y = block(self.features, 1, name="conv1")(x, train=train)
         y = block(self.features, strides=self.strides, name="conv2")(y, train=train)
         y = block(4 * self.features, 1, relu=False, name="conv3")(y, train=train)
         return _add_shortcut(x, y, block, self.strides, train)
 
 
-def _add_shortcut(x: jax.Array, y: jax.Array, block, strides: int, train: bool) -> jax.Array:
+def _add_shortcut(
+    x: jax.Array, y: jax.Array, block: Callable[..., ConvBlock], strides: int, train: bool
+) -> jax.Array:
     features = y.shape[-1]
     if strides != 1 or x.shape[-1] != features:
         x = block(features, 1, strides, relu=False, name="shortcut")(x, train=train)
@@ -81,24 +86,23 @@ class ResNet(nn.Module):
     Attributes:
         depth: a key of BLOCKS.
         width: factor on every number of channels (rounded to multiples of 8).
-        norm: ignored; a ResNet always has BatchNorm.
-        frozen_stages: the first stages that do not learn: 1 the stem, 2 to 5 layers 1 to 4.
-        official_stride: OFFICIAL_STRIDES in place of STRIDES; the parameters are the same.
+        frozen_stages: the first stages, 0 to 5, that do not learn. Stage 1 is the stem, stages 2
+            to 5 are layers 1 to 4.
+        official_stride: OFFICIAL_STRIDES instead of STRIDES; the parameters are the same.
         norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
     depth: int
     width: float = 1.0
-    norm: bool = True
     frozen_stages: int = 0
     official_stride: bool = False
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jax.typing.DTypeLike = "float32"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Return the maps of layer 2 (stride 8) and layer 4 (stride 16) of images [B, H, W, 3]."""
+        """Returns the maps of layer 2 (stride 8) and layer 4 (stride 16) of images [B, H, W, 3]."""
         options = shared_fields(self)
         stem = ConvBlock(scaled_channels(64, self.width), 7, 2, name="stem", **options)
         x = max_pool_3x3(stem(images, train=train and self.frozen_stages < 1), stride=2)
@@ -123,7 +127,7 @@ class ResNet(nn.Module):
         return shallow, x
 
     def frozen_modules(self) -> tuple[str, ...]:
-        """Return the names of the submodules that do not learn."""
+        """Returns the names of the submodules that do not learn."""
         layers = [
             f"layer{layer}_{number + 1}"
             for layer, blocks in enumerate(BLOCKS[self.depth], 1)

@@ -4,10 +4,12 @@ arXiv 1512.02325, section 3.1.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from m2det_jax.model.layers import (
     NORM_MOMENTUM,
@@ -18,7 +20,7 @@ from m2det_jax.model.layers import (
     shared_fields,
 )
 
-# By depth: channels of the convolutions of stages 1 to 5, named conv{stage}_{number}.
+# By depth: the channels of the convolutions in stages 1 to 5, which are conv{stage}_{number}.
 STAGES = {
     16: ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
     19: ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4),
@@ -30,17 +32,17 @@ class VGG(nn.Module):
     """VGG16 or VGG19 up to conv7. Input: RGB, normalised with ImageNet's mean and deviation.
 
     Every pooling rounds up, so the maps are ceil(H / 8) and ceil(H / 16) high for any H. The
-    official code rounds up in pool3 alone: for every size that is a multiple of 4 the result is the
-    same wherever that code can run (it stops where the deep map is not half the shallow one).
+    official code rounds up in pool3 alone. For sizes that are multiples of 4 the result is the same
+    wherever that code runs (it fails where the deep map is not half as large as the shallow one).
 
     Attributes:
         depth: 16 or 19.
         width: factor on every number of channels (rounded to multiples of 8).
         norm: BatchNorm after the convolutions of stages 1 to 5, as in torchvision's vgg16_bn. conv6
-            and conv7 keep a bias: they stand for fully connected layers, which have no BatchNorm
-            there either.
-        frozen_stages: the first stages, 0 to 5, that get no gradient and whose norms use and keep
-            their running averages.
+            and conv7 keep a bias: they replace fully connected layers, which have no BatchNorm in
+            vgg16_bn either.
+        frozen_stages: the first stages, 0 to 5, that do not learn: they get no gradient, and their
+            BatchNorm uses its running averages and does not change them.
         norm_momentum, norm_axis, dtype: see ConvBlock.
     """
 
@@ -50,11 +52,11 @@ class VGG(nn.Module):
     frozen_stages: int = 0
     norm_momentum: float = NORM_MOMENTUM
     norm_axis: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Return the maps of stage 4 (stride 8) and conv7 (stride 16) of images [B, H, W, 3]."""
+        """Returns the maps of stage 4 (stride 8) and conv7 (stride 16) of images [B, H, W, 3]."""
         x = images
         for stage, channels in enumerate(STAGES[self.depth], start=1):
             if stage > 1:
@@ -68,7 +70,7 @@ class VGG(nn.Module):
         return shallow, x
 
     def frozen_modules(self) -> tuple[str, ...]:
-        """Return the names of the submodules that do not learn."""
+        """Returns the names of the submodules that do not learn."""
         return tuple(
             f"conv{stage}_{number}"
             for stage, channels in enumerate(STAGES[self.depth][: self.frozen_stages], start=1)
@@ -82,11 +84,11 @@ class VGG(nn.Module):
             x = block(x, train=train and not frozen)
         return jax.lax.stop_gradient(x) if frozen else x
 
-    def _block(self, features: int, name: str, **options) -> ConvBlock:
+    def _block(self, features: int, name: str, **options: Any) -> ConvBlock:
         return ConvBlock(
             scaled_channels(features, self.width),
-            name=name,
             **shared_fields(self),
+            name=name,
             **options,
         )
 

@@ -1,4 +1,4 @@
-"""Pure functions on arrays: boxes, anchors, matching, losses, suppression."""
+"""Array functions without side effects: boxes, anchors, matching, losses, suppression."""
 
 from m2det_jax.ops.anchors import (
     retinanet_anchors,

@@ -1,8 +1,8 @@
 """Anchor sizes and ratios fitted to the boxes of a data set.
 
-K-means under the distance 1 - IoU of (width, height), as YOLO9000 does (arXiv 1612.08242, section
-2), gives a first guess; our anchors share one set of ratios over all scales, so the guess is then
-moved by a seeded search on the coverage that the real grid of anchors has.
+K-means with the distance 1 - IoU of (width, height) gives a first guess, as in YOLO9000 (arXiv
+1612.08242, section 2). Our anchors have the same ratios at all scales, which k-means does not know.
+So a random search with a fixed seed then improves the coverage of the real grid of anchors.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +14,17 @@ from jaxtyping import Num
 from m2det_jax.ops.anchors import Size
 from m2det_jax.ops.coverage import best_anchors
 
-_SAMPLE = 3000  # boxes that the search looks at
+_SAMPLE = 3000  # boxes that the search uses
 _TRIALS = 400
-_SMALLEST_STEP = 1.1  # of one size to the next: the maps differ by 2 in their cells
+_SMALLEST_STEP = 1.1  # factor from one size to the next; the cells of the maps differ by 2
 _SMALLEST_RATIO = 1.1
 
 
 class AnchorShapes(NamedTuple):
-    """What anchors are built from."""
+    """Sizes and aspect ratios that anchors are built from."""
 
     sizes: tuple[float, ...]  # pixels, rising
-    aspect_ratios: tuple[float, ...]  # width over height, above 1; their inverses belong to them
+    aspect_ratios: tuple[float, ...]  # width over height, above 1; each stands for its inverse too
 
 
 def fit_anchors(
@@ -38,20 +38,21 @@ def fit_anchors(
 ) -> AnchorShapes:
     """Fits as many sizes and ratios as `start` has to the boxes of a data set.
 
-    The best by two figures in this order, on a sample of the boxes: the share whose best IoU with
-    an anchor is at least positive_threshold, and the mean of that IoU. `start` itself takes part,
-    so that on the sample nothing worse comes back; check the result on all boxes.
+    Two figures on a sample of the boxes say which shapes are best. The first is the share of boxes
+    whose best IoU with an anchor is at least positive_threshold. Where it is equal, the mean of
+    that IoU decides. `start` takes part, so the result is never worse than it on the sample. Check
+    the result on all boxes.
 
     Args:
-        boxes: xyxy pixels of the network input; those without area are left aside.
+        boxes: xyxy pixels of the network input; boxes without an area are not used.
         start: sizes and ratios to begin with, such as those of the config.
-        build: makes the anchors float32 [A, 4] of sizes and ratios.
-        feature_maps: (height, width) of every scale in cells, which `build` lays them out on.
+        build: makes the anchors float32 [A, 4] from sizes and ratios.
+        feature_maps: (height, width) in cells of every scale that `build` makes anchors for.
         positive_threshold: IoU.
         seed: of the sample, of k-means and of the search.
 
     Raises:
-        ValueError: There is no box with an area.
+        ValueError: if no box has an area.
     """
     rng = np.random.default_rng(seed)
     boxes = np.asarray(boxes, np.float32)
@@ -69,7 +70,7 @@ def fit_anchors(
     best = max((start, guess), key=score)
     best_score, spread = score(best), 0.25
     for trial in range(_TRIALS):
-        # Every other trial moves one number only, which finishes what the wide steps begin.
+        # Every other trial moves one number only: small steps finish what wide steps begin.
         moved = _move(best, spread, rng, one=trial % 2 == 1)
         if (moved_score := score(moved)) > best_score:
             best, best_score = moved, moved_score
@@ -83,11 +84,12 @@ def first_guess(
     """Turns k-means clusters of (width, height) into as many sizes and ratios as `like` has."""
     clusters = kmeans_shapes(shapes, len(like.sizes), rng)
     sizes = np.sort(np.sqrt(clusters.prod(axis=1)))
-    # Fewer kinds of boxes than sizes: the others are spread over the same range.
+    # There may be fewer clusters than sizes: the other sizes are spread over the same range.
     missing = len(like.sizes) - len(sizes)
     sizes = np.sort([*sizes, *np.geomspace(sizes[0], sizes[-1], missing + 2)[1:-1]])
     long = np.maximum(shapes[:, 0] / shapes[:, 1], shapes[:, 1] / shapes[:, 0])
-    # Elongation as boxes (r, 1): the squares that every cell has take the first cluster.
+    # Elongations are clustered as boxes (r, 1). The first cluster is left to the squares, which
+    # every cell has.
     elongations = np.stack([long, np.ones_like(long)], axis=1)
     found = np.sort(kmeans_shapes(elongations, len(like.aspect_ratios) + 1, rng)[:, 0])[1:]
     ratios = [*found.tolist(), *like.aspect_ratios[len(found) :]]
@@ -97,19 +99,20 @@ def first_guess(
 def kmeans_shapes(
     shapes: Num[np.ndarray, "K 2"], count: int, rng: np.random.Generator, *, rounds: int = 50
 ) -> np.ndarray:
-    """Clusters (width, height) under 1 - IoU of boxes with a common centre.
+    """Clusters (width, height) by 1 - IoU of boxes with a common centre.
 
     Returns:
-        The means of at most `count` clusters, [C, 2]; fewer if there are fewer different shapes.
+        The means of the clusters, [C, 2]. C is `count`, or less if there are fewer different
+        shapes.
     """
     shapes = np.asarray(shapes, np.float64)
     centres = shapes[rng.integers(len(shapes))][None, :]
-    while len(centres) < count:  # k-means++: far shapes are the likelier next centres
+    while len(centres) < count:  # k-means++: the next centre is likely to be far from the others
         weight = (1 - _shape_iou(shapes, centres).max(axis=1)) ** 2
         if weight.sum() < 1e-12:
             break
-        centres = np.append(centres, shapes[rng.choice(len(shapes), p=weight / weight.sum())][None],
-                            axis=0)  # fmt: skip
+        chosen = shapes[rng.choice(len(shapes), p=weight / weight.sum())]
+        centres = np.append(centres, chosen[None, :], axis=0)
     for _ in range(rounds):
         owner = _shape_iou(shapes, centres).argmax(axis=1)
         used = np.unique(owner)
@@ -121,13 +124,16 @@ def kmeans_shapes(
 
 
 def _shape_iou(shapes: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """IoU [K, C] of shapes [K, 2] with shapes [C, 2], laid centre on centre."""
+    """Returns the IoU [K, C] of shapes [K, 2] and shapes [C, 2] with a common centre."""
     intersection = np.minimum(shapes[:, None, :], centres[None, :, :]).prod(axis=2)
     areas = shapes.prod(axis=1)[:, None] + centres.prod(axis=1)[None, :]
     return intersection / (areas - intersection)
 
 
-def _move(shapes: AnchorShapes, spread: float, rng: np.random.Generator, *, one: bool):
+def _move(
+    shapes: AnchorShapes, spread: float, rng: np.random.Generator, *, one: bool
+) -> AnchorShapes:
+    """Multiplies all sizes and ratios, or one of them, by random factors near 1."""
     values = np.log([*shapes.sizes, *shapes.aspect_ratios])
     step = rng.normal(0, spread, len(values))
     if one:
@@ -137,11 +143,11 @@ def _move(shapes: AnchorShapes, spread: float, rng: np.random.Generator, *, one:
 
 
 def _rounded(sizes: np.ndarray, ratios: np.ndarray) -> AnchorShapes:
-    """Rounds to what is worth writing into a config: rising sizes, ratios apart from 1."""
+    """Rounds numbers for a config and keeps their rules: sizes rise, ratios differ from 1."""
     rising: list[float] = []
     for size in sizes:
         lowest = rising[-1] * _SMALLEST_STEP + 0.05 if rising else 1.0
         rising.append(round(max(float(size), lowest), 1))
-    # A ratio below 1 is the same pair of anchors as its inverse.
+    # A ratio below 1 gives the same pair of anchors as its inverse.
     ratios = np.maximum(np.maximum(ratios, 1 / ratios), _SMALLEST_RATIO)
     return AnchorShapes(tuple(rising), tuple(round(float(r), 2) for r in np.sort(ratios)))

@@ -1,8 +1,8 @@
-"""Anchors: the boxes, fixed by the image size, that the network classifies and moves.
+"""Anchors: boxes that depend on the image size alone, and that the network classifies and moves.
 
-All functions give numpy float32 [A, 4] xyxy boxes in pixels, in the order in which the network
-writes its outputs: scale, row, column, cell anchor. Sizes of images and of feature maps are
-(height, width). Computed in float64 and rounded once.
+All functions return numpy float32 [A, 4] xyxy boxes in pixels, in the order of the network's
+outputs: scale, row, column, cell anchor. Sizes of images and of feature maps are (height, width).
+Everything is computed in float64 and rounded once.
 """
 
 import math
@@ -17,7 +17,7 @@ from m2det_jax.ops.boxes import Real
 Size: TypeAlias = Sequence[int | np.integer] | np.ndarray
 Values: TypeAlias = Sequence[Real] | np.ndarray
 
-# Anchor sizes of the official code over the side of the image, by that side in pixels.
+# By side of the image in pixels: anchor sizes of the official code, divided by that side.
 _OFFICIAL_FRACTIONS = {
     320: (0.08, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
     512: (0.06, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
@@ -29,14 +29,14 @@ _OFFICIAL_FRACTIONS = {
 def ssd_sizes(image_size: Size, num_scales: int) -> tuple[float, ...]:
     """Returns default anchor sizes in pixels, finest scale first: num_scales + 1 values.
 
-    The sizes are fractions of the short side of the image. With six scales they are those that
-    the official code has for the nearest of its sizes (320, 512, 704 or 800; the smaller one if
-    two are as near). With another number of scales the first fraction is that of the nearest
-    official size, and the others are spread evenly from 0.15 to 1.05, which is how the official
-    ones at 320, 512 and 800 are made; one scale has the first and 1.05.
+    The sizes are fractions of the short side of the image. With six scales they are those of the
+    official code for the nearest of its image sizes (320, 512, 704 or 800; the smaller one if two
+    are equally near). With another number of scales the first fraction is the official one, and the
+    others are spread evenly from 0.15 to 1.05, as the official ones at 320, 512 and 800 are. One
+    scale has the first fraction and 1.05.
 
     Raises:
-        ValueError: If num_scales < 1 or a side of the image is not positive.
+        ValueError: if num_scales < 1 or a side of the image is not positive.
     """
     height, width = _checked_size("image_size", image_size)
     if num_scales < 1:
@@ -44,7 +44,7 @@ def ssd_sizes(image_size: Size, num_scales: int) -> tuple[float, ...]:
     side = min(height, width)
     fractions = _OFFICIAL_FRACTIONS[min(_OFFICIAL_FRACTIONS, key=lambda known: abs(known - side))]
     if num_scales != len(fractions) - 1:
-        # Backwards, so that a single scale keeps the far end: its sizes span the whole range.
+        # From the large end, so that a single scale has 1.05: its sizes span the whole range.
         spread = np.linspace(1.05, 0.15, num_scales)[::-1]
         fractions = (fractions[0], *spread.tolist())
     return tuple(fraction * side for fraction in fractions)
@@ -63,20 +63,21 @@ def ssd_anchors(
 
     A cell of scale k has 2 + 2 len(aspect_ratios) anchors: squares of side sizes[k] and
     sqrt(sizes[k] sizes[k + 1]), then for every ratio r a box of width sizes[k] sqrt(r) and height
-    sizes[k] / sqrt(r), and the same box standing.
+    sizes[k] / sqrt(r), and the same box with width and height exchanged.
 
     Args:
         feature_maps: (height, width) of every scale in cells, finest first.
         image_size: (height, width) in pixels.
-        sizes: Pixels, one more than there are scales.
-        aspect_ratios: Width over height; each also gives its inverse.
-        steps: Distance of neighbouring cells in pixels, one a scale, the same along both axes;
-            None for the image size over that of the feature map, axis by axis.
-        clip: Hold centres inside the image, and widths and heights at those of the image at
-            most. This is the official rule: edges may still lie outside the image.
+        sizes: pixels; one value more than there are scales.
+        aspect_ratios: width over height; each also gives its inverse.
+        steps: distance of neighbouring cells in pixels, one for each scale, the same along both
+            axes. None: the image size divided by that of the feature map, for each axis.
+        clip: keep centres inside the image, and widths and heights not above those of the image.
+            This is the official rule: edges may still lie outside the image.
 
     Raises:
-        ValueError: If a count of scales does not fit, or a size or step is not positive.
+        ValueError: if a number of values does not fit the scales, or a size, ratio or step is not
+            positive and finite.
     """
     image_height, image_width = _checked_size("image_size", image_size)
     if len(feature_maps) == 0:
@@ -103,11 +104,11 @@ def ssd_anchors(
 def retinanet_sizes(image_size: Size, num_scales: int) -> tuple[float, ...]:
     """Returns default sizes for `retinanet_anchors` in pixels, finest scale first.
 
-    The coarsest is the short side of the image, and each finer one half of the next: at 320 px
-    with six scales 10, 20, 40, 80, 160 and 320.
+    The coarsest size is the short side of the image, and each finer one is half of the next: at
+    320 px with six scales they are 10, 20, 40, 80, 160 and 320.
 
     Raises:
-        ValueError: If num_scales < 1 or a side of the image is not positive.
+        ValueError: if num_scales < 1 or a side of the image is not positive.
     """
     side = min(_checked_size("image_size", image_size))
     if num_scales < 1:
@@ -125,19 +126,20 @@ def retinanet_anchors(
 ) -> Float[np.ndarray, "A 4"]:
     """Builds RetinaNet anchors (arXiv 1708.02002, section 4), not clipped.
 
-    A cell has len(ratios) * len(octave_scales) anchors, the octave scale changing fastest. Each
+    A cell has len(ratios) * len(octave_scales) anchors; the octave scale changes fastest. Each
     has the area (sizes[k] * octave_scale)^2 and height / width = ratio. Centres are those of the
     cells, which divide the image evenly.
 
     Args:
         feature_maps: (height, width) of every scale in cells, finest first.
         image_size: (height, width) in pixels.
-        sizes: Pixels, one a scale.
-        ratios: Height over width.
-        octave_scales: Factors on the size.
+        sizes: pixels; one value for each scale.
+        ratios: height over width.
+        octave_scales: factors on the size.
 
     Raises:
-        ValueError: If the number of sizes does not fit, or a size, ratio or factor is not positive.
+        ValueError: if the number of sizes does not fit the scales, or a size, ratio or factor is
+            not positive and finite.
     """
     image_height, image_width = _checked_size("image_size", image_size)
     if len(feature_maps) == 0:
@@ -165,20 +167,20 @@ def spread_anchors(
     new_feature_maps: Sequence[Size],
     new_image_size: Size,
 ) -> Float[np.ndarray, "B 4"]:
-    """Lays the anchors of one image size out on the feature maps of another.
+    """Moves the anchors of one image size to the feature maps of another image size.
 
-    Each scale keeps the widths and heights, in pixels, of its cell anchors: a convolution answers
-    to the size of an object in pixels, whatever the size of the image around it. Centres are those
-    of the new cells, which divide the new image evenly.
+    The cell anchors of each scale keep their widths and heights in pixels: a convolution reacts to
+    the size of an object in pixels, whatever the size of the whole image is. Centres are those of
+    the new cells, which divide the new image evenly.
 
     Args:
-        anchors: All cells of a scale have the same widths and heights.
-        feature_maps: (height, width) in cells of every scale that they were made for.
-        new_feature_maps: As many.
+        anchors: xyxy; all cells of a scale have the same widths and heights.
+        feature_maps: (height, width) in cells of every scale that the anchors were made for.
+        new_feature_maps: (height, width) in cells of every scale, as many as feature_maps.
         new_image_size: (height, width) in pixels.
 
     Raises:
-        ValueError: If the anchors are not those of the feature maps.
+        ValueError: if the anchors do not fit feature_maps, or the numbers of scales differ.
     """
     image_height, image_width = _checked_size("new_image_size", new_image_size)
     cells = [rows * columns for rows, columns in feature_maps]
@@ -186,13 +188,14 @@ def spread_anchors(
     if rest or len(new_feature_maps) != len(feature_maps):
         raise ValueError(
             f"{len(anchors)} anchors do not fit {len(feature_maps)} feature maps of {sum(cells)} "
-            f"cells, or these not the {len(new_feature_maps)} new ones"
+            f"cells, or these do not fit the {len(new_feature_maps)} new ones"
         )
     scales, start = [], 0
     for count, (rows, columns) in zip(cells, new_feature_maps, strict=True):
         first_cell = anchors[start : start + per_cell].astype(np.float64)
         shapes = [tuple(shape) for shape in (first_cell[:, 2:] - first_cell[:, :2]).tolist()]
-        scales.append(_grid((rows, columns), (image_height / rows, image_width / columns), shapes))
+        step = (image_height / rows, image_width / columns)
+        scales.append(_grid((int(rows), int(columns)), step, shapes))
         start += count * per_cell
     return _to_xyxy(np.concatenate(scales))
 

@@ -1,8 +1,8 @@
-"""Boxes: formats, overlaps, and the code that a box regression is written in.
+"""Boxes: formats, overlaps, and the deltas that a box regression predicts.
 
 A box is xyxy unless a name says otherwise: (x1, y1, x2, y2) in pixels, x to the right, y down,
-x2 and y2 exclusive edges. Image sizes are (height, width). Everything is computed in and returned
-as float32, whatever dtype comes in. Letters: N, M numbers of boxes; `...` any leading axes.
+x2 and y2 exclusive edges. Image sizes are (height, width). Everything is computed and returned in
+float32, whatever the dtype of the input is. Letters: N, M numbers of boxes; `...` any leading axes.
 """
 
 import math
@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 ArrayLike: TypeAlias = Array | np.ndarray
-Real: TypeAlias = float | int | np.generic | Array
+Real: TypeAlias = float | int | np.floating | np.integer | Array
 
-# Centre and size deltas are divided by these (SSD), which brings both near unit variance.
+# Centre and size deltas are divided by these (SSD): the variance of both is then near 1.
 VARIANCES = (0.1, 0.2)
 
-# |log(box size / anchor size)| is held below this. e^30 = 1e13 is far beyond the ratio of any box
-# in any image to any anchor, so no legal value changes, and the area of a box of 1e16 px is finite.
+# |log(box size / anchor size)| never exceeds this. No box in any image is e^30 = 1e13 times as
+# large as an anchor, so no valid value changes, and the area of a box of 1e16 px is still finite.
 MAX_LOG_RATIO = 30.0
 
 
@@ -51,7 +51,7 @@ def area(boxes: Num[ArrayLike, "*batch 4"]) -> Float[Array, "*batch"]:
 def clip(
     boxes: Num[ArrayLike, "*batch 4"], image_size: Sequence[Real] | ArrayLike
 ) -> Float[Array, "*batch 4"]:
-    """Cuts xyxy boxes off at the edges of an image of size (height, width)."""
+    """Clips xyxy boxes to an image of size (height, width)."""
     height, width = image_size[0], image_size[1]
     x1, y1, x2, y2 = _coordinates(boxes)
     columns = [jnp.clip(x1, 0, width), jnp.clip(y1, 0, height)]
@@ -61,7 +61,7 @@ def clip(
 
 @jax.jit
 def iou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
-    """Intersection over union of every pair, in [0, 1].
+    """Returns the intersection over union of every pair, in [0, 1].
 
     A pair with a box of zero area, or of negative width or height, has 0. Gradients are finite.
     """
@@ -71,9 +71,10 @@ def iou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float
 
 @jax.jit
 def giou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
-    """Generalized IoU of every pair, in [-1, 1]: IoU - (hull - union) / hull (arXiv 1902.09630).
+    """Returns the generalized IoU of every pair, in [-1, 1] (arXiv 1902.09630).
 
-    The hull is the smallest box around both; a hull of zero area takes nothing off.
+    IoU - (hull - union) / hull, where the hull is the smallest box around both boxes. With a hull
+    of zero area the second term is 0.
     """
     a, b = _pairwise(boxes_a, boxes_b)
     intersection, union = _intersection_and_union(a, b)
@@ -84,9 +85,9 @@ def giou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Floa
 
 @jax.jit
 def diou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
-    """Distance IoU of every pair, in [-1, 1] (arXiv 1911.08287, equation 7).
+    """Returns the distance IoU of every pair, in [-1, 1] (arXiv 1911.08287, equation 7).
 
-    IoU - d^2 / c^2, d the distance of the centres and c the diagonal of the hull.
+    IoU - d^2 / c^2, where d is the distance of the centres and c the diagonal of the hull.
     """
     a, b = _pairwise(boxes_a, boxes_b)
     return _safe_divide(*_intersection_and_union(a, b)) - _centre_penalty(a, b)
@@ -94,10 +95,10 @@ def diou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Floa
 
 @jax.jit
 def ciou(boxes_a: Num[ArrayLike, "N 4"], boxes_b: Num[ArrayLike, "M 4"]) -> Float[Array, "N M"]:
-    """Complete IoU of every pair: DIoU - alpha v (arXiv 1911.08287, equations 8 to 11).
+    """Returns the complete IoU of every pair: DIoU - alpha v (arXiv 1911.08287, equations 8 to 11).
 
-    v = 4 / pi^2 (atan(w_b / h_b) - atan(w_a / h_a))^2 compares the shapes; its weight
-    alpha = v / (1 - IoU + v) takes no gradient, as in the paper.
+    v = 4 / pi^2 (atan(w_b / h_b) - atan(w_a / h_a))^2 compares the shapes. Its weight
+    alpha = v / (1 - IoU + v) gets no gradient, as in the paper.
     """
     a, b = _pairwise(boxes_a, boxes_b)
     overlap = _safe_divide(*_intersection_and_union(a, b))
@@ -112,11 +113,11 @@ def encode(
     anchors: Num[ArrayLike, "... 4"],
     variances: Sequence[Real] | ArrayLike = VARIANCES,
 ) -> Float[Array, "... 4"]:
-    """Writes boxes as deltas from their anchors (SSD, arXiv 1512.02325, section 2.2).
+    """Returns boxes as deltas from their anchors (SSD, arXiv 1512.02325, section 2.2).
 
-    ((cx - anchor cx) / anchor w, the same in y) / variances[0] and
+    The deltas are ((cx - anchor cx) / anchor w, the same in y) / variances[0] and
     (log(w / anchor w), the same in h) / variances[1]. Leading axes are broadcast.
-    Anchors must have positive sizes. A box of no size gets the finite -MAX_LOG_RATIO for its log.
+    Anchors must have positive sizes. For a side of length 0 the logarithm is -MAX_LOG_RATIO.
     """
     boxes, anchors = jnp.broadcast_arrays(xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors))
     offset = (boxes[..., :2] - anchors[..., :2]) / anchors[..., 2:]
@@ -130,11 +131,10 @@ def decode(
     anchors: Num[ArrayLike, "... 4"],
     variances: Sequence[Real] | ArrayLike = VARIANCES,
 ) -> Float[Array, "... 4"]:
-    """Returns the xyxy boxes that `encode` wrote as deltas; not clipped to the image.
+    """Returns the xyxy boxes of the deltas that `encode` makes; not clipped to the image.
 
-    The logarithm of the size ratio is cut at MAX_LOG_RATIO before it meets exp, so that a wild
-    regression gives a huge but finite box; ratios up to e^30 are not changed. Leading axes are
-    broadcast.
+    The logarithm of the size ratio is limited to MAX_LOG_RATIO before exp, so that extreme deltas
+    give a very large but finite box. Ratios up to e^30 do not change. Leading axes are broadcast.
     """
     deltas = jnp.asarray(deltas, jnp.float32)
     deltas, anchors = jnp.broadcast_arrays(deltas, xyxy_to_cxcywh(anchors))
@@ -150,7 +150,7 @@ def _coordinates(boxes: ArrayLike) -> tuple[Array, ...]:
 
 
 def _pairwise(boxes_a: ArrayLike, boxes_b: ArrayLike) -> tuple[tuple[Array, ...], ...]:
-    """Splits boxes into columns [N, 1] and rows [1, M]: no temporary gets a trailing axis of 4."""
+    """Returns coordinates as columns [N, 1] and rows [1, M]: no temporary has a last axis of 4."""
     a = tuple(column[:, None] for column in _coordinates(boxes_a))
     b = tuple(column[None, :] for column in _coordinates(boxes_b))
     return a, b
@@ -169,11 +169,11 @@ def _area(columns: tuple[Array, ...]) -> Array:
 
 
 def _product(width: Array, height: Array) -> Array:
-    """Width times height; 0 unless both are positive.
+    """Returns width times height; 0 unless both are positive.
 
-    The selection comes after the product, so that no compiler contracts the product and the sum
-    that it goes into to a fused multiply-add: many anchors have exactly the same IoU with a box,
-    and rounding that depends on the surrounding code would choose among them at random.
+    The selection comes after the product. Otherwise a compiler may make one fused multiply-add of
+    the product and a later sum, and its rounding depends on the code around it. Many anchors have
+    exactly the same IoU with a box: such rounding would choose among them at random.
     """
     return jnp.where((width > 0) & (height > 0), width * height, 0)
 
@@ -194,12 +194,12 @@ def _centre_penalty(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
 def _shape_angle(columns: tuple[Array, ...]) -> Array:
     x1, y1, x2, y2 = columns
     width, height = jnp.maximum(x2 - x1, 0), jnp.maximum(y2 - y1, 0)
-    # The gradient of atan2 divides by w^2 + h^2: a point has no shape and gets angle 0 instead.
+    # The gradient of atan2 divides by w^2 + h^2. A point has no shape and gets angle 0.
     has_size = width**2 + height**2 > 0
     return jnp.arctan2(jnp.where(has_size, width, 0), jnp.where(has_size, height, 1))
 
 
 def _safe_divide(numerator: Array, denominator: Array) -> Array:
-    """0 where the denominator is not positive; both branches of `where` keep gradients finite."""
+    """Returns the quotient, 0 where the denominator is not positive, with finite gradients."""
     positive = denominator > 0
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)

@@ -1,4 +1,4 @@
-"""Candidates: the few boxes of an image, of all that the network predicts, that suppression sees.
+"""Candidates: the boxes with the highest scores of an image; suppression sees no others.
 
 Letters: A anchors, C classes, G groups, N candidates of a group.
 """
@@ -17,11 +17,11 @@ from m2det_jax.ops.boxes import ArrayLike
 class Candidates(NamedTuple):
     """Scored boxes in groups: one group for each class, or one for the whole image.
 
-    A single group comes by falling score.
+    In a single group the highest score comes first.
     """
 
     boxes: Float[Array, "*batch G N 4"]  # xyxy
-    scores: Float[Array, "*batch G N"]  # -inf: not a candidate
+    scores: Float[Array, "*batch G N"]  # -inf: no candidate
     labels: Int32[Array, "*batch G N"]
 
 
@@ -33,10 +33,10 @@ def top_candidates(
 
     Args:
         boxes: xyxy.
-        scores: Anything that ranks; NaN counts as no candidate.
-        count: So many, or all if there are fewer.
-        per_class: So many of every class, G = C, in the order of the anchors. Else so many
-            (anchor, class) pairs of the image, G = 1, the highest first.
+        scores: any numbers that rank; NaN is no candidate.
+        count: number of candidates; all are taken if there are fewer.
+        per_class: take `count` anchors for every class, G = C, in the order of the anchors.
+            Otherwise take `count` (anchor, class) pairs of the image, G = 1, the highest first.
     """
     boxes, scores = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
@@ -51,9 +51,10 @@ def top_candidates(
 
 @jax.jit
 def merge_candidates(views: Sequence[Candidates]) -> Candidates:
-    """Puts the candidates of several views of one image together, in one frame of coordinates.
+    """Joins the candidates of several views of one image, whose coordinates have one origin.
 
-    A single group is sorted by falling score again; several keep the order of the views.
+    A single group is sorted again, the highest score first. Several groups keep the order of the
+    views.
     """
     boxes, scores, labels = (jnp.concatenate(field, axis=1) for field in zip(*views, strict=True))
     if len(scores) > 1:
@@ -65,12 +66,13 @@ def merge_candidates(views: Sequence[Candidates]) -> Candidates:
 def _top_pairs(scores: Array, count: int) -> tuple[Array, Array, Array]:
     """Returns scores, anchors and classes of the `count` highest of all [A, C] scores, sorted.
 
-    Exactly a top_k of the flattened scores, equal ones in their order, but without sorting A * C
-    numbers: an anchor with a pair among the first k is among the k anchors with the best pairs.
+    The result is that of top_k on the flattened scores, also for equal scores, but A * C numbers
+    are not sorted: an anchor with a pair among the first k is one of the k anchors whose best pairs
+    are highest.
     """
     num_classes = scores.shape[1]
     _, anchors = jax.lax.top_k(scores.max(axis=1), min(count, scores.shape[0]))
-    anchors = jnp.sort(anchors)  # in their old order, so that ties are broken as before
+    anchors = jnp.sort(anchors)  # in their first order, which decides among equal scores
     candidates = scores[anchors].reshape(-1)  # [k * C]
     top, index = jax.lax.top_k(candidates, min(count, candidates.shape[0]))
     return top, anchors[index // num_classes], (index % num_classes).astype(jnp.int32)

@@ -1,6 +1,7 @@
-"""Anchor coverage: how well the best anchor of each box overlaps it, for data sets of any size.
+"""Anchor coverage: how much the best anchor of each box overlaps it, for data sets of any size.
 
-K boxes, A anchors, G shapes of a cell. Everything is numpy: these figures are for people.
+K boxes, A anchors, G shapes of a cell. Everything is numpy: people read these figures, and no
+network trains with them.
 """
 
 from collections.abc import Sequence
@@ -20,20 +21,20 @@ def best_anchors(
 ) -> tuple[Float[np.ndarray, "K"], Int64[np.ndarray, "K"]]:
     """Finds the highest IoU of every box with any anchor, and that anchor.
 
-    Of the anchors of one scale and shape, the one whose centre is nearest along both axes overlaps
-    a box most: the overlap along an axis only falls with the distance of the centres. So a box
-    meets a few dozen anchors instead of all, with the same result as comparing all pairs.
+    Among the anchors of one scale and shape, the one whose centre is nearest along both axes
+    overlaps a box most: the overlap along an axis falls with the distance of the centres. So a box
+    is compared with a few dozen anchors instead of all, and the result is the same.
 
     Args:
-        boxes: xyxy, in the pixels of the anchors.
-        anchors: as `ssd_anchors` and `retinanet_anchors` lay them out over feature_maps.
+        boxes: xyxy, in pixels of the same image as the anchors.
+        anchors: as `ssd_anchors` and `retinanet_anchors` make them for feature_maps.
         feature_maps: (height, width) of every scale in cells, in the order of the anchors.
 
     Returns:
         IoU float32 [K], in [0, 1], and positions in anchors int64 [K].
 
     Raises:
-        ValueError: The anchors are no whole number to a cell of these feature maps.
+        ValueError: if the cells of these feature maps cannot all have the same number of anchors.
     """
     cells = sum(int(rows) * int(columns) for rows, columns in feature_maps)
     per_cell, rest = divmod(len(anchors), max(cells, 1))
@@ -54,9 +55,9 @@ def best_anchors(
 def aligned_iou(
     boxes_a: Num[np.ndarray, "... 4"], boxes_b: Num[np.ndarray, "... 4"]
 ) -> Float[np.ndarray, "..."]:
-    """Intersection over union of boxes at the same place of both arrays, broadcast.
+    """Returns the intersection over union of boxes at the same place of both arrays, broadcast.
 
-    A pair with a box of no area has 0.
+    It is 0 for a pair with a box that has no area.
     """
     low = np.maximum(boxes_a[..., :2], boxes_b[..., :2])
     high = np.minimum(boxes_a[..., 2:], boxes_b[..., 2:])
@@ -75,7 +76,7 @@ def _nearest(
     for rows, columns in feature_maps:
         end = start + rows * columns * per_cell
         grid = anchors[start:end].reshape(rows, columns, per_cell, 4)
-        # Cells share their centre whatever the shape: the first shape stands for all.
+        # All shapes of a cell have the same centre: the first shape gives it.
         x = (grid[0, :, 0, 0] + grid[0, :, 0, 2]) / 2
         y = (grid[:, 0, 0, 1] + grid[:, 0, 0, 3]) / 2
         column = np.searchsorted((x[:-1] + x[1:]) / 2, centers[:, 0])

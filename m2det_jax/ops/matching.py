@@ -1,7 +1,8 @@
-"""Matching: which anchors learn which object, and what they have to predict.
+"""Matching of anchors and objects: which anchor learns which object, and what it must predict.
 
 Letters: A anchors, M objects of an image (padded; the mask says which are real). Everything is
-for one image; batch by vmap. Memory stays at a few [chunk_size, A] arrays however large M is.
+for one image; use vmap for a batch. Memory stays at a few [chunk_size, A] arrays, however large M
+is.
 """
 
 import functools
@@ -14,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int32, Integer, Num
 
 from m2det_jax.ops.boxes import VARIANCES, ArrayLike, Real, encode, iou
 
-# Boxes that still want an anchor are few after the first round; this many are looked at together.
+# After the first round few boxes still need an anchor; this many are compared together.
 _BOXES_PER_ROUND = 8
 
 
 class Matches(NamedTuple):
-    """The object of every anchor; neither positive nor negative means: ignore this anchor."""
+    """The object of every anchor. An anchor that is neither positive nor negative is ignored."""
 
     box_index: Int32[Array, "*batch A"]  # into boxes; where not positive, the best overlap
     positive: Bool[Array, "*batch A"]
@@ -27,21 +28,21 @@ class Matches(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the network has to predict at every anchor."""
+    """The values that the network must predict at every anchor."""
 
     labels: Int32[Array, "*batch A"]  # class of a positive anchor, else -1
-    deltas: Float[Array, "*batch A 4"]  # as `encode` writes them; 0 where not positive
+    deltas: Float[Array, "*batch A 4"]  # as `encode` makes them; 0 where not positive
     positive: Bool[Array, "*batch A"]
     negative: Bool[Array, "*batch A"]
 
 
 class _Overlaps(NamedTuple):
-    """What one pass over all pairs finds."""
+    """The best partners that one pass over all pairs of anchors and boxes finds."""
 
     anchor_iou: Array  # [A] best IoU with a valid box; -1 if there is none
-    anchor_box: Array  # [A] that box; lowest index if several; 0 if there is none
+    anchor_box: Array  # [A] that box; the lowest index of several; 0 if there is none
     box_affinity: Array  # [M] best affinity with an anchor
-    box_anchor: Array  # [M] that anchor; lowest index if several
+    box_anchor: Array  # [M] that anchor; the lowest index of several
 
 
 @functools.partial(
@@ -56,26 +57,29 @@ def match(
     negative_threshold: Real = 0.4,
     chunk_size: int = 32,
 ) -> Matches:
-    """Gives every anchor the object it overlaps best, and every object an anchor of its own.
+    """Gives every anchor the object that it overlaps most, and every object its own anchor.
 
-    An anchor is positive if its best IoU is at least positive_threshold and negative if it is
-    below negative_threshold. Besides, every valid box is forced onto an anchor, which becomes
-    positive for that box, in rounds: each box that has none asks for its best among the anchors
-    that nobody was forced onto; of several that ask for one anchor, the box with the higher IoU
-    gets it (the lower index if equal), and the others ask again in the next round. A box that
-    overlaps no such anchor asks for the nearest: the smallest sum of absolute differences of the
-    four coordinates. If there are more valid boxes than anchors, the last to ask stay without.
+    An anchor is positive if its best IoU is at least positive_threshold, and negative if it is
+    below negative_threshold. In addition every valid box gets an anchor of its own, which becomes
+    positive for that box. This happens in rounds:
+
+    - Each box without its own anchor asks for the best of the anchors that no box owns yet.
+    - If several boxes ask for one anchor, the box with the higher IoU gets it (the lower index if
+      they are equal). The others ask again in the next round.
+    - A box that overlaps no free anchor asks for the nearest one: the smallest sum of absolute
+      differences of the four coordinates.
+    - If there are more valid boxes than anchors, the last ones get none.
 
     Args:
         anchors: xyxy, [A, 4], A >= 1.
         boxes: xyxy, [M, 4]; M may be 0.
-        mask: True for boxes, False for padding, whose coordinates have no influence.
+        mask: True for boxes, False for padding, whose coordinates do not matter.
         positive_threshold: IoU.
         negative_threshold: IoU, at most positive_threshold. Anchors between the two are ignored.
-        chunk_size: Boxes compared with all anchors at a time.
+        chunk_size: number of boxes that are compared with all anchors at a time.
 
     Raises:
-        ValueError: If there are no anchors, or the thresholds are in the wrong order.
+        ValueError: if there are no anchors, or negative_threshold is above positive_threshold.
     """
     if anchors.shape[0] == 0:
         raise ValueError("anchors: expected at least one, got none")
@@ -113,10 +117,10 @@ def assign_targets(
     variances: Sequence[Real] | ArrayLike = VARIANCES,
     chunk_size: int = 32,
 ) -> Targets:
-    """Matches the objects of one image and writes what each anchor has to predict.
+    """Matches the objects of one image with the anchors and returns what each anchor must predict.
 
-    Args and errors are those of `match`; labels are class indices from 0, variances those of
-    `encode`.
+    Arguments and errors are those of `match`. In addition, labels are class indices from 0, and
+    variances are those of `encode`.
     """
     matches = match(
         anchors,
@@ -147,7 +151,7 @@ def _compare_all(anchors: Array, boxes: Array, mask: Array, chunk_size: int) -> 
     rows = -(-num_boxes // num_chunks)
 
     def add_chunk(chunk: Array, found: _Overlaps) -> _Overlaps:
-        # The last chunk starts early rather than run over the end: comparing a box twice
+        # The last chunk starts earlier and does not pass the end: a box that is compared twice
         # changes nothing.
         start = jnp.minimum(chunk * rows, num_boxes - rows)
         some = jax.lax.dynamic_slice_in_dim(boxes, start, rows)
@@ -177,17 +181,19 @@ def _compare_all(anchors: Array, boxes: Array, mask: Array, chunk_size: int) -> 
 
 
 def _force(anchors: Array, boxes: Array, mask: Array, overlaps: _Overlaps) -> Array:
-    """Returns for every anchor [A] the box that is forced onto it, or -1."""
+    """Returns for every anchor [A] the box that owns it, or -1."""
 
-    def waiting(state: tuple[Array, ...]) -> Array:
+    State = tuple[Array, Array, Array, Array]  # owner [A]; pending, affinity, wish [M]
+
+    def waiting(state: State) -> Array:
         return state[1].any()
 
-    def one_round(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def one_round(state: State) -> State:
         owner, pending, affinity, wish = state
         winner = _winners(pending, affinity, wish, anchors.shape[0])
         box_ids = jnp.arange(boxes.shape[0], dtype=jnp.int32)
         owner = owner.at[jnp.where(winner, wish, anchors.shape[0])].set(box_ids, mode="drop")
-        # With no anchor left nobody can win: the rest goes without, and the loop ends.
+        # Without a free anchor no box can win: the other boxes get none, and the loop ends.
         pending = pending & ~winner & (owner < 0).any()
         affinity, wish = _ask_again(anchors, boxes, owner >= 0, pending, affinity, wish)
         return owner, pending, affinity, wish
@@ -198,7 +204,7 @@ def _force(anchors: Array, boxes: Array, mask: Array, overlaps: _Overlaps) -> Ar
 
 
 def _winners(pending: Array, affinity: Array, wish: Array, num_anchors: int) -> Array:
-    """Says which pending boxes [M] get the anchor they ask for: the highest, then the first."""
+    """Returns which pending boxes [M] get the anchor that they ask for: the highest, then first."""
     num_boxes = pending.shape[0]
     box_ids = jnp.arange(num_boxes, dtype=jnp.int32)
     highest = (
@@ -216,15 +222,17 @@ def _winners(pending: Array, affinity: Array, wish: Array, num_anchors: int) -> 
 def _ask_again(
     anchors: Array, boxes: Array, taken: Array, pending: Array, affinity: Array, wish: Array
 ) -> tuple[Array, Array]:
-    """Finds the best anchor not taken of every pending box; the entries of others mean nothing."""
+    """Finds the best free anchor of every pending box; the entries of other boxes mean nothing."""
     rows = min(_BOXES_PER_ROUND, boxes.shape[0])
     pending_first = jnp.argsort(~pending, stable=True)
     count = pending.sum()
 
-    def some_left(state: tuple[Array, ...]) -> Array:
+    State = tuple[Array, Array, Array]  # start; affinity, wish [M]
+
+    def some_left(state: State) -> Array:
         return state[0] < count
 
-    def ask(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def ask(state: State) -> State:
         start, affinity, wish = state
         ids = jax.lax.dynamic_slice_in_dim(pending_first, start, rows)
         _, found = _overlap_and_affinity(boxes[ids], anchors)
@@ -238,10 +246,11 @@ def _ask_again(
 
 
 def _overlap_and_affinity(boxes: Array, anchors: Array) -> tuple[Array, Array]:
-    """Returns IoU, and the number by which a box ranks anchors: IoU, without it minus distance.
+    """Returns the IoU, and the affinity by which a box ranks anchors.
 
-    A box with NaN overlaps nothing and ranks all anchors last and equal. It must compare equal to
-    itself, or the rounds of forcing would not end; its deltas are NaN and give the loss away.
+    The affinity is the IoU, or minus the distance where the IoU is 0. For a box with NaN the IoU is
+    0 and the affinity with every anchor is -inf: with NaN, which is not equal to itself, the rounds
+    of `match` would never end. The deltas of such a box are NaN, so that the loss shows it.
     """
     overlap = iou(boxes, anchors)
     overlap = jnp.where(jnp.isnan(overlap), 0, overlap)

@@ -1,26 +1,41 @@
-"""What the report shows, as plain values; `check` fills it in."""
+"""Contents of the page as plain values; `check` fills them in."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
+SPLITS = {"train": "training", "val": "validation"}  # in words
+SEVERITIES = ERROR, WARNING, NOTE = "error", "warning", "note"
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One row of the table of findings."""
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """A remark on one box, image, class or file: one row of the table of findings.
+
+    Attributes:
+        kind: names the group.
+        severity: one of SEVERITIES.
+        split: "train", "val", or "" for both together.
+        file, line, item: the annotation file, the line in it, from 1 (0: the file as a whole),
+            and, where lines say little, the item, such as "annotations[17]".
+        image: path of the image that it is about, or "".
+        what: the finding, in one clause.
+        effect: what training does about it.
+        remedy: what to do, or "".
+    """
 
     kind: str
-    severity: str  # "error", "warning" or "note"
-    split: str  # "train", "val" or ""
-    file: str
-    line: int  # 0 where there is none to name
-    item: str  # the place in a file whose lines say little, such as annotations[17]
-    image: str
+    severity: str
+    split: str
+    file: str = ""
+    line: int = 0
+    item: str = ""
+    image: str = ""
     what: str
     effect: str
-    remedy: str
+    remedy: str = ""
 
     @property
     def where(self) -> str:
@@ -31,7 +46,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """All findings of one kind with one effect; count is the true one, however many are listed."""
+    """All remarks of one kind with one effect; `count` is of all, however many are listed."""
 
     kind: str
     title: str
@@ -42,7 +57,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
-    """One class: boxes by split, images it is in, and the share of its boxes that anchors reach."""
+    """One class: boxes by split, images with it, and the share of its boxes that anchors reach."""
 
     name: str
     train: int
@@ -102,28 +117,30 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-    """The page.
+    """Everything that the page shows.
 
     Attributes:
         name: of the experiment.
         facts: (label, value) pairs under the heading.
+        tiles: (value, label, detail) of the figures that matter most.
         refused: training would refuse this data.
-        groups, findings: findings may be a part of what groups count.
+        groups, findings: findings may be fewer than the groups count.
         coverage: tables, {caption: rows}.
         figures: titles of figure groups and their SVG figures, {heading: [html]}.
+        threshold: the IoU from which on an anchor reaches a box.
         fit: None where anchors were not fitted.
         notes: sentences on what was sampled, and how.
     """
 
     name: str
     facts: Sequence[tuple[str, str]]
-    tiles: Sequence[tuple[str, str, str]]  # (value, label, detail)
+    tiles: Sequence[tuple[str, str, str]]
     refused: bool
     groups: Sequence[Group]
-    findings: Sequence[Finding]
+    findings: Sequence[Remark]
     classes: Sequence[ClassRow]
-    coverage: dict[str, Sequence[CoverageRow]]
-    figures: dict[str, Sequence[str]]
+    coverage: Mapping[str, Sequence[CoverageRow]]
+    figures: Mapping[str, Sequence[str]]
     pictures: Sequence[Picture]
     augmented: Sequence[Picture]
     fit: Fit | None

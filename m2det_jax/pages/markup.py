@@ -1,8 +1,9 @@
-"""Text to HTML, and numbers to text."""
+"""Markup: text to HTML, and numbers to text."""
 
 import html
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def escape(value: object) -> str:
@@ -17,15 +18,24 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but lines stay lines."""
+    """Returns lines of text, each as `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def shorten(text: str, limit: int = 300) -> str:
-    """Cuts long text in its middle, where paths have the least to say."""
+    """Cuts long text in its middle, the least telling part of a path."""
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2 - 2]} ... {text[-(limit // 2 - 3) :]}"
+
+
+def without_nan(value: Any) -> Any:
+    """Returns nested dicts and lists with NaN (no ground truth) as None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def count(number: int) -> str:
@@ -34,7 +44,7 @@ def count(number: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns 97.3 %, or a dash for NaN; 100 % only of all."""
+    """Returns 97.3 %, or a dash for NaN; 100 % only where the share is 1."""
     if math.isnan(share):
         return "–"
     text = f"{100 * share:.1f}"

@@ -1,10 +1,11 @@
-"""The page: one HTML file with its style, script and pictures inside."""
+"""Page of a check, one HTML file with all that it needs inside, and its summary as text."""
 
 import importlib.resources
 import string
+from collections.abc import Sequence
 
-from m2det_jax.pages.contents import Contents, Finding
-from m2det_jax.pages.markup import count, escape
+from m2det_jax.pages.contents import SEVERITIES, Contents, Picture, Remark
+from m2det_jax.pages.markup import count, escape, percent, printable, shorten
 from m2det_jax.pages.pictures import encode, figure
 from m2det_jax.pages.tables import (
     MAX_ROWS,
@@ -17,6 +18,7 @@ from m2det_jax.pages.tables import (
 )
 
 MAX_BYTES = 20_000_000
+_EXAMPLES = 3  # of each group in the summary
 _RESERVE = 200_000  # for the frame of each picture, whose number of boxes is limited
 
 
@@ -68,7 +70,7 @@ def _facts(contents: Contents) -> str:
 
 
 def _verdict(contents: Contents) -> str:
-    totals = dict.fromkeys(("error", "warning", "note"), 0)
+    totals = dict.fromkeys(SEVERITIES, 0)
     for group in contents.groups:
         totals[group.severity] += group.count
     text = "Training would refuse this data." if contents.refused else "Training would start."
@@ -97,7 +99,7 @@ def _findings(contents: Contents) -> str:
     severities = "".join(
         f'<label class="check"><input type="checkbox" name="severity" value="{name}" checked>'
         f"{name}s</label>"
-        for name in ("error", "warning", "note")
+        for name in SEVERITIES
     )
     rows, table = _fitting_table(contents, titles)
     part = ""
@@ -120,7 +122,7 @@ def _findings(contents: Contents) -> str:
     )
 
 
-def _fitting_table(contents: Contents, titles: dict[str, str]) -> tuple[list[Finding], str]:
+def _fitting_table(contents: Contents, titles: dict[str, str]) -> tuple[list[Remark], str]:
     """Returns the findings that a third of the page has room for, and their table."""
     limit = MAX_ROWS
     while True:
@@ -147,7 +149,7 @@ def _figures(contents: Contents, heading: str) -> str:
     return f'<div class="plots">{"".join(contents.figures.get(heading, ()))}</div>'
 
 
-def _gallery(pictures, budget: int) -> tuple[str, int]:
+def _gallery(pictures: Sequence[Picture], budget: int) -> tuple[str, int]:
     """Returns the figures that fit, and how many they are."""
     frames = [figure(picture, "") for picture in pictures]
     uris = encode(pictures, budget - sum(len(frame.encode()) for frame in frames))
@@ -155,3 +157,53 @@ def _gallery(pictures, budget: int) -> tuple[str, int]:
     if not shown:
         return '<p class="empty">No picture to show.</p>', 0
     return "".join(shown), len(shown)
+
+
+def render_summary(contents: Contents) -> str:
+    """Returns what the terminal shows: findings by kind, anchor coverage and fitted anchors."""
+    lines = [f"Data check: {contents.name}", ""]
+    lines += [f"  {label:<26} {value:>12}  {detail}" for value, label, detail in contents.tiles]
+    for group in contents.groups:
+        lines += ["", f"{group.severity}: {group.title}: {count(group.count)}"]
+        lines.append(f"  {group.effect}")
+        examples = [
+            f for f in contents.findings if (f.kind, f.effect) == (group.kind, group.effect)
+        ]
+        lines += [f"  - {_one_line(finding)}" for finding in examples[:_EXAMPLES]]
+        if group.count > _EXAMPLES:
+            lines.append(f"  ... and {count(group.count - _EXAMPLES)} more")
+    for caption, rows in contents.coverage.items():
+        lines += ["", caption]
+        width = max((len(printable(row.name)) for row in rows), default=0)
+        for row in rows:
+            share = row.covered / row.boxes if row.boxes else float("nan")
+            lines.append(
+                f"  {printable(row.name):<{width}}  {count(row.boxes):>10} boxes"
+                f"  {percent(share):>8} reached  mean best IoU {row.mean_iou:.2f}"
+            )
+    lines += _fit_lines(contents)
+    return "\n".join(lines)
+
+
+def _fit_lines(contents: Contents) -> Sequence[str]:
+    fit = contents.fit
+    if fit is None:
+        return []
+    lines = ["", "Anchors fitted to the training boxes"]
+    for split, (share, mean) in fit.before.items():
+        after = fit.after[split]
+        lines.append(
+            f"  {split}: reached {percent(share)} before, {percent(after[0])} after; "
+            f"mean best IoU {mean:.3f} before, {after[1]:.3f} after"
+        )
+    if not fit.better:
+        return [*lines, "  nothing better than the config's anchors was found: keep them"]
+    return [*lines, *(f"  {line}" for line in fit.lines)]
+
+
+def _one_line(remark: Remark) -> str:
+    parts = [part for part in (remark.where, remark.image) if part]
+    text = f"{': '.join(parts)}: {remark.what}" if parts else remark.what
+    if remark.remedy:
+        text += f"; {remark.remedy}"
+    return shorten(printable(text), 400)

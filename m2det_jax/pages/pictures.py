@@ -70,7 +70,7 @@ def _data_uri(image: Image.Image, side: int, quality: int) -> str:
 
 
 def _drawn_first(picture: Picture) -> np.ndarray:
-    """Positions of the boxes to draw; where they are too many, those without an anchor first."""
+    """Returns the boxes to draw; where they are too many, those without an anchor first."""
     order = np.argsort(picture.covered, kind="stable")[:MAX_BOXES]
     return np.sort(order)
 

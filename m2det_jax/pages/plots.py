@@ -92,7 +92,7 @@ def scatter(
     """
     low, high = np.log(4.0), np.log(max(largest, 8.0))
 
-    def place(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def positions(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share = (np.log(np.clip(points, 4, np.exp(high))) - low) / (high - low)
         return (
             _LEFT + (_RIGHT - _LEFT) * share[:, 0],
@@ -101,14 +101,14 @@ def scatter(
 
     paths = []
     for css, chosen in (("covered", covered), ("forced", ~covered)):
-        x, y = place(shapes[chosen].reshape(-1, 2))
+        x, y = positions(shapes[chosen].reshape(-1, 2))
         dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True))
         paths.append(f'<path class="dots {css}" d="{dots}"/>')
-    x, y = place(anchors.reshape(-1, 2))
+    x, y = positions(anchors.reshape(-1, 2))
     crosses = "".join(f"M{a - 3:.1f} {b:.1f}h6m-3 -3v6" for a, b in zip(x, y, strict=True))
     paths.append(f'<path class="crosses" d="{crosses}"/>')
     ticks = [t for t in (4, 8, 16, 32, 64, 128, 256, 512, 1024) if t <= largest]
-    at = place(np.array([[t, t] for t in ticks], float))
+    at = positions(np.array([[t, t] for t in ticks], float))
     grid = "".join(
         f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>'
         f'<text class="tick" x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{tick}</text>'

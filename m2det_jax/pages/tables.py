@@ -1,21 +1,19 @@
-"""The tables of the page: findings, classes, anchor coverage."""
+"""Tables of the page: findings, classes, anchor coverage."""
 
 import collections
 import math
 from collections.abc import Collection, Sequence
 
-from m2det_jax.pages.contents import ClassRow, CoverageRow, Finding, Fit, Group
+from m2det_jax.pages.contents import SEVERITIES, SPLITS, ClassRow, CoverageRow, Fit, Group, Remark
 from m2det_jax.pages.markup import count, escape, number, percent, shorten, table
 
 MAX_ROWS = 3000  # findings listed, of all kinds
 MAX_CLASSES = 1500
-SPLITS = {"train": "training", "val": "validation", "": "both"}
 
 
-def listed(findings: Sequence[Finding], limit: int = MAX_ROWS) -> list[Finding]:
+def listed(findings: Sequence[Remark], limit: int = MAX_ROWS) -> list[Remark]:
     """Returns the findings to list: at most `limit`, errors first, every kind with its share."""
-    order = {name: i for i, name in enumerate(("error", "warning", "note"))}
-    findings = sorted(findings, key=lambda f: order[f.severity])
+    findings = sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
     share = _share(collections.Counter((f.kind, f.effect) for f in findings).values(), limit)
     taken: dict[tuple[str, str], int] = {}
     rows = []
@@ -28,7 +26,7 @@ def listed(findings: Sequence[Finding], limit: int = MAX_ROWS) -> list[Finding]:
 
 
 def _share(counts: Collection[int], limit: int) -> int:
-    """Returns how many of each kind fit: what small kinds leave over, large ones get."""
+    """Returns how many of each kind fit: large kinds get what small ones leave over."""
     left = share = limit
     for kinds, found in zip(range(len(counts), 0, -1), sorted(counts), strict=True):
         share = left // kinds
@@ -54,8 +52,8 @@ def groups_table(groups: Sequence[Group]) -> str:
     return table(headings, rows, caption="Findings by kind", css="groups stack")
 
 
-def findings_table(findings: Sequence[Finding], titles: dict[str, str]) -> str:
-    """Returns the list; rows carry what the filters look at."""
+def findings_table(findings: Sequence[Remark], titles: dict[str, str]) -> str:
+    """Returns the list; its rows carry the values that the page's filters compare."""
     rows = []
     for f in findings:
         cells = [
@@ -156,5 +154,5 @@ def _remedy(text: str) -> str:
 
 
 def _breakable(path: str) -> str:
-    """A path that may be broken after each of its folders."""
+    """Returns a path that may be broken after each of its folders."""
     return escape(shorten(path)).replace("/", "/<wbr>")

@@ -11,16 +11,15 @@ import numpy as np
 
 from m2det_jax.data import DetectionIndex, read_size
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import read_text
-from m2det_jax.data.formats.json_stream import JsonError, stream_lists
-from m2det_jax.data.image_files import distinct_names
-from m2det_jax.data.reading.csv_rows import resolve
+from m2det_jax.data.file_names import distinct_names
+from m2det_jax.data.files import read_text, resolve_path
+from m2det_jax.data.formats.parsers import ParseError, stream_lists
+from m2det_jax.data.images import IMAGE_SUFFIXES
 from m2det_jax.errors import InputError
 from m2det_jax.run.outputs import Outputs
 
 log = logging.getLogger("m2det_jax")
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and a number may be added
 
 
@@ -114,7 +113,7 @@ def read_image_list(path: pathlib.Path, root: str) -> Inputs:
         InputError: if the file is not valid, or an entry has no file_name or no unique id.
     """
     findings = Findings()
-    text = read_text(path, findings)
+    text = read_text(path, findings) or ""
     findings.raise_if_any()
     folder = pathlib.Path(root or path.parent).absolute()
     images: dict[int | str, str] = {}
@@ -126,12 +125,12 @@ def read_image_list(path: pathlib.Path, root: str) -> Inputs:
             if not isinstance(entry, dict):
                 raise InputError(f"{where}: an object with id and file_name expected")
             number, name = entry.get("id"), entry.get("file_name")
-            if type(number) not in (int, str) or number in images:
+            if not isinstance(number, int | str) or type(number) is bool or number in images:
                 raise InputError(f"{where}: id: a unique number or text expected, got {number!r}")
-            if type(name) is not str or not name.strip() or "\0" in name:
+            if not isinstance(name, str) or not name.strip() or "\0" in name:
                 raise InputError(f"{where}: file_name: a path expected, got {name!r}")
-            images[number] = resolve(str(folder), name)
-    except JsonError as error:
+            images[number] = resolve_path(str(folder), name)
+    except ParseError as error:
         raise InputError(f"{path}: {error}") from None
     if not images:
         raise InputError(f'{path}: no "images" in it; give image files, folders or a COCO file')

@@ -11,8 +11,8 @@ import numpy as np
 
 from m2det_jax.data import DetectionIndex, load_image
 from m2det_jax.draw import draw_boxes
-from m2det_jax.metrics.coco import coco_results
 from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.scores import coco_results
 from m2det_jax.pages.markup import printable
 from m2det_jax.run import readers
 from m2det_jax.run.outputs import Outputs
@@ -83,8 +83,13 @@ class Record:
         for one in detections:
             del one["image_id"], one["file_name"]
         width, height = index.sizes[found.image_id].tolist()
-        entry = {"image_id": self._ids[position], "file_name": self._paths[position]}
-        entry |= {"width": width, "height": height, "detections": detections}
+        entry = {
+            "image_id": self._ids[position],
+            "file_name": self._paths[position],
+            "width": width,
+            "height": height,
+            "detections": detections,
+        }
         self.images, self.detections = self.images + 1, self.detections + len(detections)
         return json.dumps(entry) + "\n"
 

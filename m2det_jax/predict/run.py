@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import jax
 import tqdm
@@ -134,7 +134,7 @@ def detect_batches(
     batch_size: int,
     on_bad_image: str = "error",
     **reading: int,
-) -> Iterator[list[ImageDetections]]:
+) -> Generator[list[ImageDetections]]:
     """Yields the detections of each batch of an index, in order, with the views of the config.
 
     Args:

@@ -104,7 +104,7 @@ def make_meta(
     class_names: tuple[str, ...],
     progress: dict[str, Any],
     data: dict[str, str] | None = None,
-    class_ids: tuple[int | str, ...] = (),
+    class_ids: tuple[int | str | None, ...] = (),
 ) -> dict[str, Any]:
     """Returns the item "meta" of a checkpoint, as JSON values.
 

@@ -45,7 +45,7 @@ class StepCost:
 
 def read_cost(traced: jax.stages.Traced, compiled: jax.stages.Compiled) -> StepCost:
     """Reads the cost of a program from its traced and its compiled form."""
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     return StepCost(
         flops=count_jaxpr_flops(traced.jaxpr.jaxpr),
         compiler_flops=int(_analysis(compiled).get("flops", 0)),

@@ -51,7 +51,7 @@ def join_cluster(
     if not coordinator:
         refuse_several_processes("--config.distributed.coordinator=auto makes them one run")
         return
-    given = {}
+    given: dict[str, Any] = {}
     if coordinator != "auto":
         if num_processes < 1 or not 0 <= process_id < num_processes:
             raise InputError(
@@ -219,7 +219,7 @@ def _is_sharding(value: Any) -> bool:
     return isinstance(value, Sharding)
 
 
-def put_batch(batch: Any, by_batch: NamedSharding) -> Any:
+def put_batch(batch: Any, by_batch: Sharding) -> Any:
     """Makes global arrays [B, ...] from this process's part of a batch [B / processes, ...]."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_batch, x), batch)
 

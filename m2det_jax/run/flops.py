@@ -33,16 +33,17 @@ def count_jaxpr_flops(jaxpr: Jaxpr) -> int:
 def _count_equation(equation: JaxprEqn) -> int:
     name = equation.primitive.name
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         # Output channels first in rhs_spec; each output value sums over all other kernel axes.
         out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-        products = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+        outputs = math.prod(_shape(equation.outvars[0]))
+        products = outputs * math.prod(kernel) // kernel[out_axis]
         return 2 * products // math.prod(equation.params["lhs_dilation"])
     if name == "dot_general":
         contracted = equation.params["dimension_numbers"][0][0]
-        lhs = equation.invars[0].aval.shape
+        lhs = _shape(equation.invars[0])
         summed = math.prod(lhs[axis] for axis in contracted)
-        return 2 * math.prod(equation.outvars[0].aval.shape) * summed
+        return 2 * math.prod(_shape(equation.outvars[0])) * summed
     inner = [count_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
     if name == "while" and any(inner):
         raise ValueError("cannot count a while loop: the number of iterations is not known")
@@ -51,9 +52,13 @@ def _count_equation(equation: JaxprEqn) -> int:
     return equation.params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
-            item = getattr(item, "jaxpr", item)
-            if hasattr(item, "eqns"):
-                yield item
+            inner: Any = getattr(item, "jaxpr", item)
+            if hasattr(inner, "eqns"):
+                yield inner

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -153,7 +153,8 @@ class History:
         evaluated: bool = True,
         enabled: bool = True,
     ) -> None:
-        self._file, self._events = None, None
+        self._file: TextIO | None = None
+        self._events: _Events | None = None
         if not enabled:
             return
         path = Path(workdir) / HISTORY
@@ -175,7 +176,7 @@ class History:
         Raises:
             ValueError: if a value is not a single number, or a scalar is named "step".
         """
-        if self._file is None:
+        if self._file is None or self._events is None:
             return
         if "step" in scalars:
             raise ValueError("history: a scalar named 'step' would hide the step; rename it")
@@ -191,7 +192,7 @@ class History:
 
     def write_image(self, step: int, name: str, image: Image.Image | np.ndarray) -> None:
         """Writes a picture, a PIL image or uint8 [H, W, 3], to TensorBoard."""
-        if self._file is None:
+        if self._events is None:
             return
         pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
         self._events.add_image(int(step), name, pixels)
@@ -205,10 +206,11 @@ class History:
         """Closes the files; can be called twice."""
         file, events = self._file, self._events
         self._file = self._events = None
-        if file is not None:
-            try:
+        try:
+            if file is not None:
                 file.close()
-            finally:
+        finally:
+            if events is not None:
                 events.close()
 
     def __enter__(self) -> "History":

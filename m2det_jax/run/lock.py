@@ -98,7 +98,7 @@ class WorkdirLock:
     def __enter__(self) -> "WorkdirLock":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

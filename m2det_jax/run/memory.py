@@ -42,7 +42,8 @@ def available() -> int | None:
     if devices[0].platform == "cpu":
         return host_memory() // len(devices)
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
-    return min(limits) if all(limits) else None
+    known = [limit for limit in limits if limit]
+    return min(known) if len(known) == len(limits) else None
 
 
 def host_memory() -> int:
@@ -125,6 +126,10 @@ def train_remedies(settings: MemorySettings, cost: StepCost | None, limit: int |
     """
     s = settings
     remedies = []
+
+    def need(factor: float) -> int | None:
+        return cost.with_temporaries(factor) if cost else None
+
     if not s.remat:
         remedies.append("--config.model.remat=True (now False; same result, slower steps)")
     if s.sharding == "replicated" and s.num_devices > 1:
@@ -132,19 +137,19 @@ def train_remedies(settings: MemorySettings, cost: StepCost | None, limit: int |
     parts = [n for n in range(s.accumulation + 1, s.batch_size // s.num_devices + 1)
              if s.batch_size % (s.num_devices * n) == 0]  # fmt: skip
     if parts:
-        needs = {n: cost and cost.with_temporaries(s.accumulation / n) for n in parts}
+        needs = {n: need(s.accumulation / n) for n in parts}
         n = _first_that_fits(needs, limit)
         remedies.append(
             f"--config.accumulation={n} (now {s.accumulation}{_about(needs[n])}; batch statistics "
             "are then computed for each part)"
         )
     if s.dtype == "float32" and jax.default_backend() != "cpu":
-        about = _about(cost and cost.with_temporaries(0.5))
+        about = _about(need(0.5))
         remedies.append(f"--config.model.dtype=bfloat16 (now float32{about})")
     whole = s.num_devices * s.accumulation
     batches = [n for n in range(s.batch_size - whole, 0, -whole) if s.batch_size % n == 0]
     if batches:
-        needs = {n: cost and cost.with_temporaries(n / s.batch_size) for n in batches}
+        needs = {n: need(n / s.batch_size) for n in batches}
         n = _first_that_fits(needs, limit)
         remedies.append(
             f"--config.batch_size={n} (now {s.batch_size}{_about(needs[n])}; the learning rate "
@@ -161,7 +166,8 @@ def _first_that_fits(needs: dict[int, int | None], limit: int | None) -> int:
     values = list(needs)
     if limit is None or needs[values[0]] is None:
         return values[0]
-    return next((n for n in values if needs[n] <= (1 - _SLACK) * limit), values[-1])
+    room = (1 - _SLACK) * limit
+    return next((n for n, need in needs.items() if need is not None and need <= room), values[-1])
 
 
 def _about(need: int | None) -> str:

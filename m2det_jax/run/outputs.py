@@ -8,7 +8,6 @@ Names are paths inside the folder, with "/".
 
 import collections
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from m2det_jax.data.image_files import same_file_key
+from m2det_jax.data.file_names import same_file_key
 from m2det_jax.errors import InputError
 
 MANIFEST = ".m2det-written.jsonl"
@@ -53,8 +52,9 @@ class Outputs:
         self._manifest = self.folder / MANIFEST
         self._lock = threading.Lock()
         # The latest notes of each name. However a run ended, a file matches one of its last two.
-        latest = functools.partial(collections.deque, maxlen=8)
-        self._notes: dict[str, collections.deque[_Note]] = collections.defaultdict(latest)
+        self._notes: dict[str, collections.deque[_Note]] = collections.defaultdict(
+            lambda: collections.deque(maxlen=8)
+        )
         self._ends_line = True
         self._read_notes()
 

@@ -31,7 +31,7 @@ def interval_means(names: tuple[str, ...]) -> type[clu_metrics.Collection]:
 
 
 @jax.jit
-def _merge(interval, metrics):
+def _merge(interval: Any, metrics: dict[str, jax.Array]) -> Any:
     merged = interval.merge(type(interval).single_from_model_output(**metrics))
     # One NaN would make the mean of the interval NaN; such steps are counted instead.
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -88,7 +88,7 @@ class Progress:
         self.waited += time.perf_counter() - begin
         return batch
 
-    def pause(self, work: Callable[..., _T], *args, **kwargs) -> _T:
+    def pause(self, work: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Calls an evaluation or a save; its time does not count as training."""
         begin = time.perf_counter()
         result = work(*args, **kwargs)

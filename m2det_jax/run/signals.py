@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from types import FrameType
 
 import jax
 
@@ -28,7 +29,7 @@ class Stopped(Exception):
 
     def __init__(self, number: int, step: int):
         name = signal.Signals(number).name
-        done = f"step {step} is saved; the same command goes on from there"
+        done = f"step {step} is saved; the same command resumes from it"
         super().__init__(f"{name}: {done if step else 'left before the first step'}")
         self.step, self.status = step, 128 + number
 
@@ -86,7 +87,7 @@ class StopSignals:
             log.warning("%s: finishing the step and saving; once more to leave at once without",
                         signal.Signals(number).name)  # fmt: skip
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if not self._before:
             return
         signal.set_wakeup_fd(self._before_wakeup)
@@ -99,7 +100,7 @@ class StopSignals:
         self._before = {}
 
 
-def _no_more(number, frame) -> None:
+def _no_more(number: int, frame: FrameType | None) -> None:
     """Only keeps Python's own handler from ending the process; the thread does the work."""
 
 

@@ -43,7 +43,7 @@ def create_train_state(
     """
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
-        step=np.zeros((), np.int32),
+        step=np.zeros((), np.int32),  # type: ignore[arg-type]  # becomes one when it is placed
         params=params,
         batch_stats=batch_stats,
         ema_params=params,

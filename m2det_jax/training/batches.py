@@ -1,13 +1,13 @@
 """Batches of a training run: who reads their images, and the sheet of the first pictures."""
 
 import logging
-from collections.abc import Iterator
 
 import jax
 
 from m2det_jax.build import augment_settings, train_sizes
 from m2det_jax.config import Config
-from m2det_jax.data import train_batches
+from m2det_jax.data import TrainSettings, train_batches
+from m2det_jax.data.feeding.batches import Batches
 from m2det_jax.draw import training_sheet
 from m2det_jax.run import readers
 from m2det_jax.run.history import History
@@ -30,26 +30,29 @@ def training_readers(config: Config) -> readers.Readers:
 
 def open_batches(
     config: Config, run: Run, start_step: int, chosen: readers.Readers | None = None
-) -> Iterator[dict]:
+) -> Batches:
     """Opens the training data at the batch after `start_step`; close what it returns.
 
     Args:
         chosen: who reads the images; None: `training_readers`.
     """
     chosen = chosen or training_readers(config)
-    return train_batches(
-        run.train_index,
-        settings=augment_settings(config),
+    settings = TrainSettings(
+        augment_settings(config),
         batch_size=config.batch_size,
         seed=config.seed,
+        sizes=train_sizes(config),
+        repeat_threshold=config.data.repeat_threshold,
+        on_bad_image=config.data.on_bad_image,
+    )
+    return train_batches(
+        run.train_index,
+        settings,
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=chosen.workers,
         num_threads=chosen.threads,
-        repeat_threshold=config.data.repeat_threshold,
-        sizes=train_sizes(config),
-        on_bad_image=config.data.on_bad_image,
     )
 
 

@@ -87,8 +87,10 @@ def what_is_left(workdir: pathlib.Path) -> str:
     """Says what a run that had to stop can be resumed from."""
     folder = workdir / "checkpoints"
     steps = checksums.finished_steps(workdir)
-    last = f"the last good checkpoint is step {steps[-1]}" if steps else "none is saved yet"
-    return f"{last} in {folder}; then the same command goes on from there"
+    if not steps:
+        return f"no checkpoint is saved in {folder} yet; the same command starts again"
+    last = f"the last good checkpoint is step {steps[-1]} in {folder}"
+    return f"{last}; the same command resumes from it"
 
 
 def disk_trouble(error: BaseException) -> str | None:
@@ -96,10 +98,10 @@ def disk_trouble(error: BaseException) -> str | None:
 
     Orbax reports the errors of its threads as ValueError, with the number in the text.
     """
-    number = getattr(error, "errno", None)
+    number: int | None = getattr(error, "errno", None)
     if found := re.search(r"os_error_code='(\d+)'", str(error)):
         number = int(found[1])
-    return str(error).splitlines()[0] if number == errno.ENOENT else _DISK.get(number)
+    return str(error).splitlines()[0] if number == errno.ENOENT else _DISK.get(number or 0)
 
 
 def _step_advice(config: Config, costs: dict[tuple[int, int], StepCost]) -> str:
@@ -112,9 +114,9 @@ def _step_advice(config: Config, costs: dict[tuple[int, int], StepCost]) -> str:
 
 def _about_images(error: NonFiniteLoss, config: Config) -> str:
     mixing = [name for name in ("mosaic", "paste", "mixup") if name in config.augment.pipeline]
-    others = f" (beside what {', '.join(mixing)} added)" if mixing else ""
+    others = f" (and what {', '.join(mixing)} added to it)" if mixing else ""
     return (
         f"Images of that batch{others}: {', '.join(error.image_paths)}. Look at them, or lower "
-        "config.optimizer.learning_rate, lengthen warmup_epochs, lower clip_norm, or leave out a "
-        "few such steps with --config.on_nonfinite=skip"
+        "config.optimizer.learning_rate, lengthen the warm-up (warmup_share or warmup_epochs), "
+        "lower clip_norm, or leave out a few such steps with --config.on_nonfinite=skip"
     )

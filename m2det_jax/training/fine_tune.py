@@ -102,10 +102,10 @@ def _misfits(ours: Tensors, theirs: Tensors, kept: set[tuple[str, ...]]) -> list
 
 def _log_loaded(loaded: Tensors) -> None:
     """Logs the loaded tensors by part of the network; complete, since a part is loaded whole."""
-    parts = collections.defaultdict(list)
+    parts: dict[str, list[int]] = collections.defaultdict(list)
     for path, value in loaded.items():
-        part = path[1:3] if path[1] in ("mlfpn", "class_head") else path[1:2]
-        parts["/".join(part)].append(value.size)
+        names = path[1:3] if path[1] in ("mlfpn", "class_head") else path[1:2]
+        parts["/".join(names)].append(value.size)
     for part, sizes in parts.items():
         log.info("  loaded: %s, all %d tensors, %s values", part, len(sizes), f"{sum(sizes):,}")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import optax
@@ -85,8 +86,8 @@ def make_optimizer(
     by, weight decay included, is multiplied by `backbone_factor`.
     """
 
-    def decayed(params):
-        def decide(path, _):
+    def decayed(params: Any) -> Any:
+        def decide(path: Any, _: Any) -> bool:
             keys = tuple(entry.key for entry in path)
             return keys[-1] == "kernel" and not any(keys[: len(f)] == f for f in frozen)
 
@@ -111,7 +112,7 @@ def _slower_backbone(
     if factor == 1:
         return inner
 
-    def update(gradients, state, params=None):
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = inner.update(gradients, state, params)
         slower = jax.tree.map(lambda x: factor * x, updates["backbone"])
         return updates | {"backbone": slower}, state

@@ -4,12 +4,12 @@ import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 from clu import parameter_overview
+from jax.sharding import NamedSharding
 
 from m2det_jax.build import (
     augment_settings,
@@ -23,7 +23,7 @@ from m2det_jax.build import (
 from m2det_jax.config import Config
 from m2det_jax.config.checks import validate_classes
 from m2det_jax.data import DetectionIndex, describe_augmentation
-from m2det_jax.data.size_cache import SizeCache
+from m2det_jax.data.sizes import SizeCache
 from m2det_jax.datasets import record
 from m2det_jax.datasets.loading import fingerprint, load_datasets
 from m2det_jax.detector import evaluation
@@ -36,7 +36,7 @@ from m2det_jax.training.fine_tune import start_from
 from m2det_jax.training.optimizer import make_optimizer, make_schedule
 from m2det_jax.training.plan import Plan, images_of_epoch, make_optimizer_settings, make_plan
 from m2det_jax.training.step import INPUTS, make_train_step
-from m2det_jax.weights.backbones import with_backbone
+from m2det_jax.weights.imagenet import with_backbone
 from m2det_jax.weights.pretrained import load_backbone
 
 log = logging.getLogger("m2det_jax")
@@ -62,11 +62,11 @@ class Run:
     detector: Detector
     optimizer: optax.GradientTransformation
     plan: Plan
-    train_steps: dict[tuple[int, int], Callable]
-    eval_step: Callable
+    train_steps: dict[tuple[int, int], jax.stages.Wrapped]
+    eval_step: jax.stages.Wrapped
     state_shapes: TrainState
-    replicated: jax.sharding.Sharding
-    by_batch: jax.sharding.Sharding
+    replicated: NamedSharding
+    by_batch: NamedSharding
     fingerprints: dict[str, str]
     sizes: SizeCache
 
@@ -98,7 +98,9 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
         detector=detector,
         optimizer=optimizer,
         plan=plan,
-        train_steps=_train_steps(config, detector, optimizer, schedule, state_shapes, by_batch),
+        train_steps=_train_steps(
+            config, detector, optimizer, schedule, state_shapes, replicated, by_batch
+        ),
         eval_step=jax.jit(evaluation.make_eval_step(detector, step_settings(config))),
         state_shapes=state_shapes,
         replicated=replicated,
@@ -109,7 +111,10 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
 
 
 def _state_shapes(
-    detector: Detector, optimizer: optax.GradientTransformation, replicated, kind: str
+    detector: Detector,
+    optimizer: optax.GradientTransformation,
+    replicated: NamedSharding,
+    kind: str,
 ) -> TrainState:
     """Returns the state as shapes, dtypes and shardings; kind: see `devices.state_sharding`."""
     variables = variable_shapes(detector.model, detector.resize.image_size)
@@ -127,14 +132,14 @@ def _train_steps(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     state_shapes: TrainState,
-    by_batch: jax.sharding.NamedSharding,
-) -> dict[tuple[int, int], Callable]:
+    replicated: NamedSharding,
+    by_batch: NamedSharding,
+) -> dict[tuple[int, int], jax.stages.Wrapped]:
     """Returns the jitted train step of every size of config.data.train_sizes, see Run."""
-    replicated = state_shapes.step.sharding
     state_sharding = jax.tree.map(lambda x: x.sharding, state_shapes)
     # Split weights are gathered layer by layer, which is for XLA to arrange.
     mesh = replicated.mesh if config.sharding == "replicated" else None
-    steps = {}
+    steps: dict[tuple[int, int], jax.stages.Wrapped] = {}
     for size in sorted(train_sizes(config), key=math.prod, reverse=True):
         resize = dataclasses.replace(detector.resize, image_size=size)
         at_size = dataclasses.replace(detector, anchors=make_anchors(config, size), resize=resize)

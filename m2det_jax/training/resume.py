@@ -169,9 +169,9 @@ def refuse_other_run(
             changed.append(f"the {what} set: {found}")
     versions = checkpoint.versions()
     for name, was in meta.get("versions", {}).items():
-        if was != (now := versions.get(name)):
+        if was != (version := versions.get(name)):
             log.warning("%s was %s, is %s now: the run may not end bit for bit as it would have",
-                        name, was, now)  # fmt: skip
+                        name, was, version)  # fmt: skip
     for line in free:
         log.info("changed since the last checkpoint: %s", line)
     stretches = schedule_stretches(before) or schedule_stretches(config)

@@ -5,11 +5,12 @@ B images of the global batch, A anchors, M objects per image (padded), H, W.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from m2det_jax.detector.detector import Detector
 from m2det_jax.detector.objective import (
@@ -47,11 +48,12 @@ def accumulate(grad_fn: Callable, parts: int) -> Callable:
         the parts, and the stats of the last one.
     """
 
-    def split(x):  # [B, ...] -> [parts, B / parts, ...]; strided: each device keeps its own images
+    def split(x: jax.Array) -> jax.Array:
+        # [B, ...] -> [parts, B / parts, ...]; strided: each device keeps its own images
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def accumulated(params, stats, batch, shared):
-        def add_part(carry, part):
+    def accumulated(params: Any, stats: Any, batch: Any, shared: Any) -> Any:
+        def add_part(carry: Any, part: Any) -> Any:
             gradients, stats = carry
             (value, (aux, stats)), more = grad_fn(params, stats, part, shared)
             return (jax.tree.map(jnp.add, gradients, more), stats), (value, aux)
@@ -70,7 +72,7 @@ def accumulate(grad_fn: Callable, parts: int) -> Callable:
     return accumulated
 
 
-def on_each_device(grad_fn: Callable, mesh: Mesh) -> Callable:
+def on_each_device(grad_fn: Callable, mesh: Mesh | AbstractMesh) -> Callable:
     """Returns a gradient function in which each device of a mesh takes its own images.
 
     Values, aux and gradients are added up over the devices, once; the stats must be the same on
@@ -83,7 +85,7 @@ def on_each_device(grad_fn: Callable, mesh: Mesh) -> Callable:
     (axis,) = mesh.axis_names
     whole, split = PartitionSpec(), PartitionSpec(axis)
 
-    def on_device(params, stats, batch, shared):
+    def on_device(params: Any, stats: Any, batch: Any, shared: Any) -> Any:
         # As weights of this device alone; jax would add up the gradients of shared ones at once.
         own = jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), params)
         (value, (aux, stats)), gradients = grad_fn(own, stats, batch, shared)
@@ -103,7 +105,7 @@ def warmed_up(decay: float, step: jax.Array) -> jax.Array:
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def with_share_kept(before, after, *, kept: float, wanted: jax.Array):
+def with_share_kept(before: Any, after: Any, *, kept: float, wanted: jax.Array) -> Any:
     """Returns the averages that would have kept the share `wanted` of `before`, not `kept`."""
     factor = (1 - wanted) / (1 - kept)
     return jax.tree.map(lambda old, new: old + factor * (new - old), before, after)
@@ -121,7 +123,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     settings: StepSettings,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics); jit, donate and shard it outside.
 
@@ -141,16 +143,15 @@ def make_train_step(
         labels int32 [B, M] and mask bool [B, M]; its metrics are float32 scalars, the METRICS.
     """
     parts, model = settings.accumulation, detector.model
-    each_alone = mesh is not None and parts > 1
-    if each_alone:
+    if mesh is not None and parts > 1:
         model = model.clone(norm_axis=mesh.axis_names[0])
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         targets = make_targets(detector, settings, batch)
         num_positives = targets.positive.sum()
 
-        def loss_fn(params, batch_stats, images_and_targets, num_positives):
-            images, targets = images_and_targets
+        def loss_fn(params: Any, batch_stats: Any, inputs: Any, num_positives: jax.Array) -> Any:
+            images, targets = inputs
             outputs, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 detector.normalize(images),
@@ -163,7 +164,7 @@ def make_train_step(
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if parts > 1:
             grad_fn = accumulate(grad_fn, parts)
-        if each_alone:
+        if mesh is not None and parts > 1:
             grad_fn = on_each_device(grad_fn, mesh)
         (_, (losses, batch_stats)), gradients = grad_fn(
             state.params, state.batch_stats, (batch["image"], targets), num_positives
@@ -178,7 +179,7 @@ def make_train_step(
                 wanted=warmed_up(model.norm_momentum, state.step) ** parts,
             )
         decay = warmed_up(settings.ema_decay, state.step)
-        ema = optax.incremental_update(
+        ema: tuple[Any, Any] = optax.incremental_update(
             (params, batch_stats), (state.ema_params, state.ema_batch_stats), 1 - decay
         )
         metrics = losses | {

@@ -63,13 +63,14 @@ class Validation:
         self._images: concurrent.futures.Future | None = None
         self._closed = False
 
-    def compile(self) -> None:
-        """Starts to compile the program, beside the compilation of the train step."""
+    def compile(self) -> concurrent.futures.Future:
+        """Starts to compile the program, beside the compilation of the train step; returns it."""
         if self._program is None:
             self._program = self._threads.submit(self._compile)
             # Of several processes all must compile in one order.
             if jax.process_count() > 1:
                 concurrent.futures.wait([self._program])
+        return self._program
 
     def read_images(self) -> None:
         """Starts to read every image once, if none of them has been evaluated so far."""
@@ -106,7 +107,7 @@ class Validation:
             OutOfMemory, InputError: as `problem` tells.
             ChildProcessError: a data worker died.
         """
-        self.compile()
+        program = self.compile()
         config, step, totals = self._config, int(state.step), self._progress.totals
         batch_size, many = config.eval.batch_size, self._run.val_index.num_images >= FEW_IMAGES
         with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
@@ -118,7 +119,7 @@ class Validation:
                 on_bad_image=config.data.on_bad_image,
             )
             found = detect(
-                self._program.result(),
+                program.result(),
                 state.eval_variables,
                 self._run.val_index,
                 self._run.detector,

@@ -1,4 +1,4 @@
-"""Weights of other frameworks: files, tables of names, and the preprocessing that goes with them.
+"""Weights of other frameworks: files, tables of names, and the preprocessing that they need.
 
-Numpy in and out; of PyTorch only the reader and writer of `.pth` files know.
+Arrays are numpy. Only the reader and the writer of `.pth` files use PyTorch.
 """

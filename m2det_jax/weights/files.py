@@ -1,4 +1,4 @@
-"""Reading and writing files of named tensors: `.safetensors`, and `.pth` with PyTorch's help."""
+"""Files of named tensors, read and written: `.safetensors`, and `.pth` with PyTorch."""
 
 import logging
 import os
@@ -7,6 +7,8 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -17,21 +19,21 @@ from m2det_jax.errors import InputError
 log = logging.getLogger("m2det_jax")
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-# Where training programs keep the weights among other things, the first found counts.
+# Where training programs keep the weights in a larger dict; the first that is found is used.
 STATE_DICT_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "net", "weights")
-# What nn.DataParallel puts before every name.
+# nn.DataParallel puts it before every name.
 PREFIX = "module."
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Returns the tensors of a weights file by name, without a `module.` before all names.
+    """Returns the tensors of a weights file by name; a `module.` before all names is removed.
 
-    A `.pth` is a state dict or a dict that holds one; it is read by PyTorch with
-    `weights_only=True`, which refuses code. Half precision comes back as float32.
+    A `.pth` holds a state dict, or a dict with one in it. PyTorch reads it with
+    `weights_only=True`, which refuses code. Its tensors of half precision become float32.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a readable file of tensors, or PyTorch is needed and not installed.
+        FileNotFoundError: if there is no such file.
+        InputError: if the file cannot be read as tensors, or needs PyTorch and it is not installed.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -45,7 +47,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             raise InputError(
                 f"{path}: not a readable .safetensors file ({error}); get it anew"
             ) from error
-        except AttributeError as error:  # how safetensors says that numpy has no such dtype
+        except AttributeError as error:  # safetensors raises it for a dtype that numpy lacks
             raise InputError(f"{path}: a dtype that numpy does not have ({error})") from error
     elif path.suffix in TORCH_SUFFIXES:
         tensors = _read_torch(path)
@@ -65,10 +67,12 @@ def write_tensors(
     """Writes a `.safetensors`, or a state dict as `.pth`; the file appears whole or not at all.
 
     Args:
-        metadata: kept in a `.safetensors` only.
+        path: of the file; the suffix chooses the kind.
+        tensors: by name.
+        metadata: written to a `.safetensors` only.
 
     Raises:
-        ValueError: another suffix, or PyTorch is needed and not installed.
+        InputError: if the suffix is another, or PyTorch is needed and not installed.
     """
     path = pathlib.Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -77,7 +81,7 @@ def write_tensors(
             save_file(dict(tensors), partial, dict(metadata))
         elif path.suffix in (".pth", ".pt"):
             torch = _torch(path)
-            # PyTorch's own tensors; numpy's read-only arrays would make it warn.
+            # Copies: PyTorch warns of numpy's read-only arrays.
             torch.save({n: torch.from_numpy(np.array(t)) for n, t in tensors.items()}, partial)
         else:
             raise InputError(f"{path}: give a file name that ends in .safetensors or .pth")
@@ -86,7 +90,7 @@ def write_tensors(
         partial.unlink(missing_ok=True)
 
 
-def _torch(path: pathlib.Path):
+def _torch(path: pathlib.Path) -> ModuleType:
     try:
         import torch
     except ImportError as error:
@@ -101,11 +105,11 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     torch = _torch(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols; what matters is an error
+            warnings.simplefilter("ignore")  # of old pickle protocols; errors are raised below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: refused, it {_asked_for(error)}; code from a weights file is never run"
+            f"{path}: refused, it {_asked_for(error)}; code in a weights file is never run"
         ) from error
     except Exception as error:  # a damaged file raises anything between EOFError and RuntimeError
         raise InputError(
@@ -117,8 +121,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: _to_numpy(tensor) for name, tensor in state_dict.items()}
 
 
-def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
-    def holds_tensors(value) -> bool:
+def _state_dict(torch: ModuleType, loaded: Any, path: pathlib.Path) -> dict:
+    def holds_tensors(value: Any) -> bool:
         return isinstance(value, Mapping) and any(torch.is_tensor(v) for v in value.values())
 
     chosen = loaded
@@ -133,18 +137,20 @@ def _state_dict(torch, loaded, path: pathlib.Path) -> dict:
         rest = [str(key) for key in loaded if key != inner[0]]
         log.info("%s: the weights are under %r; not used: %s", path, inner[0], ", ".join(rest))
     if not holds_tensors(chosen):
-        raise InputError(f"{path}: no state dict in it, but one {type(loaded).__name__}")
+        raise InputError(f"{path}: no state dict in it, but a {type(loaded).__name__}")
     strange = [str(name) for name, value in chosen.items() if not torch.is_tensor(value)]
     if strange:
         raise InputError(f"{path}: not tensors: {', '.join(strange[:20])}")
     unnamed = [repr(name) for name in chosen if not isinstance(name, str)]
     if unnamed:
-        raise InputError(f"{path}: no state dict, its keys are no names: {', '.join(unnamed[:20])}")
+        raise InputError(
+            f"{path}: not a state dict, its keys are not names: {', '.join(unnamed[:20])}"
+        )
     return chosen
 
 
-def _raise_if_no_plain_numbers(torch, tensors: Mapping, path: pathlib.Path) -> None:
-    """What numpy cannot take over: sparse, quantised, complex, or without values ("meta")."""
+def _raise_if_no_plain_numbers(torch: ModuleType, tensors: Mapping, path: pathlib.Path) -> None:
+    """Refuses tensors that numpy has no array for: sparse, quantised, complex, or no values."""
     strange = [
         f"{name} ({'no values' if tensor.is_meta else tensor.dtype}, {tensor.layout})"
         for name, tensor in tensors.items()
@@ -157,12 +163,12 @@ def _raise_if_no_plain_numbers(torch, tensors: Mapping, path: pathlib.Path) -> N
         raise InputError(f"{path}: not tensors of plain numbers: {', '.join(strange[:20])}")
 
 
-def _to_numpy(tensor) -> np.ndarray:
+def _to_numpy(tensor: Any) -> np.ndarray:
     tensor = tensor.detach()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _asked_for(error: pickle.UnpicklingError) -> str:
-    """What a refused file wanted, in our words: PyTorch's advise to load it all the same."""
+    """Returns what a refused file asks for. PyTorch's own text advises to load it anyway."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     return f"calls {found[1]}" if found else "is damaged or holds more than tensors"

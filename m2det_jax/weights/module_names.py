@@ -1,7 +1,7 @@
-"""What the modules of our backbones are called in torchvision and timm: one rule a family.
+"""Module names of our backbones in torchvision and timm: one rule for each family.
 
-A block of ours holds a convolution and a BatchNorm (or a bias); a rule gives the names of the two
-elsewhere, twice where torchvision and timm differ. The rules serve for reading and for writing.
+One of our blocks holds a convolution and a BatchNorm (or a bias). A rule gives the names of the two
+there, twice where torchvision and timm differ. Reading and writing use the same rules.
 """
 
 import re
@@ -13,21 +13,21 @@ Pair = tuple[str, str]  # (convolution, BatchNorm)
 
 # Convolutions in stages 1 to 5 of VGG.
 _VGG_STAGES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-# Where SSD's and the official M2Det's list of VGG16's layers have fc6 and fc7 as convolutions.
+# Positions of fc6 and fc7, as convolutions, in the list of VGG16's layers of SSD and M2Det.
 REDUCED_FC = {"conv6": 31, "conv7": 33}
-# Blocks in timm's stages, which it numbers from 0, as it does the blocks in them.
+# Numbers of blocks in timm's stages. timm counts stages and blocks from 0.
 _TIMM_V1_STAGES = (1, 2, 2, 6, 2)
 _TIMM_V2_STAGES = (1, 2, 3, 4, 3, 3, 1)
 
 
 def tensor_names(backbone: str, path: str, *, norm: bool = False) -> tuple[str, ...]:
-    """Return the names that a tensor of ours has elsewhere: torchvision's, and timm's if another.
+    """Returns the names of one of our tensors: torchvision's, and timm's if it is another.
 
     Args:
         backbone: a name in `model.BACKBONES`.
-        path: the tensor below the backbone and without the collection, such as
+        path: of the tensor, below the backbone and without the collection, such as
             "layer1_1/conv2/norm/scale".
-        norm: the backbone is a VGG with BatchNorm, which counts its layers otherwise.
+        norm: the backbone is a VGG with BatchNorm, whose layers have other numbers.
     """
     *modules, leaf = path.split("/")
     part = modules.pop() if modules[-1] in ("conv", "norm") else "norm"
@@ -37,7 +37,7 @@ def tensor_names(backbone: str, path: str, *, norm: bool = False) -> tuple[str, 
 
 
 def vgg_indices(backbone: str, *, norm: bool) -> dict[str, int]:
-    """Return our convolution's name -> its place in torchvision's `features`, for stages 1 to 5."""
+    """Returns our convolution's name -> its index in torchvision's `features`, stages 1 to 5."""
     indices, index = {}, 0
     for stage, count in enumerate(_VGG_STAGES[backbone], start=1):
         for number in range(1, count + 1):
@@ -70,7 +70,7 @@ def _vgg(block: str, indices: dict[str, int]) -> tuple[Pair, ...]:
 def _resnet(block: str) -> tuple[Pair, ...]:
     if block == "stem":
         return (("conv1", "bn1"),)
-    layer, number, part = re.fullmatch(r"layer(\d)_(\d+)/(conv\d|shortcut)", block).groups()
+    layer, number, part = _groups(r"layer(\d)_(\d+)/(conv\d|shortcut)", block)
     prefix = f"layer{layer}.{int(number) - 1}"
     if part == "shortcut":
         return ((f"{prefix}.downsample.0", f"{prefix}.downsample.1"),)
@@ -85,7 +85,7 @@ def _densenet(block: str) -> tuple[Pair, ...]:
     if match := re.fullmatch(r"transition(\d)", block):
         prefix = f"features.transition{match[1]}"
         return ((f"{prefix}.conv", f"{prefix}.norm"),)
-    dense, layer, number = re.fullmatch(r"denseblock(\d)_layer(\d+)/conv(\d)", block).groups()
+    dense, layer, number = _groups(r"denseblock(\d)_layer(\d+)/conv(\d)", block)
     prefix = f"features.denseblock{dense}.denselayer{layer}"
     return ((f"{prefix}.conv{number}", f"{prefix}.norm{number}"),)
 
@@ -93,7 +93,7 @@ def _densenet(block: str) -> tuple[Pair, ...]:
 def _mobilenet_v1(block: str) -> tuple[Pair, ...]:
     if block == "features_0":
         return (("conv_stem", "bn1"),)
-    number, part = re.fullmatch(r"features_(\d+)/(depthwise|pointwise)", block).groups()
+    number, part = _groups(r"features_(\d+)/(depthwise|pointwise)", block)
     timm = _timm_block(int(number) - 1, _TIMM_V1_STAGES)
     convolution, norm = {"depthwise": ("conv_dw", "bn1"), "pointwise": ("conv_pw", "bn2")}[part]
     return ((f"{timm}.{convolution}", f"{timm}.{norm}"),)
@@ -104,11 +104,11 @@ def _mobilenet_v2(block: str) -> tuple[Pair, ...]:
         return (("features.0.0", "features.0.1"), ("conv_stem", "bn1"))
     if block == "features_18":
         return (("features.18.0", "features.18.1"), ("conv_head", "bn2"))
-    number, part = re.fullmatch(r"features_(\d+)/(expand|depthwise|project)", block).groups()
+    number, part = _groups(r"features_(\d+)/(expand|depthwise|project)", block)
     expands = number != "1"  # the first block has no expansion, and counts from its depthwise
     place = ("expand", "depthwise", "project").index(part) - (not expands)
     prefix = f"features.{number}.conv"
-    # torchvision nests what ends in ReLU and lays the projection flat.
+    # torchvision nests the blocks that end in ReLU, but not the projection.
     project = (f"{prefix}.{place}", f"{prefix}.{place + 1}")
     nested = (f"{prefix}.{place}.0", f"{prefix}.{place}.1")
     timm = _timm_block(int(number) - 1, _TIMM_V2_STAGES)
@@ -119,8 +119,14 @@ def _mobilenet_v2(block: str) -> tuple[Pair, ...]:
     )
 
 
+def _groups(pattern: str, block: str) -> tuple[str, ...]:
+    if (match := re.fullmatch(pattern, block)) is None:
+        raise ValueError(f"no rule for a module called {block!r}")
+    return match.groups()
+
+
 def _timm_block(index: int, stages: tuple[int, ...]) -> str:
-    """timm's name of the block `index`, counted through all stages from 0."""
+    """Returns timm's name of the block `index`, counted from 0 over all stages."""
     for stage, count in enumerate(stages):
         if index < count:
             return f"blocks.{stage}.{index}"

@@ -1,7 +1,7 @@
-"""The official PyTorch M2Det: its state dict to our variables and back, by one table of names.
+"""Official PyTorch M2Det: its state dict becomes our variables and back, by one table of names.
 
-Modules that the official code shares between levels or scales appear in the state dict once for
-each: reading wants the copies equal, writing repeats them.
+Modules that the official code shares between levels or scales are in the state dict once for each
+of them. When it is read, these copies must be equal; when it is written, they are repeated.
 """
 
 import re
@@ -26,10 +26,11 @@ _SHARED = re.compile(r"^(leach|sfam_module\.fc[12])\.\d+\.")
 
 
 def official_fields(tensors: Mapping[str, np.ndarray], origin: str) -> dict:
-    """Return the fields of M2Det that an official state dict shows, also num_class_outputs.
+    """Returns the fields of M2Det that an official state dict shows, with num_class_outputs.
 
     Raises:
-        ValueError: `tensors` are no official M2Det's; the message starts with `origin`.
+        InputError: if `tensors` are not those of an official M2Det; the message starts with
+            `origin`.
     """
     channels = ("reduce", "up_reduce", "leach.0", "unet1.toplayer.0")
     needed = (*(f"{name}.conv.weight" for name in channels), "loc.0.bias", "conf.0.bias")
@@ -61,20 +62,20 @@ def official_fields(tensors: Mapping[str, np.ndarray], origin: str) -> dict:
 def official_to_variables(
     state_dict: Mapping[str, np.ndarray], model: M2Det, origin: str = "official weights"
 ) -> dict:
-    """Return the variables of `model` from a state dict of the authors' PyTorch code.
+    """Returns the variables of `model` from a state dict of the authors' PyTorch code.
 
-    Fits a model with `official_form()` and any number of levels, scales and classes; `sfam` says
-    whether the weights have SFAM. A model with modules of its own where the official code shares
-    (`share_base_reduction=False`, `sfam_shared=False`) gets one copy each, which computes the same.
-    The official network takes images as `preprocessing.CAFFE` says. The ImageNet classifier that
-    the official ResNets still hold is left out.
+    The model has `official_form()` and any number of levels, scales and classes; `sfam` must be
+    True if the weights have SFAM. A model may have separate modules where the official code shares
+    one (`share_base_reduction=False`, `sfam_shared=False`). Then each gets a copy, and the result
+    is the same. The official network takes images as `preprocessing.CAFFE` says. The ImageNet
+    classifier, which the official ResNets still hold, is left out.
 
     Returns:
         {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
 
     Raises:
-        ValueError: listing all missing, extra and wrongly shaped tensors and unequal copies; the
-            message starts with `origin`.
+        InputError: if the model has no official form, or if tensors are missing, extra or wrongly
+            shaped, or copies differ; the message starts with `origin` and lists all.
     """
     _check(model)
     shapes = _shapes(model)
@@ -88,17 +89,17 @@ def official_to_variables(
 def variables_to_official(
     variables: Mapping, model: M2Det, rest: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
-    """Return the state dict that the authors' PyTorch code loads, in PyTorch's layout.
+    """Returns the state dict that the authors' PyTorch code loads, in PyTorch's layout.
 
     Args:
         variables: {"params", "batch_stats"} of `model`.
-        model: as in `official_to_variables`; modules of its own where the official code shares
-            must be equal, for there is one place for them.
-        rest: what the official network holds and ours does not, by name: counts of batches and the
-            ResNets' ImageNet classifier. Zeros stand for what is not given.
+        model: as in `official_to_variables`. Separate modules must be equal where the official
+            code shares one: it has a single place for them.
+        rest: tensors that the official network holds and ours does not, by name: counts of batches
+            and the ResNets' ImageNet classifier. Those that are not given are zeros.
 
     Raises:
-        ValueError: the model has no official form.
+        InputError: if the model has no official form, or such modules differ.
     """
     _check(model)
     names, shapes, state_dict = official_names(model), _shapes(model), {}
@@ -125,18 +126,21 @@ def variables_to_official(
 
 
 def rest_of(state_dict: Mapping[str, np.ndarray], model: M2Det) -> dict[str, np.ndarray]:
-    """Return what of an official state dict is no weight of ours: see `variables_to_official`."""
+    """Returns the tensors of an official state dict that are not among our weights.
+
+    They are the `rest` of `variables_to_official`.
+    """
     unused = unused_names(model)
     return {n: t for n, t in state_dict.items() if n in unused or n.endswith(IGNORED_SUFFIX)}
 
 
 def unused_names(model: M2Det) -> tuple[str, ...]:
-    """Return the names of tensors that the official network holds without using them."""
+    """Returns the names of tensors that the official network holds but does not use."""
     return IMAGENET_CLASSIFIER if model.backbone.startswith("resnet") else ()
 
 
 def official_names(model: M2Det) -> dict[str, tuple[str, ...]]:
-    """Return our parameter path -> its names in an official state dict (several where shared)."""
+    """Returns our parameter path -> its names in an official state dict (several where shared)."""
     names: dict[str, tuple[str, ...]] = {}
     for torch_module, path in _official_modules(model):
         for ours, theirs in TENSOR_NAMES.items():
@@ -152,7 +156,7 @@ def official_names(model: M2Det) -> dict[str, tuple[str, ...]]:
 
 
 def _official_modules(model: M2Det) -> Iterator[tuple[str, str]]:
-    """The rule table: (PyTorch module, our module) for every module that holds tensors."""
+    """Yields (PyTorch module, our module) for every module that holds tensors."""
     if model.backbone == "vgg16":
         indices = vgg_indices("vgg16", norm=False) | REDUCED_FC
         yield from ((f"base.{index}", f"backbone/{name}/conv") for name, index in indices.items())
@@ -169,7 +173,7 @@ def _official_modules(model: M2Det) -> Iterator[tuple[str, str]]:
 
 
 def _official_blocks(model: M2Det) -> Iterator[tuple[str, str]]:
-    """The rule table's modules of convolution and BatchNorm; scales count from 1, the largest."""
+    """Yields those with a convolution and a BatchNorm; scales count from 1, the largest."""
     yield "reduce", "mlfpn/ffm1/shallow"
     yield "up_reduce", "mlfpn/ffm1/deep"
     smallest = model.num_scales
@@ -185,7 +189,7 @@ def _official_blocks(model: M2Det) -> Iterator[tuple[str, str]]:
 
 
 def _shapes(model: M2Det) -> dict[str, jax.ShapeDtypeStruct]:
-    side = 24 * 2**model.num_scales  # any legal size: the parameters do not depend on it
+    side = 24 * 2**model.num_scales  # any valid size: the parameters do not depend on it
     return flatten_dict(variable_shapes(model, (side, side)), sep="/")
 
 

@@ -1,12 +1,10 @@
-"""What was done to the images that weights were trained on; it travels with the weights."""
+"""Preprocessing of the images that weights were trained on; it is stored with the weights."""
 
 import dataclasses
 
 import numpy as np
 
 from m2det_jax.errors import InputError
-
-CHANNEL_ORDERS = ("rgb", "bgr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Preprocessing:
             raise InputError(f"std={self.std}: the image is divided by it; give above 0, to 255")
 
     def agrees_with(self, other: "Preprocessing") -> bool:
-        """Whether the two differ by less than a tenth of a grey level."""
+        """Says whether the two differ by less than a tenth of a grey level."""
         pairs = ((self.mean, other.mean), (self.std, other.std))
         near = all(np.allclose(ours, theirs, rtol=0, atol=0.1) for ours, theirs in pairs)
         return near and self.channel_order == other.channel_order
@@ -43,7 +41,7 @@ class Preprocessing:
         )
 
 
-# torchvision's and, but for a few, timm's ImageNet weights.
+# That of torchvision's ImageNet weights, and of nearly all of timm's.
 IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
-# Caffe's VGG16, from which SSD's reduced one comes, and everything the official M2Det trained.
+# That of Caffe's VGG16, from which SSD's reduced one comes, and of all official M2Det weights.
 CAFFE = Preprocessing((123.0, 117.0, 104.0), (1.0, 1.0, 1.0), "bgr")

@@ -1,9 +1,10 @@
-"""Pretrained backbones for training: from a weights file, or from a folder that `convert` wrote."""
+"""Pretrained backbones for training: from a weights file, or a folder that `convert` wrote."""
 
 import dataclasses
 import logging
 import math
 import pathlib
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -13,7 +14,7 @@ from m2det_jax.model import variable_shapes
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.run import checkpoint
 from m2det_jax.run.outputs import new_folder
-from m2det_jax.weights.backbones import BackboneWeights, read_backbone
+from m2det_jax.weights.imagenet import BackboneWeights, read_backbone
 from m2det_jax.weights.preprocessing import Preprocessing
 
 log = logging.getLogger("m2det_jax")
@@ -40,8 +41,9 @@ def load_backbone(settings: BackboneSettings) -> dict:
     """Returns the variables of a pretrained backbone.
 
     Raises:
-        InputError, FileNotFoundError: the weights cannot be read, are of another backbone, or want
-            another preprocessing than the network has; the message gives the flags to set.
+        FileNotFoundError: if there is no such file.
+        InputError: if the weights cannot be read, are of another backbone, or need another
+            preprocessing than the network has; the message gives the flags to set.
     """
     path = settings.weights
     loaded = read(path)
@@ -49,8 +51,8 @@ def load_backbone(settings: BackboneSettings) -> dict:
     if not loaded.preprocessing.agrees_with(settings.preprocessing):
         raise InputError(
             f"{path}: these weights want other images than the config gives; add "
-            f"{loaded.preprocessing.flags()} (to train them on other images all the same, convert "
-            "them with --mean, --std and --channel_order; docs/weights.md)"
+            f"{loaded.preprocessing.flags()} (to train them on such images anyway, convert them "
+            "with --mean, --std and --channel_order; docs/weights.md)"
         )
     log.info("backbone weights: %s, all tensors loaded", path)
     return loaded.variables
@@ -65,7 +67,7 @@ def save(folder: str | pathlib.Path, weights: BackboneWeights, origin: str) -> N
     """Writes a backbone as a new folder with an Orbax checkpoint.
 
     Raises:
-        InputError: the folder exists already.
+        InputError: if the folder exists already.
     """
     meta = {
         "backbone": {key: getattr(weights, key) for key in ("backbone", "width", "norm")},
@@ -91,7 +93,7 @@ def _read_folder(folder: pathlib.Path) -> BackboneWeights:
             kind, preprocessing = meta["backbone"], meta["preprocessing"]
             args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(**kind)))
             variables = jax.device_get(manager.restore(0, args=args).model)
-        except Exception as error:  # whatever Orbax raises of a damaged or another checkpoint
+        except Exception as error:  # Orbax raises many kinds for a damaged or other checkpoint
             raise InputError(
                 f"{folder}: no backbone there, or it is damaged ({type(error).__name__}); weights "
                 "of a whole network go into --config.init_from"
@@ -110,11 +112,11 @@ def _abstract(backbone: str, width: float, norm: bool) -> dict:
 
 
 def _check_kind(loaded: BackboneWeights, settings: BackboneSettings) -> None:
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "config.model.backbone": (settings.backbone, loaded.backbone),
         "config.model.backbone_width": (settings.width, loaded.width),
     }
-    if loaded.backbone.startswith("vgg"):  # the others have BatchNorm whatever the key says
+    if loaded.backbone.startswith("vgg"):  # other backbones always have BatchNorm
         pairs["config.model.backbone_norm"] = (settings.norm, loaded.norm)
     wrong = {key: pair for key, pair in pairs.items() if not _same(*pair)}
     if wrong:
@@ -125,6 +127,6 @@ def _check_kind(loaded: BackboneWeights, settings: BackboneSettings) -> None:
         )
 
 
-def _same(asked, has) -> bool:
-    """Whether two values of a config agree; a width that was read off tensors is rounded."""
+def _same(asked: Any, has: Any) -> bool:
+    """Says whether two values of a config agree; a width that comes from tensors is rounded."""
     return math.isclose(asked, has, rel_tol=1e-6) if isinstance(has, float) else asked == has

@@ -1,4 +1,4 @@
-"""Telling from the names and shapes of tensors which backbone a file holds."""
+"""Backbones recognised by the names and shapes of the tensors in a file."""
 
 import dataclasses
 import re
@@ -8,14 +8,14 @@ import numpy as np
 
 from m2det_jax.errors import InputError
 
-# Blocks in the stages of each depth, as their tensors show them.
-_RESNET_BLOCKS = {
+# Numbers of blocks in the stages, whether they are bottlenecks -> name.
+_RESNET_BLOCKS: dict[tuple[int, ...], dict[bool, str]] = {
     (2, 2, 2, 2): {False: "resnet18"},
     (3, 4, 6, 3): {False: "resnet34", True: "resnet50"},
     (3, 4, 23, 3): {True: "resnet101"},
     (3, 8, 36, 3): {True: "resnet152"},
 }
-_DENSENET_BLOCKS = {
+_DENSENET_BLOCKS: dict[tuple[int, ...], str] = {
     (6, 12, 24, 16): "densenet121",
     (6, 12, 32, 32): "densenet169",
     (6, 12, 48, 32): "densenet201",
@@ -25,13 +25,13 @@ _VGG_DEPTHS = {13: "vgg16", 16: "vgg19"}
 
 @dataclasses.dataclass(frozen=True)
 class Recognised:
-    """What a file of backbone weights holds.
+    """The kind of backbone in a file of weights.
 
     Attributes:
         backbone: a name in `model.BACKBONES`.
         width: factor on the numbers of channels.
-        norm: a VGG with BatchNorm.
-        reduced: VGG16 with fc6 and fc7 already made convolutions: SSD's vgg16_reducedfc.
+        norm: it is a VGG with BatchNorm.
+        reduced: it is SSD's vgg16_reducedfc, in which fc6 and fc7 are convolutions already.
     """
 
     backbone: str
@@ -41,10 +41,10 @@ class Recognised:
 
 
 def recognise(tensors: Mapping[str, np.ndarray], origin: str) -> Recognised:
-    """Return what backbone the tensors are of.
+    """Returns which backbone the tensors belong to.
 
     Raises:
-        ValueError: none that is known; the message starts with `origin`.
+        InputError: if it is no known one; the message starts with `origin`.
     """
     for find in (_reduced_vgg16, _resnet, _densenet, _mobilenet, _vgg):
         if found := find(tensors):
@@ -61,7 +61,7 @@ def recognise(tensors: Mapping[str, np.ndarray], origin: str) -> Recognised:
 
 
 def resnet_name(tensors: Mapping[str, np.ndarray], prefix: str = "") -> str | None:
-    """Return the name of the ResNet whose blocks the tensors show, or None."""
+    """Returns the name of the ResNet with the blocks that the tensors show, or None."""
     counts = tuple(
         _distinct(tensors, rf"{re.escape(prefix)}layer{layer}\.(\d+)\.conv1\.weight")
         for layer in (1, 2, 3, 4)
@@ -92,7 +92,7 @@ def _densenet(tensors: Mapping[str, np.ndarray]) -> Recognised | None:
 
 
 def _mobilenet(tensors: Mapping[str, np.ndarray]) -> Recognised | None:
-    # The width is read from the last block, whose channels are rounded least.
+    # The width comes from the last block: its rounding changes the number of channels least.
     for name, last, full in (
         ("mobilenet_v2", "features.17.conv.2.weight", 320),
         ("mobilenet_v2", "blocks.6.0.conv_pwl.weight", 320),

@@ -1,6 +1,7 @@
-"""Tensors that PyTorch wrote: their names, their layout, and an account of what does not fit.
+"""Tensors of PyTorch: their names, their layout, and a list of all that do not fit.
 
-PyTorch keeps kernels as OIHW (output, input, height, width), Flax as HWIO; matrices likewise.
+PyTorch keeps kernels as OIHW (output, input, height, width), Flax as HWIO. Matrices are transposed
+in the same way.
 """
 
 import math
@@ -18,9 +19,9 @@ TENSOR_NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# PyTorch's count of batches that a BatchNorm has seen: not a weight.
+# PyTorch's number of batches that a BatchNorm has seen: not a weight.
 IGNORED_SUFFIX = "num_batches_tracked"
-# Number of axes -> our axes in PyTorch's order: HWIO to OIHW, and matrices likewise.
+# Number of axes -> our axes in PyTorch's order: HWIO to OIHW, and matrices transposed.
 TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
@@ -30,16 +31,16 @@ def fill(
     *,
     origin: str,
 ) -> dict[str, np.ndarray]:
-    """Return our path -> float32 tensor in our layout.
+    """Returns our path -> float32 tensor in our layout.
 
     Args:
         wanted: our path -> (names of the same tensor in `tensors`, our shape).
-        tensors: in PyTorch's layout.
-        origin: what errors call `tensors`.
+        tensors: in PyTorch's layout, by name.
+        origin: the name of `tensors` in errors.
 
     Raises:
-        ValueError: listing all that is missing, extra, wrongly shaped, not finite, a negative
-            variance, or given twice unequally.
+        InputError: if a tensor is missing, extra, wrongly shaped or not finite, is a negative
+            variance, or differs from its copy; the message lists all.
     """
     filled, problems = {}, []
     for path, (names, shape) in wanted.items():
@@ -65,7 +66,7 @@ def fill(
 
 
 def to_torch(value: np.ndarray) -> np.ndarray:
-    """Return a tensor of ours in PyTorch's layout: what `fill` reads back to the same bits."""
+    """Returns one of our tensors in PyTorch's layout; `fill` reads the same bits back."""
     return np.ascontiguousarray(np.asarray(value).transpose(TORCH_AXES[np.ndim(value)]))
 
 
@@ -80,7 +81,7 @@ def _to_flax(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _same_up_to_flattening(got: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether shapes agree, or one is the matrix [outputs, all inputs] of the other."""
+    """Says whether shapes agree, or one is the matrix [outputs, all inputs] of the other."""
     if got == expected:
         return True
     matrices = [(shape[0], math.prod(shape[1:])) for shape in (got, expected) if len(shape) > 1]
@@ -88,7 +89,7 @@ def _same_up_to_flattening(got: tuple[int, ...], expected: tuple[int, ...]) -> b
 
 
 def raise_if_any(what: str, problems: list[str]) -> None:
-    """Raise a ValueError that lists all problems, one a line, if there are any."""
+    """Raises an InputError that lists all problems, one on each line, if there are any."""
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise InputError(f"{what}: {count}\n" + "\n".join(problems))

@@ -34,7 +34,7 @@ from m2det_jax.run.outputs import Outputs
 from m2det_jax.training import prepare, resume
 from m2det_jax.training.step import IntervalMetrics
 from m2det_jax.weights import pretrained
-from m2det_jax.weights.backbones import BackboneWeights
+from m2det_jax.weights.imagenet import BackboneWeights
 from m2det_jax.weights.preprocessing import IMAGENET
 
 VERBS = {

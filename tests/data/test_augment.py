@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data.augment.affine import compose, random_matrix
-from m2det_jax.data.augment.augment import STEPS, augment, mix
-from m2det_jax.data.augment.canvas import Sample, boxes_in_plane, finish, whole
+from m2det_jax.data.augment.canvas import Sample, boxes_in_plane, draw_canvas, open_canvas
+from m2det_jax.data.augment.drawing import scale_to_fit
+from m2det_jax.data.augment.joining import mix
 from m2det_jax.data.augment.settings import STEP_NAMES, AugmentSettings
-from m2det_jax.data.augment.transforms import scale_to_fit
+from m2det_jax.data.augment.steps import STEPS, augment, compose_maps, random_matrix
 from m2det_jax.data.index import DetectionIndex
 
 SIZES = ((200, 140), (120, 180), (160, 160), (240, 120), (150, 130), (180, 200))
@@ -85,7 +85,7 @@ def drawn_box(seen):
 
 
 def canvas_of(index, image_id, settings, rng):
-    canvas = whole(index, image_id)
+    canvas = open_canvas(index, image_id)
     for name in settings.pipeline:
         canvas = STEPS[name](canvas, index, settings, rng)
     return canvas
@@ -139,7 +139,7 @@ def test_no_box_goes_or_stays_against_its_rule(index, pipeline):
         canvas = canvas_of(index, seed % 6, settings, np.random.default_rng(seed))
         if shows_an_image_twice(canvas):
             continue
-        image, _, rows = finish(canvas, settings)
+        image, _, rows = draw_canvas(canvas, settings)
         image = image[:, ::-1] if canvas.mirror else image
         assert len(set(rows.tolist())) == len(rows)
         assert set(rows.tolist()) <= {r for layer in canvas.layers for r in layer.rows.tolist()}
@@ -263,7 +263,7 @@ def test_a_mosaic_shows_four_images(index):
         assert joint == pytest.approx((x2.min(), y2.min()))
         assert joint == pytest.approx(np.rint(joint))
         assert 0.24 <= joint[0] / 208 <= 0.76 and 0.24 <= joint[1] / 144 <= 0.76
-        counts.add(len(finish(canvas, settings).rows))
+        counts.add(len(draw_canvas(canvas, settings).rows))
     assert max(counts) > 8
 
 
@@ -272,7 +272,7 @@ def test_steps_after_a_mosaic_are_guided_by_what_it_shows(index):
     for seed in SEEDS[:20]:
         canvas = canvas_of(index, 0, settings, np.random.default_rng(seed))
         # The plane of a mosaic is that of the network input, but for the rounding to pixels.
-        assert np.allclose(boxes_in_plane(canvas), finish(canvas, settings).boxes, atol=1)
+        assert np.allclose(boxes_in_plane(canvas), draw_canvas(canvas, settings).boxes, atol=1)
 
 
 def test_an_affine_map_turns_about_the_centre():
@@ -288,7 +288,7 @@ def test_an_affine_map_turns_about_the_centre():
         moves.append(moved @ [*center, 1] - center)
         point = np.array([3.0, 4.0])
         inner = moved @ [*point, 1]
-        assert np.allclose(compose(matrix, moved) @ [*point, 1], matrix @ [*inner, 1])
+        assert np.allclose(compose_maps(matrix, moved) @ [*point, 1], matrix @ [*inner, 1])
     lengths = np.linalg.norm(moves, axis=1)
     assert 45 < lengths.max() <= np.hypot(50, 25) + 1e-6 and lengths.min() < 10
     turned = random_matrix(window, settings_for(
@@ -346,10 +346,10 @@ def test_photometric_leaves_the_fill_and_what_comes_later(index):
     changed = 0
     for seed in range(12):
         canvas = canvas_of(index, 0, settings, np.random.default_rng(seed))
-        image, _, _ = finish(canvas, settings)
+        image, _, _ = draw_canvas(canvas, settings)
         fill = (image == (7, 77, 7)).all(axis=2)
         assert fill.mean() > 0.02
-        plain = finish(
+        plain = draw_canvas(
             dataclasses.replace(
                 canvas,
                 layers=tuple(dataclasses.replace(layer, colors=None) for layer in canvas.layers),

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2det_jax.data.augment.box_rules import boxes_around, corners_of, cut_polygons, overlaps, stays
+from m2det_jax.data.augment.canvas import boxes_around, corners_of, cut_polygons, overlaps, stays
 
 WINDOW = (10.0, 20.0, 50.0, 40.0)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data.augment.color import color_matrix, compose
 from m2det_jax.data.augment.settings import AugmentSettings
+from m2det_jax.data.augment.steps import color_matrix, compose_colors
 
 NEUTRAL = {"brightness": 0.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
 COLORS = np.random.default_rng(0).integers(60, 180, (16, 16, 3)).astype(np.uint8)
@@ -15,7 +15,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def distort(**change):
-    picture = Image.fromarray(COLORS).convert("RGB", compose(**NEUTRAL | change))
+    picture = Image.fromarray(COLORS).convert("RGB", compose_colors(**NEUTRAL | change))
     return np.asarray(picture).astype(float)
 
 
@@ -35,13 +35,13 @@ def test_saturation_keeps_luma_and_moves_towards_grey():
 
 
 def test_hue_turns_colors_and_leaves_grey():
-    matrix = np.reshape(compose(**NEUTRAL | {"hue": 20.0}), (3, 4))
+    matrix = np.reshape(compose_colors(**NEUTRAL | {"hue": 20.0}), (3, 4))
     assert np.allclose(matrix[:, :3].sum(axis=1), 1, atol=1e-4) and not matrix[:, 3].any()
     assert np.allclose(LUMA @ matrix[:, :3], LUMA, atol=1e-4)
     turned = matrix[:, :3] @ [0.6, 0.4, 0.4]
     moved = [colorsys.rgb_to_hsv(*color)[0] * 360 for color in (turned, [0.6, 0.4, 0.4])]
     assert 8 < abs((moved[0] - moved[1] + 180) % 360 - 180) < 40
-    whole = np.reshape(compose(**NEUTRAL | {"hue": 360.0}), (3, 4))
+    whole = np.reshape(compose_colors(**NEUTRAL | {"hue": 360.0}), (3, 4))
     assert np.allclose(whole[:, :3], np.eye(3), atol=1e-6)
 
 

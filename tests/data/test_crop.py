@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from m2det_jax.data.augment import crop
-from m2det_jax.data.augment.crop import CROP_RULES, crop_window
+from m2det_jax.data.augment import steps
+from m2det_jax.data.augment.steps import CROP_RULES, crop_window
 
 SIZE = (300, 200)
 BOXES = np.array([[10, 20, 120, 160], [200, 50, 240, 80], [280, 180, 300, 200]], np.float32)
@@ -29,7 +29,7 @@ def shows_a_center(window, boxes=BOXES):
 
 @pytest.mark.parametrize("rule", CROP_RULES)
 def test_crops_follow_their_rule(monkeypatch, rule):
-    monkeypatch.setattr(crop, "CROP_RULES", (rule,))
+    monkeypatch.setattr(steps, "CROP_RULES", (rule,))
     rng = np.random.default_rng(0)
     outer = (-30.0, -10.0, 330.0, 220.0)
     windows = [crop_window(SIZE, outer, BOXES, 0.3, rng) for _ in range(60)]

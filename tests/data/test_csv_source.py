@@ -9,7 +9,7 @@ from PIL import Image
 
 from m2det_jax.data import DataError, read_classes, read_csv, write_classes, write_csv
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.reading.csv_rows import RowReader
+from m2det_jax.data.formats.csv_boxes import RowReader
 
 CLASSES = ("disc", "ring", "a, b")
 
@@ -239,6 +239,6 @@ def test_many_rows_are_quick(tmp_path):
     start = time.perf_counter()
     rows = RowReader(tmp_path / "many.csv", CLASSES, Findings()).read()
     seconds = time.perf_counter() - start
-    assert len(rows.lines) == 50_000 and len(rows.image_paths) == 5000
+    assert len(rows.labels) == 50_000 and len(rows.image_paths) == 5000
     # The aim is 1,000,000 rows in 15 s; a twentieth of them here, with room for a busy machine.
     assert seconds < 2

@@ -14,9 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data import AugmentSettings, ResizeSettings, eval_batches, read_csv, train_batches
+from m2det_jax.data import (
+    AugmentSettings,
+    ResizeSettings,
+    TrainSettings,
+    eval_batches,
+    read_csv,
+    train_batches,
+)
 
 SETTINGS = AugmentSettings((48, 64))
+PLAIN = TrainSettings(SETTINGS, batch_size=4, seed=0)
+OF_SETTINGS = {field.name for field in dataclasses.fields(TrainSettings)}
 KEYS = {"image", "boxes", "labels", "mask", "image_id"}
 
 
@@ -37,8 +46,9 @@ def index(tmp_path_factory):
 
 
 def take(count, index, **options):
-    options = {"settings": SETTINGS, "batch_size": 4, "seed": 5} | options
-    with train_batches(index, **options) as batches:
+    chosen = {name: options.pop(name) for name in OF_SETTINGS & options.keys()}
+    settings = dataclasses.replace(PLAIN, **{"seed": 5} | chosen)
+    with train_batches(index, settings, **options) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -124,7 +134,7 @@ def test_unreadable_image_is_named(index, tmp_path, options):
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     paths = (*index.image_paths[:3], str(tmp_path / "cut.png"), *index.image_paths[4:])
     broken = dataclasses.replace(index, image_paths=paths)
-    batches = train_batches(broken, settings=SETTINGS, batch_size=4, seed=0, **options)
+    batches = train_batches(broken, PLAIN, **options)
     with batches, pytest.raises(ValueError, match=r"cut\.png"):
         list(itertools.islice(batches, 4))
     # Nothing goes on as if the batch had not been there.
@@ -148,7 +158,7 @@ def strike_starting_worker(numbers):
 
 
 def test_a_worker_outlives_the_signals_of_its_group_and_its_death_is_told(index):
-    with train_batches(index, settings=SETTINGS, batch_size=4, seed=0, num_workers=1) as batches:
+    with train_batches(index, PLAIN, num_workers=1) as batches:
         thread = strike_starting_worker([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
         first = next(batches)
         thread.join()
@@ -185,7 +195,7 @@ def test_an_unreadable_image_is_replaced_and_told(index, tmp_path):
 
 
 def test_closing_ends_it(index):
-    batches = train_batches(index, settings=SETTINGS, batch_size=4, seed=0)
+    batches = train_batches(index, PLAIN)
     next(batches)
     batches.close()
     batches.close()
@@ -280,7 +290,7 @@ def test_seed_limits(index):
 def test_bccd_sample(bccd_dir):
     whole = read_csv(bccd_dir / "train.csv", bccd_dir / "classes.csv")
     settings = AugmentSettings((320, 320))
-    (batch,) = take(1, whole, settings=settings, batch_size=8)
+    (batch,) = take(1, whole, augment=settings, batch_size=8)
     assert batch["image"].shape == (8, 320, 320, 3) and batch["boxes"].shape == (8, 32, 4)
     assert batch["mask"].any(axis=1).all()
 
@@ -299,7 +309,7 @@ def test_the_default_stream_is_that_of_the_first_version(index):
 
 
 BUSY = dataclasses.replace(SETTINGS, pipeline=("mosaic", "affine", "crop", "paste", "mixup"))
-VARIED = {"settings": BUSY, "repeat_threshold": 0.9, "sizes": ((48, 64), (64, 48), (32, 80))}
+VARIED = {"augment": BUSY, "repeat_threshold": 0.9, "sizes": ((48, 64), (64, 48), (32, 80))}
 
 
 @pytest.mark.parametrize(
@@ -336,7 +346,7 @@ def test_rare_classes_come_more_often(index):
     holder = int(np.searchsorted(rare.offsets, 1) - 1)  # the image with the only object of class 0
     threshold = 4 / 11  # r = 2 for that image, 1 for all others: 12 images an epoch
     plain = dataclasses.replace(SETTINGS, enabled=False)
-    batches = take(6, rare, settings=plain, repeat_threshold=threshold)
+    batches = take(6, rare, augment=plain, repeat_threshold=threshold)
     ids = np.concatenate([batch["image_id"] for batch in batches]).reshape(2, 12)
     for epoch in ids:
         assert sorted(epoch) == sorted([*range(11), holder])
@@ -346,7 +356,7 @@ def test_rare_classes_come_more_often(index):
 def test_one_size_takes_the_place_of_the_settings(index):
     (batch,), (same,) = (
         take(1, index, sizes=((32, 80),)),
-        take(1, index, settings=dataclasses.replace(SETTINGS, image_size=(32, 80))),
+        take(1, index, augment=dataclasses.replace(SETTINGS, image_size=(32, 80))),
     )
     assert batch["image"].shape == (4, 32, 80, 3) and equal(batch, same)
 
@@ -356,12 +366,12 @@ def test_images_that_join_in_are_drawn_anew_where_they_cannot_be_read(index, tmp
     broken = dataclasses.replace(index, image_paths=(*index.image_paths[:10], bad))
     settings = dataclasses.replace(SETTINGS, pipeline=("mosaic",), mosaic_probability=1.0)
     with pytest.raises(ValueError, match="absent.png"):
-        take(5, broken, settings=settings)
-    expected = [batch["image_id"] for batch in take(5, index, settings=settings)]
-    batches = take(5, broken, settings=settings, on_bad_image="skip")
+        take(5, broken, augment=settings)
+    expected = [batch["image_id"] for batch in take(5, index, augment=settings)]
+    batches = take(5, broken, augment=settings, on_bad_image="skip")
     for batch, ids in zip(batches, expected, strict=True):
         # Only the bad image itself gives its place to the next one; good ones keep theirs.
         assert batch["image_id"].tolist() == np.where(ids == 10, 0, ids).tolist()
         assert (batch["replaced"][ids == 10] == 10).all()
-    again = take(3, broken, settings=settings, on_bad_image="skip", start_step=2)
+    again = take(3, broken, augment=settings, on_bad_image="skip", start_step=2)
     assert all(equal(a, b) for a, b in zip(batches[2:], again, strict=True))

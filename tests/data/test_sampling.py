@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from m2det_jax.data import describe_augmentation, describe_sampling
 from m2det_jax.data.augment.settings import AugmentSettings
-from m2det_jax.data.feeding.describe import describe_augmentation, describe_sampling
 from m2det_jax.data.feeding.sampling import (
     EpochOrder,
     class_factors,

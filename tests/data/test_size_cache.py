@@ -7,9 +7,9 @@ import time
 import pytest
 from PIL import Image
 
-from m2det_jax.data import size_cache
-from m2det_jax.data.formats.sources import Source, inspect_dataset
-from m2det_jax.data.size_cache import SizeCache
+from m2det_jax.data import sizes
+from m2det_jax.data.formats.sources import Source, check_dataset
+from m2det_jax.data.sizes import SizeCache
 
 HOUR = 3_600_000_000_000  # nanoseconds
 
@@ -18,7 +18,7 @@ HOUR = 3_600_000_000_000  # nanoseconds
 def later(monkeypatch):
     """Lets an hour pass, so that no file is young."""
     now = time.time_ns() + HOUR
-    monkeypatch.setattr(size_cache.time, "time_ns", lambda: now)
+    monkeypatch.setattr(sizes.time, "time_ns", lambda: now)
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def opened(monkeypatch):
         paths.append(os.path.basename(path))
         return real(path)
 
-    real = size_cache.read_size
-    monkeypatch.setattr(size_cache, "read_size", read_size)
+    real = sizes.read_size
+    monkeypatch.setattr(sizes, "read_size", read_size)
     return paths
 
 
@@ -48,7 +48,7 @@ def read(folder, file=None):
     """Reads the data set; returns (sizes, findings)."""
     cache = SizeCache(file or folder / "sizes.json")
     source = Source("csv", str(folder), "a.csv", ("x",))
-    index, findings = inspect_dataset(source, read=cache.read_size)
+    index, findings = check_dataset(source, read=cache.read_size)
     cache.write()
     return index.sizes.tolist(), [finding.text for finding in findings]
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from m2det_jax.data.augment.augment import augment, crop, expand
-from m2det_jax.data.augment.canvas import whole
+from m2det_jax.data.augment.canvas import map_boxes, mirror_boxes, open_canvas
+from m2det_jax.data.augment.drawing import draw_image, map_image, map_window
 from m2det_jax.data.augment.settings import AugmentSettings, ResizeSettings
-from m2det_jax.data.augment.transforms import map_boxes, mirror_boxes, place, place_whole, render
+from m2det_jax.data.augment.steps import augment, crop, expand
 from m2det_jax.data.index import DetectionIndex
 
 PLAIN = {"photometric_probability": 0.0}
@@ -85,12 +85,12 @@ def test_fill_surrounds_an_expanded_image(tmp_path):
 
 def test_a_box_stays_if_its_center_does():
     options = ResizeSettings((100, 200))
-    placement = place((100, 100), (20, 30, 70, 80), options)
+    pixel_map = map_window((100, 100), (20, 30, 70, 80), options)
     boxes = np.array(
         [[0, 40, 42, 60], [0, 40, 38, 60], [60, 70, 80, 91], [60, 70, 79, 88], [20, 30, 70, 80]],
         np.float32,
     )
-    mapped, labels = map_boxes(boxes, np.arange(5), placement)
+    mapped, labels = map_boxes(boxes, np.arange(5), pixel_map)
     assert labels.tolist() == [0, 3, 4]
     assert mapped.tolist() == [[0, 20, 88, 60], [160, 80, 200, 100], [0, 0, 200, 100]]
 
@@ -98,7 +98,7 @@ def test_a_box_stays_if_its_center_does():
 def test_mirroring():
     options = ResizeSettings((100, 200))
     boxes = np.array([[10, 20, 30, 60]], np.float32)
-    plain, _ = map_boxes(boxes, np.zeros(1), place_whole((100, 100), options))
+    plain, _ = map_boxes(boxes, np.zeros(1), map_image((100, 100), options))
     assert plain.tolist() == [[20, 20, 60, 60]]
     assert mirror_boxes(plain, 200).tolist() == [[140, 20, 180, 60]]
 
@@ -111,19 +111,19 @@ def test_mirroring():
     mode=st.sampled_from(["stretch", "letterbox"]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_placements_are_legal_and_keep_a_box(width, height, image_size, mode, seed):
+def test_pixel_maps_are_legal_and_keep_a_box(width, height, image_size, mode, seed):
     rng = np.random.default_rng(seed)
     options = AugmentSettings(image_size, mode=mode)
     x, y = np.sort(rng.uniform(0, width, (2, 3))), np.sort(rng.uniform(0, height, (2, 3)))
     boxes = np.stack([x[0], y[0], x[0] + (width - x[0]) / 2, y[0] + (height - y[0]) / 2], 1)
     index = index_of("absent.png", (width, height), boxes.astype(np.float32))
-    canvas = crop(expand(whole(index, 0), index, options, rng), index, options, rng)
-    placement = place((width, height), canvas.window, options)
-    left, top, right, bottom = placement.source
+    canvas = crop(expand(open_canvas(index, 0), index, options, rng), index, options, rng)
+    pixel_map = map_window((width, height), canvas.window, options)
+    left, top, right, bottom = pixel_map.source
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    left, top, right, bottom = placement.target
+    left, top, right, bottom = pixel_map.target
     assert 0 <= left < right <= image_size[1] and 0 <= top < bottom <= image_size[0]
-    mapped, labels = map_boxes(boxes, np.arange(3), placement)
+    mapped, labels = map_boxes(boxes, np.arange(3), pixel_map)
     assert 1 <= len(mapped) == len(labels) <= 3
     assert (mapped >= 0).all() and (mapped <= np.tile(image_size[::-1], 2)).all()
     assert (mapped[:, 2:] >= mapped[:, :2]).all()
@@ -137,14 +137,14 @@ def test_placements_are_legal_and_keep_a_box(width, height, image_size, mode, se
 )
 def test_evaluation_maps_back(size, image_size, mode):
     options = ResizeSettings(image_size, mode=mode)
-    placement = place_whole(size, options)
+    pixel_map = map_image(size, options)
     box = np.array([[0.1, 0.2, 0.7, 0.9]]) * np.tile(size, 2)
-    mapped, _ = map_boxes(box, np.zeros(1), placement)
-    scale, offset = np.tile(placement.scale, 2), np.tile(placement.offset, 2)
+    mapped, _ = map_boxes(box, np.zeros(1), pixel_map)
+    scale, offset = np.tile(pixel_map.scale, 2), np.tile(pixel_map.offset, 2)
     assert np.allclose((mapped - offset) / scale, box, rtol=1e-4, atol=1e-3 * max(size))
     width, height = (
-        placement.target[2] - placement.target[0],
-        placement.target[3] - placement.target[1],
+        pixel_map.target[2] - pixel_map.target[0],
+        pixel_map.target[3] - pixel_map.target[1],
     )
     if mode == "stretch":
         assert (height, width) == image_size
@@ -159,7 +159,7 @@ def test_whole_image_is_pillow_resize(tmp_path):
     path = str(tmp_path / "a.png")
     Image.fromarray(noise).save(path)
     options = ResizeSettings((64, 96))
-    image = render(path, (130, 75), place_whole((130, 75), options), options)
+    image = draw_image(path, (130, 75), map_image((130, 75), options), options)
     expected = Image.fromarray(noise).resize((96, 64), Image.Resampling.BILINEAR)
     assert np.array_equal(image, np.asarray(expected))
 
@@ -170,7 +170,7 @@ def test_reduced_decoding_is_hardly_seen(tmp_path):
     path = str(tmp_path / "a.jpg")
     Image.fromarray(waves.astype(np.uint8)).convert("RGB").save(path, quality=95)
     options = ResizeSettings((150, 200))
-    image = render(path, (1600, 1200), place_whole((1600, 1200), options), options)
+    image = draw_image(path, (1600, 1200), map_image((1600, 1200), options), options)
     with Image.open(path) as file:
         expected = file.resize((200, 150), Image.Resampling.BILINEAR)
     assert np.abs(image.astype(int) - np.asarray(expected)).mean() < 1
@@ -180,7 +180,7 @@ def test_changed_file_is_named(tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     options = ResizeSettings((64, 64))
     with pytest.raises(ValueError, match=r"a.png: it is not what it was .* got \(30, 20\)"):
-        render(str(tmp_path / "a.png"), (20, 30), place_whole((20, 30), options), options)
+        draw_image(str(tmp_path / "a.png"), (20, 30), map_image((20, 30), options), options)
 
 
 def test_disabled_augmentation_is_the_plain_resize(tmp_path):
@@ -188,7 +188,7 @@ def test_disabled_augmentation_is_the_plain_resize(tmp_path):
     index = save_scene(path, (60, 40), [(5, 5, 30, 20)])
     options = AugmentSettings((64, 80), enabled=False)
     drawn = [augment(index, 0, options, np.random.default_rng(seed)) for seed in range(3)]
-    expected = render(str(path), (60, 40), place_whole((60, 40), options), options)
+    expected = draw_image(str(path), (60, 40), map_image((60, 40), options), options)
     assert all(np.array_equal(image, expected) for image, _, _ in drawn)
 
 

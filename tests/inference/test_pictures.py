@@ -120,14 +120,14 @@ def test_a_folder_is_refused_with_how_to_give_its_images(tmp_path):
 
 def test_a_large_jpeg_goes_the_road_of_evaluation(tmp_path):
     """Decoded at an eighth: other pixels than of the whole, and those of the verb."""
-    from m2det_jax.data.augment.transforms import place_whole, render
+    from m2det_jax.data.augment.drawing import draw_image, map_image
 
     path = tmp_path / "large.jpg"
     Image.fromarray(noise(1600, 2400)).save(path)
     picture, (view,) = look_at(path, [SMALL])
     assert picture.size == (2400, 1600) and picture.name == str(path)
-    placement = place_whole((2400, 1600), SMALL)
-    np.testing.assert_array_equal(view.image, render(str(path), (2400, 1600), placement, SMALL))
+    pixel_map = map_image((2400, 1600), SMALL)
+    np.testing.assert_array_equal(view.image, draw_image(str(path), (2400, 1600), pixel_map, SMALL))
     whole = look_at(load_image(path), [SMALL])[1][0].image
     assert (whole != view.image).any()
     np.testing.assert_allclose(whole.astype(float), view.image, atol=8)

@@ -12,7 +12,8 @@ from PIL import Image
 import m2det_jax
 from m2det_jax.detector.detector import _detect_above_fn
 from m2det_jax.errors import InputError
-from m2det_jax.evaluate import evaluate_checkpoint, without_nan
+from m2det_jax.evaluate import evaluate_checkpoint
+from m2det_jax.pages.markup import without_nan
 from m2det_jax.trained import restore
 
 LOW = 0.3

@@ -1,9 +1,13 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from m2det_jax.model import M2Det, feature_map_sizes, official_form, variable_shapes
+from m2det_jax.model.mlfpn import MLFPN
 
 
 def _images(*size, batch=2, seed=0):
@@ -29,6 +33,29 @@ def test_full_size_outputs(form, side, anchors):
     assert out["class_logits"].shape == (2, anchors, 80)
     assert out["box_deltas"].shape == (2, anchors, 4)
     assert {leaf.dtype for leaf in jax.tree.leaves((out, shapes))} == {jnp.dtype(jnp.float32)}
+
+
+def test_every_field_of_the_pyramid_arrives_there():
+    names = {field.name for field in dataclasses.fields(MLFPN)} - {"parent", "name"}
+    changed = {
+        name: not old if isinstance(old, bool) else 3 if isinstance(old, int) else old / 2
+        for name in names - {"upsample", "dtype", "norm_axis"}
+        for old in [getattr(MLFPN(), name)]
+    } | {"upsample": "bilinear", "dtype": jnp.bfloat16}
+    assert len(changed) >= 15
+    made = []
+
+    def keep(call, arguments, options, context):
+        made.extend([context.module] if isinstance(context.module, MLFPN) else [])
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(keep):
+        model = M2Det(num_class_outputs=2, backbone_width=0.125, **changed)
+        images = jnp.zeros((1, 64, 64, 3))
+        jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    assert made
+    assert {name: getattr(made[0], name) for name in changed} == changed
+    assert not any(changed[name] == getattr(MLFPN(), name) for name in changed)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 160), (101, 70), (66, 130)])

@@ -27,9 +27,12 @@ def noise(i: int, side: int = 1200) -> pages.Picture:
     )  # fmt: skip
 
 
-def finding(kind: str, severity: str, number: int) -> pages.Finding:
+def finding(kind: str, severity: str, number: int) -> pages.Remark:
     text = f"{number} " + "x" * 2000
-    return pages.Finding(kind, severity, "train", text, 1, "", text, text, "effect", text)
+    return pages.Remark(
+        kind=kind, severity=severity, split="train", file=text, line=1, image=text, what=text,
+        effect="effect", remedy=text,
+    )  # fmt: skip
 
 
 def test_nothing_at_all():

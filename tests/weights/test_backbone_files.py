@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from m2det_jax.model import M2Det, init_variables, variable_shapes
 from m2det_jax.model.backbones import make_backbone
 from m2det_jax.model.vgg import VGG16
-from m2det_jax.weights.backbones import read_backbone, with_backbone
+from m2det_jax.weights.imagenet import read_backbone, with_backbone
 from m2det_jax.weights.preprocessing import CAFFE, IMAGENET
 
 
@@ -218,6 +218,16 @@ def test_timms_configuration_beside_the_file_gives_the_preprocessing(tmp_path):
     found = read_backbone(path).preprocessing
     np.testing.assert_allclose((found.mean, found.std), [(127.5, 102, 51), (127.5, 51, 25.5)])
     assert found.channel_order == "rgb"
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.4, 0.2, 0.1]])
+def test_a_configuration_of_other_than_three_channels_is_not_used(tmp_path, values):
+    path = saved(
+        tmp_path, torch_form.drawn(torch_form.resnet((2,) * 4, bottleneck=False, width=THIN))
+    )
+    settings = {"pretrained_cfg": {"mean": values, "std": values}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert read_backbone(path).preprocessing == IMAGENET
 
 
 def test_backbone_weights_replace_the_backbone_alone():

@@ -174,7 +174,7 @@ def test_tensors_that_are_no_plain_numbers_are_named(tmp_path, torch, kind):
         "keys": lambda: torch.ones(3),
     }[kind]()
     torch.save({"fine": torch.ones(2), (7 if kind == "keys" else "w"): strange}, tmp_path / "x.pth")
-    reason = "its keys are no names: 7" if kind == "keys" else r"not tensors of plain numbers: w \("
+    reason = "keys are not names: 7" if kind == "keys" else r"not tensors of plain numbers: w \("
     with pytest.raises(ValueError, match=rf"x\.pth: .*{reason}") as error:
         read_tensors(tmp_path / "x.pth")
     assert "fine" not in str(error.value) and "\n" not in str(error.value)

@@ -6,7 +6,7 @@ import pytest
 import support
 
 from m2det_jax.model.backbones import make_backbone
-from m2det_jax.weights.backbones import read_backbone
+from m2det_jax.weights.imagenet import read_backbone
 
 torch = support.import_or_skip("torch")
 models = support.import_or_skip("torchvision").models

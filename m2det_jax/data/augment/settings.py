@@ -1,20 +1,20 @@
-"""Settings of the transforms: plain values, checked when they are made."""
+"""Settings of resize and augmentation: plain values, checked when they are made."""
 
 import dataclasses
 import math
 
-# RGB means of ImageNet: what the canvas shows where there is no image.
+# RGB means of ImageNet: the colour of the canvas where there is no image.
 FILL = (124, 116, 104)
 
 
 @dataclasses.dataclass(frozen=True)
 class ResizeSettings:
-    """How an image is brought to the size of the network input.
+    """Settings of the resize to the network input.
 
     Attributes:
         image_size: (height, width) of the network input, pixels.
         mode: "stretch" fills the input; "letterbox" keeps the aspect and centres the image.
-        fill: RGB of what the image leaves free.
+        fill: RGB, 0..255, where there is no image.
     """
 
     image_size: tuple[int, int]
@@ -37,19 +37,20 @@ _RANGES = ("affine_scale", "jitter_scale", "mosaic_scale", "paste_scale")
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSettings(ResizeSettings):
-    """What is done to a training image before the resize; the defaults are SSD's augmentation.
+    """Settings of what is done to a training image; the defaults are SSD's augmentation.
 
     Attributes:
         enabled: False: resize only.
         pipeline: names of the steps, in their order, each at most once: expand, crop, flip,
             photometric (arXiv 1512.02325, section 2.2), affine (keras-retinanet), scale_jitter
             (arXiv 2012.07177), mosaic (arXiv 2004.10934), mixup (arXiv 1710.09412) and paste.
-            mosaic can only be the first, as it makes the picture that the others change, and mixup
-            only the last, as it blends two finished pictures.
+            mosaic must be the first, as it makes the picture that the others change, and mixup
+            the last, as it blends two finished pictures.
         flip_probability: of mirroring left-right.
         expand_probability, expand_max: of laying the image at random on a canvas 1 to expand_max
             times its width and height.
-        crop_probability: of cropping; a crop follows one of six rules, drawn evenly, see `crop`.
+        crop_probability: of cropping; a crop follows one of six rules, drawn evenly, see
+            `steps.crop_window`.
         crop_min_scale: smallest side of a crop, as a share of the side of the (expanded) image.
         photometric_probability: of each of brightness, contrast, saturation and hue.
         brightness: largest shift, 0..255.
@@ -69,7 +70,7 @@ class AugmentSettings(ResizeSettings):
         paste_probability, paste_max: of pasting 1 to paste_max objects of other images.
         paste_scale: (smallest, largest) factor of an object.
         paste_max_covered: most of a box that pasted objects may cover, a share of its area.
-        min_visible: affine and mosaic: a box of which a smaller share is seen goes.
+        min_visible: affine and mosaic: a box of which a smaller share is seen is left out.
     """
 
     enabled: bool = True
@@ -165,3 +166,65 @@ def _check_pipeline(pipeline: tuple[str, ...]) -> None:
             "pipeline: 'mixup' must come last, as it blends two finished pictures, each made by "
             f"the steps before it; got {pipeline}"
         )
+
+
+_WORDS = {
+    "expand": "probability {expand_probability:g}, onto a canvas 1 to {expand_max:g} times as wide",
+    "crop": "probability {crop_probability:.3g}, sides from {crop_min_scale:g} of the picture's",
+    "flip": "probability {flip_probability:g}, left-right",
+    "photometric": (
+        "probability {photometric_probability:g} each: brightness +-{brightness:g}, contrast "
+        "+-{contrast:g}, saturation +-{saturation:g}, hue +-{hue:g} degrees"
+    ),
+    "affine": (
+        "probability {affine_probability:g}: rotation +-{affine_rotation:g} degrees, shear "
+        "+-{affine_shear:g} degrees, scale {affine_scale[0]:g} to {affine_scale[1]:g}, moved by "
+        "up to {affine_translation:g} of the sides"
+    ),
+    "scale_jitter": (
+        "probability {jitter_probability:g}, factor {jitter_scale[0]:g} to {jitter_scale[1]:g}, "
+        "cut or padded"
+    ),
+    "mosaic": (
+        "probability {mosaic_probability:g}, four images at {mosaic_scale[0]:g} to "
+        "{mosaic_scale[1]:g} of their size"
+    ),
+    "mixup": (
+        "probability {mixup_probability:g}, two samples of the steps above, the fainter with a "
+        "share of at least {mixup_min_share:g}"
+    ),
+    "paste": (
+        "probability {paste_probability:g}, up to {paste_max} objects of other images at "
+        "{paste_scale[0]:g} to {paste_scale[1]:g} of their size, covering at most "
+        "{paste_max_covered:g} of a box"
+    ),
+}
+
+
+def describe_augmentation(
+    settings: AugmentSettings, sizes: tuple[tuple[int, int], ...] = ()
+) -> str:
+    """Returns the steps in their order, the resize, and the rule for boxes, a line each.
+
+    Args:
+        sizes: (height, width) of the pictures, if one of several is drawn for each step.
+    """
+    names = settings.pipeline if settings.enabled else ()
+    width = max(map(len, names), default=0)
+    values = vars(settings)
+    lines = [
+        f"  {i}. {name:{width}}  {_WORDS[name].format(**values)}" for i, name in enumerate(names, 1)
+    ]
+    off = "" if settings.enabled else " (config.augment.enabled is False)"
+    lines = lines or [f"  none{off}"]
+    shown = " or ".join(f"{h} x {w}" for h, w in sizes or (settings.image_size,))
+    drawn = ", one size drawn for each step" if len(sizes) > 1 else ""
+    lines.append(f"  then {settings.mode} to {shown} (height x width){drawn}")
+    if {"affine", "mosaic"} & set(names):
+        lines.append(
+            f"  boxes: of affine and mosaic pictures those stay of which {settings.min_visible:g} "
+            "is seen, of others those whose centre is seen"
+        )
+    elif names:
+        lines.append("  boxes: those stay whose centre is seen, cut to the picture")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which image comes when, where not all come equally often; and the picture size of each step.
+"""Sampling: the order of images where not all come equally often, and the size of each step.
 
 Repeat-factor sampling (LVIS, arXiv 1908.03195, section 4.2 of its appendix): an image with a rare
 class is seen more often in an epoch. f(c) is the share of images with class c, t the threshold:
@@ -16,6 +16,7 @@ import numpy as np
 
 from m2det_jax.data.index import DetectionIndex
 
+_MOST_CLASSES = 40  # lines of the table of factors
 # Keep the streams apart from each other and from those of anything else that starts from the seed.
 _EPOCH_STREAM, _SIZE_STREAM = 0x6570, 0x7369
 
@@ -38,7 +39,7 @@ def image_factors(index: DetectionIndex, threshold: float) -> np.ndarray:
 
 
 def epoch_length(factors: np.ndarray) -> float:
-    """Returns the images of an epoch, in the mean."""
+    """Returns the number of images in an epoch, in the mean over the epochs."""
     base, extra = _parts(factors)
     return base + extra
 
@@ -55,7 +56,7 @@ def epoch_order(factors: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     base, extra = _parts(factors)
     wanted = epoch_start(factors, epoch + 1) - epoch_start(factors, epoch) - base
     # Systematic rounding: one offset for the running sum of the chances gives each image one more
-    # visit with its own chance. Which offsets give as many as are wanted is known beforehand.
+    # visit with its own chance. The offsets that give the wanted number are known beforehand.
     share = extra - math.floor(extra)
     low, high = (0, 1 - share) if wanted == math.floor(extra) else (1 - share, 1)
     visits = np.floor(factors).astype(np.int64)
@@ -68,7 +69,7 @@ def epoch_order(factors: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def _parts(factors: np.ndarray) -> tuple[int, float]:
-    """Returns the sure visits of an epoch, and the mean number of those beyond."""
+    """Returns (the visits that every epoch has, the mean number of further ones)."""
     whole = np.floor(factors)
     # Rounded, as a sum such as 3 * (1 / 3) is meant to be 1.
     return int(whole.sum()), round(float((factors - whole).sum()), 9)
@@ -97,8 +98,8 @@ class EpochOrder:
                 epoch_start(self._factors, epoch),
                 epoch_order(self._factors, self._seed, epoch),
             )
-            # Threads stand on both sides of an epoch's end, hence the last three; a new dict, as
-            # others may be looking at the old one.
+            # Threads read on both sides of an epoch's end, hence the last three; a new dict, as
+            # other threads may be reading the old one.
             orders = {known: orders[known] for known in sorted(orders)[-2:]} | {epoch: found}
             self._orders = orders
         return orders[epoch]
@@ -109,3 +110,24 @@ def size_of_step(sizes: tuple[tuple[int, int], ...], seed: int, step: int) -> in
     if len(sizes) == 1:
         return 0
     return int(np.random.default_rng((_SIZE_STREAM, seed, step)).integers(len(sizes)))
+
+
+def describe_sampling(index: DetectionIndex, threshold: float) -> str:
+    """Returns the repeat factor of every class that is raised, rarest first, and the epoch."""
+    factors = class_factors(index, threshold)
+    images = image_factors(index, threshold)
+    raised = [int(i) for i in np.argsort(-factors, kind="stable") if factors[i] > 1]
+    width = max((len(index.class_names[i]) for i in raised[:_MOST_CLASSES]), default=0)
+    lines = [f"  {index.class_names[i]:{width}}  {factors[i]:.2f}" for i in raised]
+    if len(lines) > _MOST_CLASSES:
+        lines[_MOST_CLASSES:] = [f"  and {len(lines) - _MOST_CLASSES} more"]
+    empty = [name for name, r in zip(index.class_names, factors, strict=True) if np.isnan(r)]
+    if empty:
+        lines.append(f"  without objects: {', '.join(empty)}")
+    others = len(factors) - len(raised) - len(empty)
+    lines.append(f"  the other {others} classes: 1" if raised else "  1 for every class")
+    lines.append(
+        f"  images: factors {images.min():.2f} to {images.max():.2f}, an epoch has "
+        f"{epoch_length(images):.1f} of {index.num_images}"
+    )
+    return "\n".join(lines)

@@ -1,23 +1,27 @@
-"""COCO's JSON: images, categories (with gaps in their ids) and annotations; iscrowd are regions.
+"""COCO's JSON, read and written: images, categories (ids may have gaps) and annotations.
 
     ROOT/annotations/instances_SPLIT.json    or SPLIT is itself a file, such as train/labels.json
     ROOT/SPLIT/*.jpg     or in ROOT/images/SPLIT, ROOT/images, the JSON's folder, or ROOT itself
 
-Segmentations and keypoints are not read. A bbox is x, y, width, height in pixels from 0.
+Segmentations and keypoints are not read. A bbox is x, y, width, height in pixels from 0; with
+iscrowd 1 it is a region.
 """
 
 import array
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import read_text
-from m2det_jax.data.formats.json_stream import JsonError, stream_lists
-from m2det_jax.data.reading.csv_rows import resolve
-from m2det_jax.data.reading.rows import Rows
+from m2det_jax.data.files import read_text, resolve_path
+from m2det_jax.data.formats.parsers import ParseError, stream_lists
+from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.places import Places
+from m2det_jax.data.rows import Rows
 
 _LISTS = ("images", "annotations", "categories")
 _NUMBERS = {int, float}
@@ -41,7 +45,7 @@ def read_coco(root: Path, split: str, findings: Findings) -> Rows | None:
     try:
         for name, position, line, value in stream_lists(text, _LISTS):
             reader.take(name, position, line, value)
-    except JsonError as error:
+    except ParseError as error:
         remedy = "nothing is read from here on; correct the file"
         findings.add(path, error.line, error.what, remedy, kind="not-text", value=error.value)
         return None
@@ -50,7 +54,7 @@ def read_coco(root: Path, split: str, findings: Findings) -> Rows | None:
 
 
 class _Reader:
-    """Gathers the entries of the three lists, in whatever order the file has them."""
+    """The entries of the three lists, in whatever order the file has them."""
 
     def __init__(self, path: Path, findings: Findings) -> None:
         self._path, self._findings = path, findings
@@ -65,6 +69,7 @@ class _Reader:
         self._lines, self._positions = array.array("q"), array.array("q")
 
     def take(self, name: str, position: int, line: int, value: object) -> None:
+        """Takes one entry of a list; position -1: the list is empty."""
         self._lists.add(name)
         if position < 0:
             return
@@ -90,8 +95,10 @@ class _Reader:
             item=f"{name}[{position}]",
         )
 
-    def _annotation(self, entry: dict, position: int, line: int) -> None:
-        box, image, category = (entry.get(k) for k in ("bbox", "image_id", "category_id"))
+    def _annotation(self, entry: dict[str, Any], position: int, line: int) -> None:
+        box: Any = entry.get("bbox")
+        image: Any = entry.get("image_id")
+        category: Any = entry.get("category_id")
         crowd, area, number = entry.get("iscrowd", 0), entry.get("area"), entry.get("id", -1)
         problem = None
         if type(box) is not list or len(box) != 4 or not set(map(type, box)) <= _NUMBERS:
@@ -122,9 +129,10 @@ class _Reader:
         self._lines.append(line)
         self._positions.append(position)
 
-    def _image(self, entry: dict, position: int, line: int) -> None:
-        number, name = entry.get("id"), entry.get("file_name")
-        sides = [entry.get(side) for side in ("width", "height")]
+    def _image(self, entry: dict[str, Any], position: int, line: int) -> None:
+        number: Any = entry.get("id")
+        name: Any = entry.get("file_name")
+        sides: list[Any] = [entry.get(side) for side in ("width", "height")]
         sides = [0 if side is None else side for side in sides]
         if type(number) not in (int, str):
             self._note("images", position, line, "id is not a number or a text", _shown(number))
@@ -136,10 +144,11 @@ class _Reader:
             what = f"id repeats images[{self._images[number][4]}]"
             self._note("images", position, line, what, _shown(number), "bad-id")
         else:
-            self._images[number] = (name, *sides, line, position)
+            self._images[number] = (name, sides[0], sides[1], line, position)
 
-    def _category(self, entry: dict, position: int, line: int) -> None:
-        number, name = entry.get("id"), entry.get("name")
+    def _category(self, entry: dict[str, Any], position: int, line: int) -> None:
+        number: Any = entry.get("id")
+        name: Any = entry.get("name")
         note = self._note
         if not _is_id(number):
             note("categories", position, line, "id is not a whole number", _shown(number))
@@ -170,24 +179,26 @@ class _Reader:
         searched = ", ".join(map(str, dict.fromkeys(folders)))
         rows = Rows(
             class_names=tuple(self._categories[number] for number in class_ids),
-            image_paths=[resolve(str(folder), image[0]) for image in described],
-            files=[str(self._path)],
-            image_files=np.zeros(len(described), np.int64),
-            image_lines=np.array([image[3] for image in described], np.int64),
+            image_paths=[resolve_path(str(folder), image[0]) for image in described],
+            places=Places(
+                files=(str(self._path),),
+                image_files=np.zeros(len(described), np.int64),
+                image_lines=np.array([image[3] for image in described], np.int64),
+                box_lines=np.array(self._lines, np.int64)[keep],
+                items=(("images[{}]", "annotations[{}]"),),
+                image_items=np.array([image[4] for image in described], np.int64),
+                box_items=np.array(self._positions, np.int64)[keep],
+            ),
             numbers=np.array(self._numbers, np.float64).reshape(-1, 4)[keep],
             style="xywh",
             images=images,
             labels=labels,
-            lines=np.array(self._lines, np.int64)[keep],
             regions=np.array(self._crowds, np.bool_)[keep],
             areas=np.array(self._areas, np.float64)[keep],
             sizes=np.array([image[1:3] for image in described], np.int64).reshape(-1, 2),
             class_ids=class_ids,
             image_ids=tuple(self._images),
             missing_remedy=f"images are looked for in the first of these that has any: {searched}",
-            items=("images[{}]", "annotations[{}]"),
-            image_items=np.array([image[4] for image in described], np.int64),
-            box_items=np.array(self._positions, np.int64)[keep],
         )
         self._check_paths(rows)
         return rows
@@ -228,10 +239,11 @@ class _Reader:
 
     def _check_paths(self, rows: Rows) -> None:
         seen: dict[str, int] = {}
+        items, lines = rows.places.image_items, rows.places.image_lines
         for i, path in enumerate(rows.image_paths):
             if seen.setdefault(path, i) != i:
-                what = f"file_name repeats images[{rows.image_items[seen[path]]}]"
-                place = int(rows.image_items[i]), int(rows.image_lines[i])
+                what = f"file_name repeats images[{items[seen[path]]}]"
+                place = int(items[i]), int(lines[i])
                 self._note("images", *place, what, path, "bad-id")
 
 
@@ -245,6 +257,66 @@ def _shown(value: object) -> str:
 
 def _folder_of(folders: list[Path], names: list[str]) -> Path:
     for folder in folders:
-        if any(os.path.isfile(resolve(str(folder), name)) for name in names[:1]):
+        if any(os.path.isfile(resolve_path(str(folder), name)) for name in names[:1]):
             return folder
     return folders[0]
+
+
+def coco_ids(ids: tuple[int | str | None, ...], count: int) -> list[int]:
+    """Returns the whole numbers that COCO needs: the ids themselves if they are such, else 1..N."""
+    whole = [i for i in ids if isinstance(i, int)]
+    return whole if len(whole) == len(ids) == count else list(range(1, count + 1))
+
+
+def write_coco(index: DetectionIndex, root: Path, split: str, stems: list[str]) -> None:
+    """Writes ROOT/annotations/instances_SPLIT.json; it names images where they are."""
+    folder = root / split
+    image_ids = coco_ids(index.image_ids, index.num_images)
+    class_ids = coco_ids(index.class_ids, len(index.class_names))
+    annotations = []
+    for i, image_id in enumerate(image_ids):
+        rows = slice(index.offsets[i], index.offsets[i + 1])
+        for box, label, area in zip(
+            index.boxes[rows], index.labels[rows], index.areas[rows].tolist(), strict=True
+        ):
+            annotations.append(_annotation(image_id, class_ids[label], box, area, 0))
+        for box, label in zip(*index.regions_of(i), strict=True):
+            # A region of every class is a crowd of each.
+            for k in range(len(class_ids)) if label < 0 else [label]:
+                area = float(np.prod(box[2:] - box[:2]))
+                annotations.append(_annotation(image_id, class_ids[k], box, area, 1))
+    for k, annotation in enumerate(annotations, 1):
+        annotation["id"] = k
+    images = [
+        {"id": image_id, "file_name": _name_in(folder, path), "width": w, "height": h}
+        for image_id, path, (w, h) in zip(
+            image_ids, index.image_paths, index.sizes.tolist(), strict=True
+        )
+    ]
+    categories = [
+        {"id": k, "name": name} for k, name in zip(class_ids, index.class_names, strict=True)
+    ]
+    target = root / "annotations" / f"instances_{split}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    target.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _annotation(
+    image_id: int, class_id: int, box: np.ndarray, area: float, crowd: int
+) -> dict[str, Any]:
+    x1, y1, x2, y2 = box.astype(np.float64).tolist()
+    bbox = [int(v) if v == int(v) else v for v in (x1, y1, x2 - x1, y2 - y1)]
+    return {
+        "id": 0,
+        "image_id": image_id,
+        "category_id": class_id,
+        "bbox": bbox,
+        "area": area,
+        "iscrowd": crowd,
+    }
+
+
+def _name_in(folder: Path, path: str) -> str:
+    inside = Path(path).is_relative_to(folder)
+    return Path(path).relative_to(folder).as_posix() if inside else path

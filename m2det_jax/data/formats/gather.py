@@ -1,17 +1,18 @@
-"""What formats with small annotation files have in common: gathering images and boxes, lists."""
+"""Gathering images and boxes of formats with small annotation files; lists of images."""
 
 import array
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.files import SMALL, read_text
-from m2det_jax.data.reading.csv_source import class_list
-from m2det_jax.data.reading.rows import Rows
-
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
+from m2det_jax.data.formats.class_file import list_classes
+from m2det_jax.data.images import IMAGE_SUFFIXES
+from m2det_jax.data.places import Places
+from m2det_jax.data.rows import Rows
 
 
 class Gather:
@@ -54,7 +55,7 @@ class Gather:
     def add_box(
         self,
         image: int,
-        numbers: tuple[float, ...],
+        numbers: Sequence[float],
         label: str | int,
         line: int,
         *,
@@ -76,7 +77,7 @@ class Gather:
         """Number of images so far."""
         return len(self._paths)
 
-    def rows(self, *, style: str, names: tuple[str, ...], missing_remedy: str) -> Rows:
+    def rows(self, *, style: str, names: tuple[str, str, str, str], missing_remedy: str) -> Rows:
         """Returns all of it; see `Rows`."""
         labels, class_names = np.array(self._labels, np.int64), self._class_names
         if class_names is None:
@@ -89,14 +90,16 @@ class Gather:
         return Rows(
             class_names=class_names,
             image_paths=self._paths,
-            files=list(self._files),
-            image_files=places[:, 0],
-            image_lines=places[:, 1],
+            places=Places(
+                files=tuple(self._files),
+                image_files=places[:, 0],
+                image_lines=places[:, 1],
+                box_lines=np.array(self._lines, np.int64),
+            ),
             numbers=np.array(self._numbers, np.float64).reshape(-1, 4),
             style=style,
             images=np.array(self._images, np.int64),
             labels=labels,
-            lines=np.array(self._lines, np.int64),
             regions=np.array(self._regions, np.bool_),
             difficult=np.array(self._difficult, np.bool_),
             sizes=np.array(self._sizes, np.int64).reshape(-1, 2),
@@ -109,7 +112,7 @@ class Gather:
 def listed_classes(root: Path, findings: Findings) -> tuple[str, ...]:
     """Reads ROOT/classes.csv, our list for formats that have none; () where it is not there."""
     path = root / "classes.csv"
-    return class_list(path, findings) if path.is_file() else ()
+    return list_classes(path, findings) if path.is_file() else ()
 
 
 def read_ids(path: Path, findings: Findings) -> list[tuple[int, str]]:
@@ -117,7 +120,8 @@ def read_ids(path: Path, findings: Findings) -> list[tuple[int, str]]:
     text = read_text(path, findings, limit=SMALL)
     if text is None:
         return []
-    found, lines = [], {}
+    found: list[tuple[int, str]] = []
+    lines: dict[str, int] = {}
     for line, name in enumerate(text.splitlines(), 1):
         name = name.strip()
         if name in lines:
@@ -146,11 +150,3 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
         if suffix.lower() in IMAGE_SUFFIXES:
             found.setdefault(stem, folder / name)
     return found
-
-
-def parse_number(text: str) -> float | None:
-    """Returns the number that a text is, or None; 1_000 is none."""
-    try:
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None

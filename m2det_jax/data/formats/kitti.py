@@ -1,4 +1,4 @@
-"""KITTI's object labels: a text file an image, 15 columns an object.
+"""KITTI's object labels, read and written: a text file an image, 15 columns an object.
 
     ROOT/SPLIT/image_2/ID.png  ROOT/SPLIT/label_2/ID.txt      SPLIT: training, ...; all its images
 or  ROOT/ImageSets/SPLIT.txt   with the images in ROOT/training/ or in ROOT itself
@@ -12,15 +12,12 @@ own evaluation takes them. DontCare lines are regions of every class.
 from pathlib import Path
 
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import SMALL, read_text
-from m2det_jax.data.formats.gather import (
-    Gather,
-    images_by_stem,
-    listed_classes,
-    parse_number,
-    read_ids,
-)
-from m2det_jax.data.reading.rows import Rows
+from m2det_jax.data.files import SMALL, parse_number, read_text, shortest
+from m2det_jax.data.formats.class_file import write_classes
+from m2det_jax.data.formats.gather import Gather, images_by_stem, listed_classes, read_ids
+from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.rows import Rows
+from m2det_jax.errors import InputError
 
 _EDGES = ("left", "top", "right", "bottom")
 _COLUMNS = 15
@@ -74,14 +71,51 @@ def _read_line(
         what = f"{len(fields)} column(s) where {_COLUMNS} are expected"
         findings.add(path, line, what, _FORM, kind="bad-row", value=row.strip()[:100])
         return
-    box = [parse_number(field) for field in fields[4:8]]
-    for name, field, number in zip(_EDGES, fields[4:8], box, strict=True):
+    box: list[float] = []
+    for name, field in zip(_EDGES, fields[4:8], strict=True):
+        number = parse_number(field)
         if number is None:
             what = f"{name} is not a number"
             findings.add(path, line, what, "give pixels", kind="bad-row", value=field)
-    if None in box:
+        else:
+            box.append(number)
+    if len(box) < len(_EDGES):
         return
     if fields[0] == "DontCare":
-        gather.add_box(image, tuple(box), -1, line, region=True)
+        gather.add_box(image, box, -1, line, region=True)
     else:
-        gather.add_box(image, tuple(box), fields[0], line)
+        gather.add_box(image, box, fields[0], line)
+
+
+def kitti_names(class_names: tuple[str, ...]) -> list[str]:
+    """Returns the names as KITTI's blank-separated lines can hold them.
+
+    Raises:
+        InputError: if two of them become the same, or one is DontCare.
+    """
+    names = ["_".join(name.split()) for name in class_names]
+    if len(set(names)) < len(names) or "DontCare" in names:
+        raise InputError(
+            f"KITTI cannot hold these classes, blanks becoming _: {', '.join(class_names)}"
+        )
+    return names
+
+
+def write_kitti(index: DetectionIndex, root: Path, split: str, stems: list[str]) -> None:
+    """Writes SPLIT/label_2/ID.txt; columns of no known value are -1, -10 or -1000, as in KITTI."""
+    folder = root / split / "label_2"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = kitti_names(index.class_names)
+    for i, stem in enumerate(stems):
+        found = [(box, names[label]) for box, label in zip(*index.objects(i), strict=True)]
+        found += [(box, "DontCare") for box in index.regions_of(i)[0]]
+        lines = [
+            f"{name} -1 -1 -10 {' '.join(map(shortest, box))} -1 -1 -1 -1000 -1000 -1000 -10\n"
+            for box, name in found
+        ]
+        (folder / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_kitti_classes(class_names: tuple[str, ...], root: Path, splits: list[str]) -> None:
+    """Writes classes.csv, our list: KITTI itself names classes only with their objects."""
+    write_classes(kitti_names(class_names), root / "classes.csv")

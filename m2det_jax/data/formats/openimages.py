@@ -1,4 +1,4 @@
-"""Open Images' CSV files: boxes as shares of the image's sides, classes by machine names.
+"""Open Images' CSV files, read and written: boxes as shares of the sides, machine names as classes.
 
     ROOT/*SPLIT-annotations-bbox.csv     header ImageID,...,LabelName,...,XMin,XMax,YMin,YMax,...
     ROOT/*class-descriptions*.csv        /m/01g317,Person
@@ -10,14 +10,20 @@ Files may also lie in ROOT/annotations. Boxes with IsGroupOf 1 are regions; the 
 the descriptions, or those under parent_label.
 """
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from m2det_jax.data.classes import class_remedy
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import SMALL, read_text
-from m2det_jax.data.formats.gather import Gather, images_by_stem, parse_number
-from m2det_jax.data.reading.csv_rows import class_remedy, read_records
-from m2det_jax.data.reading.rows import Rows
+from m2det_jax.data.files import SMALL, parse_number, read_text
+from m2det_jax.data.formats.csv_boxes import read_records
+from m2det_jax.data.formats.gather import Gather, images_by_stem
+from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.rows import Rows
 
 _CORNERS = ("XMin", "YMin", "XMax", "YMax")
 _COLUMNS = ("ImageID", "LabelName", *_CORNERS)
@@ -106,18 +112,17 @@ def _labels_below(
         value = str(error)[:100]
         findings.add(path, 0, "not usable JSON", "correct it", kind="not-text", value=value)
         return None
-    wanted, below, stack = (
-        {m for m, name in names.items() if name == parent},
-        set(),
-        [(tree, False)],
-    )
+    wanted = {mid for mid, name in names.items() if name == parent}
+    below: set[str] = set()
+    stack: list[tuple[Any, bool]] = [(tree, False)]
     while stack:
         node, inside = stack.pop()
         if not isinstance(node, dict):
             continue
-        inside = inside or node.get("LabelName") in wanted
-        if inside:
-            below.add(node.get("LabelName"))
+        label = node.get("LabelName")
+        inside = inside or (isinstance(label, str) and label in wanted)
+        if inside and isinstance(label, str):
+            below.add(label)
         children = [node.get(key) for key in ("Subcategory", "Part")]
         stack += [(c, inside) for part in children if isinstance(part, list) for c in part]
     if not below:
@@ -130,6 +135,8 @@ def _labels_below(
 
 
 class _Reader:
+    """The images and boxes of a split, as far as they are read."""
+
     def __init__(
         self,
         root: Path,
@@ -187,13 +194,15 @@ class _Reader:
         return self._images[name]
 
     def _box(self, row: dict[str, str], path: Path, line: int) -> None:
-        box = [parse_number(row[name]) for name in _CORNERS]
+        box: list[float] = []
         add = self._findings.add
-        for name, number in zip(_CORNERS, box, strict=True):
+        for name in _CORNERS:
+            number = parse_number(row[name])
             if number is None or abs(number) > 10:
                 what, remedy = f"{name} is not a share of the image's side", "give 0 to 1"
                 add(path, line, what, remedy, kind="bad-row", value=row[name])
                 return
+            box.append(number)
         group = row.get("IsGroupOf", "0")
         if not row["ImageID"].strip() or group not in ("0", "1", "-1"):
             what = "IsGroupOf is not 0, 1 or -1" if row["ImageID"].strip() else "ImageID is empty"
@@ -207,4 +216,29 @@ class _Reader:
             remedy = "add it to the class descriptions"
             add(path, line, "unknown class", remedy, kind="unknown-class", value=row["LabelName"])
             label = -1
-        self.gather.add_box(image, tuple(box), label, line, region=group == "1")
+        self.gather.add_box(image, box, label, line, region=group == "1")
+
+
+def write_openimages(index: DetectionIndex, root: Path, split: str, stems: list[str]) -> None:
+    """Writes the table of the boxes, the list of the images and the names of the classes."""
+    mids = index.class_ids
+    if not all(isinstance(mid, str) for mid in mids) or not mids:
+        mids = tuple(f"/x/{i}" for i in range(len(index.class_names)))
+    with open(root / "class-descriptions.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(zip(mids, index.class_names, strict=True))
+    with open(root / f"{split}-images.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([["ImageID"], *([s] for s in stems)])
+    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,"
+    header += "IsGroupOf,IsDepiction,IsInside"
+    with open(root / f"{split}-annotations-bbox.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header.split(","))
+        for i, stem in enumerate(stems):
+            objects = [(*pair, 0) for pair in zip(*index.objects(i), strict=True)]
+            groups = [(*pair, 1) for pair in zip(*index.regions_of(i), strict=True)]
+            for box, label, group in objects + groups:
+                shares = box.astype(np.float64) / np.tile(index.sizes[i], 2)
+                x1, y1, x2, y2 = (f"{share:.10g}" for share in shares)
+                for k in range(len(mids)) if label < 0 else [label]:
+                    flags = [-1, -1, group, -1, -1]
+                    writer.writerow([stem, "xclick", mids[k], 1, x1, x2, y1, y2, *flags])

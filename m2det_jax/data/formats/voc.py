@@ -1,4 +1,4 @@
-"""PASCAL VOC: an XML file an image, and lists of the images of each split.
+"""PASCAL VOC, read and written: an XML file an image, and lists of the images of each split.
 
     ROOT/ImageSets/Main/SPLIT.txt    ROOT/Annotations/ID.xml    ROOT/JPEGImages/ID.jpg
     ROOT/classes.csv    optional, our own: classes in their order, those without objects too
@@ -9,18 +9,17 @@ fractions. `difficult` objects are kept and flagged; parts of objects are not re
 """
 
 from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
 
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import SMALL, read_bytes
-from m2det_jax.data.formats.gather import (
-    Gather,
-    images_by_stem,
-    listed_classes,
-    parse_number,
-    read_ids,
-)
-from m2det_jax.data.formats.xml_tree import Node, XmlError, parse_xml
-from m2det_jax.data.reading.rows import Rows
+from m2det_jax.data.files import SMALL, parse_number, read_bytes, shortest
+from m2det_jax.data.formats.class_file import write_classes
+from m2det_jax.data.formats.gather import Gather, images_by_stem, listed_classes, read_ids
+from m2det_jax.data.formats.parsers import Node, ParseError, parse_xml
+from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.rows import Rows
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -66,7 +65,7 @@ def _read_image(
         return
     try:
         tree = parse_xml(content)
-    except XmlError as error:
+    except ParseError as error:
         remedy = "write it as plain XML, without DOCTYPE"
         findings.add(path, error.line, "not usable XML", remedy, kind="not-text", value=error.what)
         return
@@ -86,27 +85,70 @@ def _read_image(
 
 
 def _size(tree: Node) -> tuple[int, int]:
-    sides = [tree.value("size", side) or "" for side in ("width", "height")]
-    return tuple(int(side) if side.isascii() and side.isdecimal() else 0 for side in sides)
+    texts = [tree.value("size", side) or "" for side in ("width", "height")]
+    width, height = (int(text) if text.isascii() and text.isdecimal() else 0 for text in texts)
+    return width, height
 
 
 def _read_object(node: Node, path: Path, image: int, gather: Gather, findings: Findings) -> None:
-    texts = [node.value("bndbox", corner) for corner in _CORNERS]
-    name, difficult = node.value("name"), node.value("difficult") or "0"
+    name, difficult = node.value("name") or "", node.value("difficult") or "0"
+    box: list[float] = []
     problems = []
     if len(node.all("bndbox")) > 1:
-        problems.append(("the object has several bndbox", name or ""))
+        problems.append(("the object has several bndbox", name))
     if not name:
         problems.append(("the object has no name", ""))
-    for corner, text in zip(_CORNERS, texts, strict=True):
+    for corner in _CORNERS:
+        text = node.value("bndbox", corner)
+        number = None if text is None else parse_number(text)
         if text is None:
-            problems.append((f"the object has no {corner}", name or ""))
-        elif parse_number(text) is None:
+            problems.append((f"the object has no {corner}", name))
+        elif number is None:
             problems.append((f"{corner} is not a number", text))
+        else:
+            box.append(number)
     if difficult not in ("0", "1"):
         problems.append(("difficult is not 0 or 1", difficult))
     for what, value in problems:
         findings.add(path, node.line, what, "correct the object", kind="bad-row", value=value)
     if not problems:
-        box = tuple(map(float, texts))
         gather.add_box(image, box, name, node.line, difficult=difficult == "1")
+
+
+def write_voc(index: DetectionIndex, root: Path, split: str, stems: list[str]) -> None:
+    """Writes ImageSets/Main/SPLIT.txt and an XML file an image; coordinates may have fractions."""
+    lists, folder = root / "ImageSets" / "Main", root / "Annotations"
+    lists.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+    for i, stem in enumerate(stems):
+        rows = slice(index.offsets[i], index.offsets[i + 1])
+        width, height = index.sizes[i].tolist()
+        suffix = Path(index.image_paths[i]).suffix
+        lines = [
+            "<annotation>",
+            "\t<folder>JPEGImages</folder>",
+            f"\t<filename>{escape(stem + suffix)}</filename>",
+            f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
+        ]
+        for box, label, difficult in zip(
+            index.boxes[rows], index.labels[rows], index.difficult[rows].tolist(), strict=True
+        ):
+            # VOC counts pixels from 1 and includes both ends.
+            corners = box.astype(np.float64) + (1, 1, 0, 0)
+            inner = "".join(
+                f"<{name}>{shortest(float(value))}</{name}>"
+                for name, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+            )
+            name = escape(index.class_names[label])
+            lines += [
+                f"\t<object><name>{name}</name><difficult>{int(difficult)}</difficult>"
+                f"<bndbox>{inner}</bndbox></object>"
+            ]
+        text = "\n".join([*lines, "</annotation>", ""])
+        (folder / f"{stem}.xml").write_text(text, encoding="utf-8")
+
+
+def write_voc_classes(class_names: tuple[str, ...], root: Path, splits: list[str]) -> None:
+    """Writes classes.csv, our list: VOC itself names classes only with their objects."""
+    write_classes(class_names, root / "classes.csv")

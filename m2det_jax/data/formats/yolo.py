@@ -1,4 +1,4 @@
-"""YOLO's text files with a data.yaml: a file an image, `class cx cy width height` a line.
+"""YOLO's text files and data.yaml, read and written: `class cx cy width height` a line.
 
     ROOT/data.yaml (or ROOT is the .yaml file itself), with the keys
       path          folder that the others start from, relative to the file; default: its folder
@@ -6,23 +6,28 @@
       train, val..  a folder of images (at any depth), a .txt list of images, or a list of these
       names         class names, a list or {id: name}
 
-The labels of a/images/b.jpg are in a/labels/b.txt (the last folder called images counts), or beside
-the image where no folder is called so. All numbers are shares of the image's sides. An image
-without a label file, or with an empty one, has no objects. Lines with a polygon, as
-`class x1 y1 x2 y2 x3 y3 ...`, give the box around it.
+There is one text file an image: the labels of a/images/b.jpg are in a/labels/b.txt (the last folder
+called images counts), or beside the image where no folder is called so. All numbers are shares of
+the image's sides. An image without a label file, or with an empty one, has no objects. Lines with a
+polygon, as `class x1 y1 x2 y2 x3 y3 ...`, give the box around it.
 """
 
 import itertools
 import math
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
 
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import SMALL, read_text
-from m2det_jax.data.formats.gather import IMAGE_SUFFIXES, Gather, parse_number, read_ids
-from m2det_jax.data.formats.yaml_text import YamlError, parse_yaml
-from m2det_jax.data.reading.csv_rows import resolve
-from m2det_jax.data.reading.rows import Rows
+from m2det_jax.data.files import SMALL, parse_number, read_text, resolve_path
+from m2det_jax.data.formats.gather import Gather, read_ids
+from m2det_jax.data.formats.parsers import ParseError, parse_yaml
+from m2det_jax.data.images import IMAGE_SUFFIXES
+from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.rows import Rows
 
 _NAMES = ("cx", "cy", "width", "height")
 _FORM = "a line is class cx cy width height, the last four as shares of the image's sides"
@@ -41,7 +46,7 @@ def read_yolo(root: Path, split: str, findings: Findings) -> Rows | None:
         return None
     try:
         data = parse_yaml(text)
-    except YamlError as error:
+    except ParseError as error:
         remedy = "correct the file"
         findings.add(path, error.line, "not usable YAML", remedy, kind="not-text", value=error.what)
         return None
@@ -72,7 +77,7 @@ def label_path(image: str) -> str:
     return os.path.splitext(moved)[0] + ".txt"
 
 
-def _class_names(path: Path, data: dict, findings: Findings) -> tuple[str, ...] | None:
+def _class_names(path: Path, data: dict[Any, Any], findings: Findings) -> tuple[str, ...] | None:
     names, remedy = data.get("names"), "give names: [a, b] or names: {0: a, 1: b}"
     if isinstance(names, dict):
         # NaN and text sort before no number, so only whole numbers are compared.
@@ -88,7 +93,7 @@ def _class_names(path: Path, data: dict, findings: Findings) -> tuple[str, ...] 
         return None
     taken: set[str] = set()
     for i, name in enumerate(names):
-        what = None
+        what = ""
         if not isinstance(name, str) or not name.strip():
             what = f'names[{i}] is not a text, put it between "'
         elif name in taken:
@@ -104,11 +109,11 @@ def _class_names(path: Path, data: dict, findings: Findings) -> tuple[str, ...] 
     return tuple(names)
 
 
-def _images(path: Path, data: dict, split: str, findings: Findings) -> list[str]:
+def _images(path: Path, data: dict[Any, Any], split: str, findings: Findings) -> list[str]:
     """Returns the absolute paths of the images of a split."""
     given, base = data.get(split), data.get("path") or ""
-    entries = given if isinstance(given, list) else [given]
-    if not entries or not all(isinstance(entry, str) and entry for entry in [*entries]):
+    entries: list[Any] = given if isinstance(given, list) else [given]
+    if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         keys = ", ".join(str(key) for key in data if key not in ("names", "nc", "path"))
         what = f"{split} names no folder or list of images"
         findings.add(
@@ -138,7 +143,7 @@ def _images(path: Path, data: dict, split: str, findings: Findings) -> list[str]
         elif place.suffix == ".txt":
             for _, name in read_ids(place, findings):
                 folder = place.parent if name.startswith("./") else path.parent / base
-                found[resolve(os.path.abspath(folder), name)] = None
+                found[resolve_path(os.path.abspath(folder), name)] = None
         else:
             remedy = "path and split are relative to the folder of the YAML file"
             findings.add(place, 0, "no such folder", remedy, kind="no-file")
@@ -164,14 +169,16 @@ def _read_line(
         what = f"{len(fields)} column(s) where 5 are expected"
         findings.add(path, line, what, _FORM, kind="bad-row", value=row.strip()[:100])
         return
-    numbers = [parse_number(field) for field in fields[1:]]
+    numbers: list[float] = []
     names = itertools.cycle(("x", "y")) if is_polygon else _NAMES
-    for name, field, number in zip(names, fields[1:], numbers, strict=False):
+    for name, field in zip(names, fields[1:], strict=False):
+        number = parse_number(field)
         # A share above 10 is no slip of an edge: the numbers are pixels.
         if number is None or abs(number) > 10:
             what = f"{name} is not a share of the image's side"
             findings.add(path, line, what, _FORM, kind="bad-row", value=field)
             return
+        numbers.append(number)
     if is_polygon:
         numbers = _around(numbers)
         what, remedy = "a polygon, taken for the box around it", "nothing needs to be done"
@@ -185,7 +192,7 @@ def _read_line(
         findings.add(path, line, "unknown class", remedy, kind="unknown-class", value=fields[0])
     else:
         label = int(fields[0])
-    gather.add_box(image, tuple(numbers), label, line)
+    gather.add_box(image, numbers, label, line)
 
 
 def _around(polygon: list[float]) -> list[float]:
@@ -209,3 +216,26 @@ def _note_missing(path: Path, missing: list[str], count: int, findings: Findings
             value=f"the first is {missing[0]}",
             effect="refuse" if all_missing else "note",
         )
+
+
+def write_yolo(index: DetectionIndex, root: Path, split: str, stems: list[str]) -> None:
+    """Writes labels/SPLIT/ID.txt and adds the split to data.yaml."""
+    folder = root / "labels" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, stem in enumerate(stems):
+        boxes, labels = index.objects(i)
+        corners = boxes.astype(np.float64).reshape(-1, 2, 2) / index.sizes[i]  # [n, corner, xy]
+        shares = np.concatenate([corners.mean(axis=1), corners[:, 1] - corners[:, 0]], axis=1)
+        lines = [
+            f"{label} {' '.join(f'{share:.10g}' for share in row)}\n"
+            for label, row in zip(labels.tolist(), shares.tolist(), strict=True)
+        ]
+        (folder / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_yolo_yaml(class_names: tuple[str, ...], root: Path, splits: list[str]) -> None:
+    """Writes data.yaml for all splits."""
+    content: dict[str, object] = {split: f"images/{split}" for split in splits}
+    content |= {"nc": len(class_names), "names": dict(enumerate(class_names))}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (root / "data.yaml").write_text(text, encoding="utf-8")

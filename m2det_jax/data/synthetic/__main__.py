@@ -1,4 +1,4 @@
-"""Draws a small detection data set: `python -m m2det_jax.data.synthetic --out DIR --seed 0`."""
+"""Synthetic data set, drawn by `python -m m2det_jax.data.synthetic --out DIR --seed 0`."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ from m2det_jax.data.synthetic.dataset import draw_dataset
 
 
 def main() -> None:
+    """Draws the data set that the flags name."""
     parser = argparse.ArgumentParser(description="Draws the synthetic detection data set.")
     parser.add_argument("--out", required=True, help="folder to write to, new or empty")
     parser.add_argument("--seed", type=int, default=0)

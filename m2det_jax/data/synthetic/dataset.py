@@ -1,4 +1,4 @@
-"""Draws a small detection data set: `python -m m2det_jax.data.synthetic --out DIR --seed 0`.
+"""Synthetic data set: images with their boxes are drawn and written as CSV.
 
 Six classes: filled (disc, triangle, cross), outlined (ring), textured (stripes) and a character
 (letter_A), in any colour on cluttered backgrounds, from 8 px to half the image.
@@ -14,6 +14,7 @@ Image i of a split depends on (seed, split, i, short_side) alone: the same seed 
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +24,14 @@ from m2det_jax.data.synthetic.scenes import draw_scene
 from m2det_jax.data.synthetic.shapes import CLASS_NAMES, MIN_SIDE
 
 EMPTY_EVERY = 25  # one image in 25 has no object
-MIN_OBJECTS, MAX_OBJECTS = 2, 12  # of the other images, before those that find no place
+MIN_OBJECTS, MAX_OBJECTS = 2, 12  # of the other images, before those without a fitting position
 
 _SPLITS = ("train", "val")
 
 
 class DatasetFiles(NamedTuple):
+    """The CSV files of a data set."""
+
     train: Path
     val: Path
     classes: Path
@@ -37,7 +40,7 @@ class DatasetFiles(NamedTuple):
 def _draw_split(root: Path, split: str, seed: int, count: int, short_side: tuple[int, int]) -> Path:
     """Writes the images of one split and its CSV file; returns the path of the CSV file."""
     (root / split).mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for i in range(count):
         rng = np.random.default_rng((seed, _SPLITS.index(split), i))
         short = int(rng.integers(short_side[0], short_side[1] + 1))
@@ -55,7 +58,7 @@ def _draw_split(root: Path, split: str, seed: int, count: int, short_side: tuple
     return _write_csv(root / f"{split}.csv", rows)
 
 
-def _write_csv(path: Path, rows: list[tuple]) -> Path:
+def _write_csv(path: Path, rows: Sequence[tuple[object, ...]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     return path
@@ -71,9 +74,16 @@ def draw_dataset(
 ) -> DatasetFiles:
     """Writes train/*.jpg, val/*.jpg, train.csv, val.csv and classes.csv (CSV form) under `root`.
 
-    seed >= 0; short_side: smallest and largest shorter side of an image in pixels, >= 32; the
-    longer side is 1.15 to 1.5 times as long, an eighth of the images stand upright. The mean size
-    is 168 x 222. Files of these names are replaced. Raises ValueError for numbers out of range.
+    The longer side of an image is 1.15 to 1.5 times its shorter side; an eighth of the images
+    stand upright. The mean size is 168 x 222. Files of these names are replaced.
+
+    Args:
+        seed: 0 or more.
+        num_train, num_val: images of each split, 1 or more.
+        short_side: smallest and largest shorter side of an image in pixels, from 32.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
     low, high = short_side
     if seed < 0 or num_train < 1 or num_val < 1 or not 4 * MIN_SIDE <= low <= high:

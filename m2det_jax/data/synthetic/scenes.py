@@ -16,7 +16,7 @@ MIN_VISIBLE = 0.6
 MIN_CONTRAST = 48.0
 MIN_CONTRAST_SHARE = 0.95
 
-_TRIALS = 30  # places tried for an object before it is left out
+_TRIALS = 30  # positions tried for an object before it is left out
 _OVERLAP_SHARE = 0.14  # of the objects are put across another one, which makes two overlapping each
 _CLUTTER = 24  # grey levels of patches and lines, well below MIN_CONTRAST
 _BAND = 4  # pixels around an object that its colour must stand out from
@@ -26,8 +26,12 @@ _BAND = 4  # pixels around an object that its colour must stand out from
 class Scene:
     """An image while objects are painted onto it; lists have one entry an object, in that order.
 
-    pixels float32 [H, W, 3] in 0..255; owner int32 [H, W], the topmost object, -1: background;
-    areas: pixels painted.
+    Attributes:
+        pixels: float32 [H, W, 3] in 0..255.
+        owner: int32 [H, W], the topmost object; -1: background.
+        boxes: (x1, y1, x2, y2).
+        labels: positions in CLASS_NAMES.
+        areas: pixels painted.
     """
 
     pixels: np.ndarray
@@ -37,15 +41,16 @@ class Scene:
     areas: list[int] = field(default_factory=list)
 
     def visible(self) -> np.ndarray:
-        """The share of each object's pixels that no later object covers, float [n]."""
+        """Returns the share of each object's pixels that no later object covers, float [n]."""
         return _pixels_owned(self.owner, len(self.areas)) / np.array(self.areas)
 
     def image(self) -> Image.Image:
+        """Returns the picture, RGB."""
         return Image.fromarray(np.clip(np.rint(self.pixels), 0, 255).astype(np.uint8))
 
 
 def luminance(pixels: np.ndarray) -> np.ndarray:
-    """Grey level [...] of RGB [..., 3], both 0..255 (weights of ITU-R BT.601)."""
+    """Returns the grey level [...] of RGB [..., 3], both 0..255 (weights of ITU-R BT.601)."""
     return pixels @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -56,20 +61,20 @@ def _pixels_owned(owner: np.ndarray, num_objects: int) -> np.ndarray:
 def _random_colour(
     rng: np.random.Generator, value: tuple[float, float], saturation: float
 ) -> np.ndarray:
-    """An RGB colour float32 [3] in 0..255: any hue, HSV value in `value`, up to `saturation`."""
+    """Returns an RGB colour float32 [3], 0..255: any hue, value in `value`, up to `saturation`."""
     hsv = rng.random(), rng.random() * saturation, rng.uniform(*value)
     return 255 * np.array(colorsys.hsv_to_rgb(*hsv), np.float32)
 
 
 def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], step: float) -> np.ndarray:
-    """Noise float32 [H, W, 3] in about -1..1 with bumps `step` pixels wide."""
+    """Returns noise float32 [H, W, 3] in about -1..1 with bumps `step` pixels wide."""
     grid = rng.uniform(18, 238, (int(size[0] / step) + 2, int(size[1] / step) + 2, 3))
     wide = Image.fromarray(grid.astype(np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
     return (np.asarray(wide, np.float32) - 128) / 110
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A cluttered background float32 [H, W, 3]: clouds of colour, patches, lines and grain."""
+    """Returns a background float32 [H, W, 3]: clouds of colour, patches, lines and grain."""
     height, width = size
     clutter = Image.new("L", (width, height), 128)
     pen = ImageDraw.Draw(clutter)
@@ -89,7 +94,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def _contrasting_colour(rng: np.random.Generator, around: np.ndarray) -> np.ndarray | None:
-    """A colour float32 [3] that keeps the rule against grey levels `around`; None: none found."""
+    """Returns a colour float32 [3] that contrasts with grey levels `around`; None: none found."""
     for _ in range(20):
         colour = _random_colour(rng, (0.05, 1.0), 0.95)
         if np.mean(abs(around - luminance(colour)) >= MIN_CONTRAST) >= MIN_CONTRAST_SHARE:
@@ -100,7 +105,7 @@ def _contrasting_colour(rng: np.random.Generator, around: np.ndarray) -> np.ndar
 def _random_corner(
     rng: np.random.Generator, scene: Scene, shape: tuple[int, int], overlap: bool
 ) -> tuple[int, int] | None:
-    """A corner (x, y) for an object of `shape`, clear of all boxes or across one; None: no luck."""
+    """Returns a corner (x, y) for a `shape`, clear of all boxes or across one; None: not found."""
     (height, width), (h, w) = scene.owner.shape, shape
     if not overlap:
         x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
@@ -114,10 +119,10 @@ def _random_corner(
 
 
 def _paint(rng: np.random.Generator, colour: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Paint float32 [h, w, 3] of one colour, with a contrasting one where `second` [h, w] is 1."""
+    """Returns paint float32 [h, w, 3]: one colour, a contrasting one where `second` [h, w] is 1."""
     other = _contrasting_colour(rng, luminance(colour))
     if other is None:  # black or white always keeps the rule
-        other = np.float32(255 if luminance(colour) < 128 else 0)
+        other = np.full(3, 255 if luminance(colour) < 128 else 0, np.float32)
     # A slope of light, at most 5 % up or down, so that large objects are not flat.
     slope_y, slope_x = rng.uniform(-0.025, 0.025, 2)
     h, w = second.shape
@@ -133,7 +138,7 @@ def _try_place(
     masks: tuple[np.ndarray, np.ndarray],
     overlap: bool,
 ) -> bool:
-    """Paints an object onto the scene if it finds a place and a colour that keep the rules."""
+    """Paints an object if a position and a colour keep the rules; returns whether it did."""
     alpha, second = masks
     h, w = alpha.shape
     corner = _random_corner(rng, scene, alpha.shape, overlap)
@@ -162,7 +167,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], num_objects: int
     """Draws an image of `size` (each side >= 4 MIN_SIDE) with up to `num_objects` objects.
 
     Shorter sides of their boxes: uniform from MIN_SIDE to half the image's shorter side, largest
-    painted first. An object that finds no place or colour is left out.
+    painted first. An object without a fitting position or colour is left out.
     """
     scene = Scene(_background(rng, size), np.full(size, -1, np.int32))
     limit = size[0] // 2, size[1] // 2

@@ -3,6 +3,8 @@
 Own polygons instead of a font: the same pixels whatever fonts or FreeType a machine has.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -25,8 +27,10 @@ _CROSS = [
 _LETTER_A = [(0, 1), (0.37, 0), (0.63, 0), (1, 1), (0.77, 1), (0.69, 0.78), (0.31, 0.78), (0.23, 1)]
 _LETTER_A_HOLE = [(0.385, 0.57), (0.5, 0.23), (0.615, 0.57)]
 
+Polygon = Sequence[tuple[float, float]]
+
 # class -> (polygons with their ink, painted in order, the first one the outline; range of w / h)
-_SHAPES = {
+_SHAPES: dict[str, tuple[list[tuple[Polygon, int]], tuple[float, float]]] = {
     "disc": ([(_CIRCLE, _INK)], (0.85, 1.18)),
     "ring": ([(_CIRCLE, _INK), (_HOLE, _ERASE)], (0.85, 1.18)),
     "triangle": ([([(0.5, 0), (1, 1), (0, 1)], _INK)], (0.85, 1.3)),
@@ -45,8 +49,9 @@ def object_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paints one object, a little turned and stretched, with a shorter side of about `side` pixels.
 
-    Returns (alpha, second), float32 [h, w] in 0..1: the cover, cropped to its tight box, and the
-    share of the second ink. MIN_SIDE <= h, w; h <= limit[0], w <= limit[1].
+    Returns:
+        (alpha, second), float32 [h, w] in 0..1: the cover, cropped to its tight box, and the share
+        of the second ink. MIN_SIDE <= h, w; h <= limit[0], w <= limit[1].
     """
     polygons, aspects = _SHAPES[name]
     aspect, angle = np.exp(rng.uniform(*np.log(aspects))), np.radians(rng.uniform(-12, 12))
@@ -60,13 +65,16 @@ def object_masks(
         side += 1  # faint tips were cut off
 
 
-def _paint(polygons: list, angle: float, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rasterises polygons turned by `angle` so that the outline fills `shape` = (h, w) pixels."""
+def _paint(
+    polygons: list[tuple[Polygon, int]], angle: float, shape: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paints polygons turned by `angle`; the outline fills `shape` = (h, w). Returns two masks."""
     scale = shape[::-1].astype(float)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turned = [(np.asarray(points) - 0.5) * scale @ turn for points, _ in polygons]
     low, high = turned[0].min(0), turned[0].max(0)
-    layers = [Image.new("L", tuple(int(n) * _OVERSAMPLE for n in shape[::-1])) for _ in range(2)]
+    size = int(shape[1]) * _OVERSAMPLE, int(shape[0]) * _OVERSAMPLE
+    layers = [Image.new("L", size) for _ in range(2)]
     pens = [ImageDraw.Draw(layer) for layer in layers]
     for points, (_, ink) in zip(turned, polygons, strict=True):
         corners = (points - low) / (high - low) * (scale * _OVERSAMPLE - 1)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.data import DataError, DetectionIndex, Source, inspect_dataset, read_dataset
-from m2det_jax.data.formats.not_held import losses
-from m2det_jax.data.formats.write import write_dataset
-from m2det_jax.metrics.coco import ImageDetections, coco_metrics
+from m2det_jax.data import DataError, DetectionIndex, Source, check_dataset, read_dataset
+from m2det_jax.data.formats.write import not_held, write_dataset
+from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.scores import coco_metrics
 
 FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
 NAMES = ("bird", "blue car", "ring")
@@ -141,7 +141,7 @@ def test_coco_keeps_ids_areas_and_crowds(tmp_path, drawn):
     np.testing.assert_array_equal(again.areas, index.areas)
     # One crowd of its class, and one of every class written once for each of the three.
     assert again.regions_of(5)[1].tolist() == [1, 0, 1, 2]
-    said = " ".join(losses(index, "coco"))
+    said = " ".join(not_held(index, "coco"))
     assert "difficult" in said and "12 ignore regions of every class" in said
     assert "area" not in said and "ids" not in said
 
@@ -152,11 +152,11 @@ def test_voc_keeps_difficult_and_kitti_its_regions(tmp_path, drawn):
     again = read_dataset(source("voc", tmp_path / "voc"))
     np.testing.assert_array_equal(again.difficult, index.difficult)
     assert len(again.regions) == 0
-    assert "24 ignore regions" in " ".join(losses(index, "voc"))
+    assert "24 ignore regions" in " ".join(not_held(index, "voc"))
     write_dataset({"val": index}, "kitti", tmp_path / "kitti")
     again = read_dataset(source("kitti", tmp_path / "kitti"))
     assert (again.region_labels == -1).all() and len(again.regions) == 24
-    assert "become DontCare" in " ".join(losses(index, "kitti"))
+    assert "become DontCare" in " ".join(not_held(index, "kitti"))
 
 
 @pytest.mark.parametrize("format", ["voc", "kitti"])
@@ -168,7 +168,7 @@ def test_our_list_keeps_the_order_of_classes_and_those_without_objects(tmp_path,
     assert again.class_names == names and again.num_images == 12
     counts = np.bincount(index.labels, minlength=4)
     np.testing.assert_array_equal(np.bincount(again.labels, minlength=4), counts)
-    assert "named only in our list classes.csv: zebra" in " ".join(losses(index, format))
+    assert "named only in our list classes.csv: zebra" in " ".join(not_held(index, format))
     # An object of another class is no mistake: these formats need no list.
     (tmp_path / "classes.csv").write_text("zebra,0\nring,1\n")
     again = read_dataset(source(format, tmp_path))
@@ -189,7 +189,7 @@ def test_openimages_keeps_groups_and_machine_names(tmp_path, drawn):
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_plain_loses_nothing(drawn, format):
     plain = dataclasses.replace(drawn, class_names=("bird", "car", "ring"))
-    said = losses(plain.subset([i for i in range(12) if plain.counts[i]]), format)
+    said = not_held(plain.subset([i for i in range(12) if plain.counts[i]]), format)
     assert [text for text in said if "fractions" not in text] == []
 
 
@@ -241,7 +241,7 @@ def test_polygons_of_yolo_are_told_of(tmp_path, drawn):
     write_dataset({"val": drawn.subset([0])}, "yolo", tmp_path)
     (label,) = (tmp_path / "labels" / "val").iterdir()
     label.write_text("1 0.5 0.25 0.75 0.5 0.25 0.75\n0 0.5 0.5 0.1 0.1\n")
-    index, findings = inspect_dataset(source("yolo", tmp_path))
+    index, findings = check_dataset(source("yolo", tmp_path))
     np.testing.assert_allclose(
         index.boxes[0] / np.tile(index.sizes[0], 2), [0.25, 0.25, 0.75, 0.75]
     )

@@ -1,4 +1,4 @@
-"""What `check` does: reads, decodes, measures, fits, and writes the report."""
+"""Check of a data set: reads, decodes, measures, fits, and writes the report."""
 
 import collections
 import pathlib
@@ -11,25 +11,24 @@ from ml_collections import ConfigDict
 from m2det_jax.build import augment_settings
 from m2det_jax.check import statistics as stats
 from m2det_jax.check.anchors import Anchors, config_anchors, fit_to
-from m2det_jax.check.assemble import REPORT_FILES, assemble, write
 from m2det_jax.check.boxes import check_boxes, check_classes
 from m2det_jax.check.figures import Found, Split
 from m2det_jax.check.files import check_files, check_repeats
 from m2det_jax.check.image_facts import ImageFacts, iterate_facts
-from m2det_jax.check.remarks import NOTE, Remark, from_finding, remark
+from m2det_jax.check.remarks import from_finding, remark
+from m2det_jax.check.report import REPORT_FILES, assemble, write
 from m2det_jax.check.samples import augmented_pictures, choose, whole_picture
 from m2det_jax.config import Config, resolve
 from m2det_jax.config.checks import validate_classes
 from m2det_jax.data import DetectionIndex
 from m2det_jax.data.errors import EFFECTS
-from m2det_jax.datasets.loading import inspect_datasets
-from m2det_jax.pages import Contents, Picture, render_summary
+from m2det_jax.datasets.loading import check_datasets
+from m2det_jax.pages import Contents, Picture, Remark, render_summary
+from m2det_jax.pages.contents import NOTE, SPLITS
 from m2det_jax.run.outputs import Outputs
 
-SPLITS = {"train": "training", "val": "validation"}
 
-
-def inspect(
+def check(
     config: ConfigDict | Config,
     output: pathlib.Path,
     *,
@@ -42,18 +41,19 @@ def inspect(
     """Checks the data of a config; writes report.html and findings.json, prints a summary.
 
     Args:
-      output: folder.
-      name: of the experiment, for people.
-      fit: fit anchors to the training boxes.
-      max_images: image files decoded of each split; 0: all.
-      samples: pictures on the page, and half as many augmented ones.
-      smallest_side: pixels of the network input; 0: half a cell of the finest map.
+        output: folder.
+        name: of the experiment, for people.
+        fit: fit anchors to the training boxes.
+        max_images: image files decoded of each split; 0: all.
+        samples: pictures on the page, and half as many augmented ones.
+        smallest_side: pixels of the network input; 0: half a cell of the finest map.
 
     Returns:
-      What the page shows; `refused` says that training would not take the data.
+        The contents of the page; `refused` says that training would refuse the data.
 
     Raises:
-      ValueError, FileNotFoundError: the config names no data, or does not fit itself.
+        ValueError: if the config is inconsistent, or nothing can be read.
+        FileNotFoundError: if the config names files that are not there.
     """
     config = resolve(config)
     anchors = config_anchors(config)
@@ -86,7 +86,7 @@ def inspect(
 def read_splits(config: Config) -> tuple[dict[str, DetectionIndex], Found]:
     """Returns the sound part of both splits, and what is wrong with the rest."""
     found, indices = Found([]), {}
-    for split, (index, findings) in inspect_datasets(config).items():
+    for split, (index, findings) in check_datasets(config).items():
         indices[split] = index
         found.remarks += [from_finding(finding, split) for finding in findings]
         kept = collections.Counter((f.kind, EFFECTS[f.effect]) for f in findings)

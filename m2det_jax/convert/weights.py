@@ -1,9 +1,11 @@
-"""What the command `convert` does."""
+"""Weights of other programs, converted in and out: checkpoints of M2Det, and backbones."""
 
 import dataclasses
 import logging
 import pathlib
+from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import load_file, save_file
 
@@ -19,7 +21,6 @@ from m2det_jax.run.outputs import Outputs, new_folder, refuse_existing
 from m2det_jax.trained import restore
 from m2det_jax.training.resume import write_config
 from m2det_jax.weights import pretrained
-from m2det_jax.weights.class_names import COCO_IDS, KNOWN
 from m2det_jax.weights.files import read_tensors, write_tensors
 from m2det_jax.weights.official import (
     official_fields,
@@ -32,8 +33,28 @@ from m2det_jax.weights.tensors import to_torch
 
 log = logging.getLogger("m2det_jax")
 
-# What an official state dict has beside weights, kept in the workdir for the way back.
+# Tensors of an official state dict that we have no use for, kept in the workdir for the way back.
 REST_FILE = "official_rest.safetensors"
+
+# Classes of the data sets that the official checkpoints were trained on, in their order.
+COCO = tuple(
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,"
+    "stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,"
+    "backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,"
+    "baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,"
+    "banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
+    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,"
+    "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,"
+    "toothbrush".split(",")
+)
+VOC = tuple(
+    "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,"
+    "person,pottedplant,sheep,sofa,train,tvmonitor".split(",")
+)
+KNOWN = {"coco": COCO, "voc": VOC}
+# COCO's category ids have gaps where classes were taken out.
+_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+COCO_IDS = tuple(number for number in range(1, 91) if number not in _GAPS)
 
 
 def from_official(
@@ -48,12 +69,13 @@ def from_official(
     """Converts an official M2Det checkpoint to a workdir for evaluate, predict and init_from.
 
     Args:
-      classes: "coco", "voc", or a CSV file of class names.
-      size, config: the input size, which names a shipped experiment, or an experiment.
-      new_class_heads: with other classes than the file's give the class heads random weights.
+        classes: "coco", "voc", or a CSV file of class names.
+        size, config: the input size, which names a shipped experiment, or an experiment.
+        new_class_heads: with other classes than the file's give the class heads random weights.
 
     Raises:
-      ValueError, FileNotFoundError: file, classes and config do not fit; nothing is written.
+        ValueError: if file, classes and config do not fit; nothing is written.
+        FileNotFoundError: if a file is missing; nothing is written.
     """
     tensors = read_tensors(file)
     fields = official_fields(tensors, str(file))
@@ -99,11 +121,15 @@ def from_backbone(
     """Converts a backbone of torchvision, timm or SSD to a folder with its preprocessing.
 
     Args:
-      mean, std, channel_order: in place of the preprocessing that is usual for such a file.
+        mean, std, channel_order: in place of the preprocessing that is usual for such a file.
     """
     weights = pretrained.read(file)
-    given = {"mean": mean, "std": std, "channel_order": channel_order}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
+    asked = {"mean": mean, "std": std, "channel_order": channel_order}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in asked.items()
+        if value is not None
+    }
     preprocessing = dataclasses.replace(weights.preprocessing, **given)
     weights = dataclasses.replace(weights, preprocessing=preprocessing)
     pretrained.save(output, weights, file.name)
@@ -115,7 +141,7 @@ def to_official(file: pathlib.Path, *, workdir: str, checkpoint: str = "latest")
     """Writes a checkpoint of the official form as a state dict for the official PyTorch code.
 
     Raises:
-      ValueError: the config is not of the official form; all differing keys are in the message.
+        InputError: if the config is not of the official form; names all keys that differ.
     """
     refuse_existing(file)
     restored = restore(workdir, checkpoint)
@@ -134,7 +160,9 @@ def to_official(file: pathlib.Path, *, workdir: str, checkpoint: str = "latest")
     print(f"written: {file}, {len(state_dict)} tensors")
 
 
-def _check_anchors(file: pathlib.Path, fields: dict, detector: Detector, experiment: str) -> None:
+def _check_anchors(
+    file: pathlib.Path, fields: dict[str, Any], detector: Detector, experiment: str
+) -> None:
     ours, theirs = detector.model.anchors_per_cell, fields["anchors_per_cell"]
     if ours != theirs:
         raise InputError(
@@ -143,8 +171,10 @@ def _check_anchors(file: pathlib.Path, fields: dict, detector: Detector, experim
         )
 
 
-def _with_new_class_heads(tensors: dict, detector: Detector, seed: int) -> dict:
-    """The state dict with random class heads for the classes of the detector."""
+def _with_new_class_heads(
+    tensors: dict[str, np.ndarray], detector: Detector, seed: int
+) -> dict[str, np.ndarray]:
+    """Returns the state dict with random class heads for the classes of the detector."""
     params = init_variables(detector.model, detector.resize.image_size, seed)["params"]
     fresh = {
         f"conf.{scale - 1}.{theirs}": to_torch(params["class_head"][f"scale_{scale}"][ours])
@@ -155,7 +185,7 @@ def _with_new_class_heads(tensors: dict, detector: Detector, seed: int) -> dict:
     return tensors | fresh
 
 
-def _in_words(fields: dict) -> str:
+def _in_words(fields: dict[str, Any]) -> str:
     sfam = "with SFAM" if fields["sfam"] else "without SFAM"
     return (
         f"official M2Det, {fields['backbone']}, {fields['num_levels']} levels, "

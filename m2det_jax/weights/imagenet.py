@@ -1,4 +1,4 @@
-"""Backbones trained on ImageNet: torchvision's, timm's and SSD's files to our variables."""
+"""Backbones trained on ImageNet: files of torchvision, timm and SSD become our variables."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -21,11 +21,11 @@ from m2det_jax.weights.tensors import fill, raise_if_any
 
 log = logging.getLogger("m2det_jax")
 
-# The layer of the 1000 classes, of which a detector has no use, and timm's head before it.
+# The layer of the 1000 classes, which a detector does not use, and timm's head before it.
 IMAGENET_CLASSIFIER = re.compile(r"(classifier(\.[16])?|fc|head\.fc)\.(weight|bias)")
-# torchvision's published DenseNets have names from before a change of its code.
+# torchvision's published DenseNets have names that its code has changed since.
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
-# Any size that every backbone takes: the parameters do not depend on it.
+# Any size that all backbones accept: the parameters do not depend on it.
 _IMAGE_SIZE = (64, 64)
 
 
@@ -36,7 +36,7 @@ class BackboneWeights:
     Attributes:
         backbone, width, norm: as in config.model: backbone, backbone_width, backbone_norm.
         variables: {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
-        preprocessing: what the network must see.
+        preprocessing: of the images that the network expects.
     """
 
     backbone: str
@@ -55,9 +55,9 @@ def read_backbone(path: str | os.PathLike) -> BackboneWeights:
     function. The ImageNet classifier is not used, and the log says so.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or holds no known backbone, or lists all missing,
-            extra, wrongly shaped and not finite tensors.
+        FileNotFoundError: if there is no such file.
+        InputError: if the file cannot be read or holds no known backbone, or if tensors are
+            missing, extra, wrongly shaped or not finite (the message lists all).
     """
     tensors = read_tensors(path)
     kind = recognise(tensors, str(path))
@@ -73,10 +73,10 @@ def read_backbone(path: str | os.PathLike) -> BackboneWeights:
 
 
 def with_backbone(variables: Mapping, backbone: Mapping) -> dict:
-    """Return `variables` of an M2Det with its backbone's replaced by `backbone`.
+    """Returns the `variables` of an M2Det with those of its backbone replaced by `backbone`.
 
     Raises:
-        ValueError: listing every tensor that one of the two lacks or that differs in shape.
+        InputError: if one of the two lacks a tensor or its shape differs; the message lists all.
     """
     replaced = dict(variables)
     problems = []
@@ -117,7 +117,7 @@ def _variables(kind: Recognised, tensors: Mapping[str, np.ndarray], origin: str)
 
 
 def _names(kind: Recognised, path: str) -> tuple[str, ...]:
-    """The names of our `collection/module/.../leaf` in a file of that kind."""
+    """Returns the names that our `collection/module/.../leaf` has in a file of that kind."""
     ours = path.partition("/")[2]
     if not kind.reduced:
         return tensor_names(kind.backbone, ours, norm=kind.norm)
@@ -127,7 +127,7 @@ def _names(kind: Recognised, path: str) -> tuple[str, ...]:
 
 
 def _before_thinning(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a fully connected layer as a convolution, HWIO, from that of conv6 or conv7."""
+    """Returns the shape, HWIO, of the fully connected layer that conv6 or conv7 is a part of."""
     if path.endswith("bias"):
         return (4 * shape[0],)
     *_, inputs, outputs = shape
@@ -148,18 +148,25 @@ def _new_name(name: str) -> str:
 
 
 def _preprocessing(kind: Recognised, path: pathlib.Path) -> tuple[Preprocessing, str]:
-    """The preprocessing of a file, and how it is known."""
+    """Returns the preprocessing of a file, and how it is known."""
     if kind.reduced:
         return CAFFE, "that of Caffe's VGG16"
     described = path.with_name("config.json")
     if described.is_file():
         try:
             settings = json.loads(described.read_text()).get("pretrained_cfg", {})
-            mean, std = (tuple(255 * float(v) for v in settings[key]) for key in ("mean", "std"))
+            mean, std = (_three_values(settings[key]) for key in ("mean", "std"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("%s: no timm configuration in it (%r)", described, error)
         else:
             return Preprocessing(mean, std, "rgb"), f"from {described}"
     if kind.backbone == "mobilenet_v1":
-        return Preprocessing((127.5,) * 3, (127.5,) * 3, "rgb"), "that of timm's MobileNetV1"
+        grey = (127.5, 127.5, 127.5)
+        return Preprocessing(grey, grey, "rgb"), "that of timm's MobileNetV1"
     return IMAGENET, "torchvision's, and that of nearly all weights of timm"
+
+
+def _three_values(values: Iterable) -> tuple[float, float, float]:
+    """Returns the values of three channels, 0..1, as 0..255; a ValueError for another number."""
+    red, green, blue = (255 * float(value) for value in values)
+    return red, green, blue

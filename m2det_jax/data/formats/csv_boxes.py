@@ -1,20 +1,27 @@
-"""Rows of an annotations CSV file: from text to flat arrays, noting every malformed row."""
+"""CSV annotations: one box a row, `path,x1,y1,x2,y2,class_name`, as in keras-retinanet.
+
+An image without objects has the row `path,,,,,`. Paths are relative to the CSV file's folder unless
+absolute. There is no header row. Fields are quoted as the csv module does; a byte order mark,
+Windows line ends and blank lines are accepted. Everything else that is wrong is a finding.
+"""
 
 import array
 import csv
-import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from m2det_jax.data.classes import class_remedy
 from m2det_jax.data.errors import Findings
-from m2det_jax.data.files import read_lines
-from m2det_jax.data.reading.rows import Rows
+from m2det_jax.data.files import open_lines, parse_number, resolve_path, shortest
+from m2det_jax.data.index import DetectionIndex
+from m2det_jax.data.places import Places
+from m2det_jax.data.rows import Rows
 
-COORDINATES = ("x1", "y1", "x2", "y2")
-_FIELDS = ("path", *COORDINATES, "class_name")
+_COORDINATES = ("x1", "y1", "x2", "y2")
+_FIELDS = ("path", *_COORDINATES, "class_name")
 _ROW_FORM = "a row is path,x1,y1,x2,y2,class_name, or path,,,,, for an image without objects"
 
 
@@ -24,21 +31,28 @@ def read_records(path: Path, findings: Findings) -> Iterator[tuple[int, list[str
     A byte order mark and any kind of line end are accepted; a file that cannot be read as UTF-8
     CSV text ends with a finding.
     """
-    # strict: an unclosed quote would otherwise swallow the rest of the file as one field.
-    reader = csv.reader(read_lines(path, findings), strict=True)
-    line = 1
-    try:
-        for fields in reader:
-            if len(fields) > 1 or (fields and fields[0].strip()):
-                yield line, fields
-            line = reader.line_num + 1
-    except csv.Error as error:
-        remedy = 'nothing is read from here on; look for an unclosed or stray "'
-        findings.add(path, line, "not valid CSV", remedy, kind="not-text", value=str(error))
+    with open_lines(path, findings) as lines:
+        # strict: an unclosed quote would otherwise swallow the rest of the file as one field.
+        reader = csv.reader(lines, strict=True)
+        line = 1
+        try:
+            for fields in reader:
+                if len(fields) > 1 or (fields and fields[0].strip()):
+                    yield line, fields
+                line = reader.line_num + 1
+        except csv.Error as error:
+            remedy = 'nothing is read from here on; look for an unclosed or stray "'
+            findings.add(path, line, "not valid CSV", remedy, kind="not-text", value=str(error))
 
 
 class RowReader:
-    """Gathers the rows of one annotations file."""
+    """The reader of one annotations file.
+
+    Args:
+        path: the file.
+        class_names: the classes in the order of their ids; (): unknown, which has its finding.
+        findings: takes what is wrong.
+    """
 
     def __init__(self, path: Path, class_names: tuple[str, ...], findings: Findings) -> None:
         self.path = path
@@ -77,14 +91,16 @@ class RowReader:
         rows = Rows(
             class_names=self._class_names,
             image_paths=self._image_paths,
-            files=[str(self.path)],
-            image_files=np.zeros(len(self._image_paths), np.int64),
-            image_lines=np.array(self._image_lines, np.int64),
+            places=Places(
+                files=(str(self.path),),
+                image_files=np.zeros(len(self._image_paths), np.int64),
+                image_lines=np.array(self._image_lines, np.int64),
+                box_lines=np.array(lines, np.int64),
+            ),
             numbers=np.array(boxes, np.float64).reshape(-1, 4),
             style="xyxy",
             images=np.array(images, np.int64),
             labels=np.array(labels, np.int64),
-            lines=np.array(lines, np.int64),
             missing_remedy=f"relative paths start from the folder of the CSV file, {self.folder}",
         )
         self._check_empty_images(rows)
@@ -94,7 +110,7 @@ class RowReader:
         """Returns the number of the image that a path, as written, stands for."""
         image = self._by_text.get(text)
         if image is None:
-            path = resolve(self.folder, text)
+            path = resolve_path(self.folder, text)
             image = self._by_path.setdefault(path, len(self._image_paths))
             self._by_text[text] = image
             if image == len(self._image_paths):
@@ -118,8 +134,8 @@ class RowReader:
             empty = ", ".join(n for n, field in zip(_FIELDS, stripped, strict=True) if not field)
             add(self.path, line, f"{empty} empty", _ROW_FORM, kind="bad-row", value=text)
         else:
-            for name, field in zip(COORDINATES, fields[1:5], strict=True):
-                if _parse_number(field) is None:
+            for name, field in zip(_COORDINATES, fields[1:5], strict=True):
+                if parse_number(field) is None:
                     what = f"{name} is not a number"
                     add(self.path, line, what, "give pixels", kind="bad-row", value=field)
 
@@ -152,7 +168,9 @@ class RowReader:
         if not self._empty_lines:
             return
         images, first_rows = np.unique(rows.images, return_index=True)
-        with_boxes = dict(zip(images.tolist(), rows.lines[first_rows].tolist(), strict=True))
+        with_boxes = dict(
+            zip(images.tolist(), rows.places.box_lines[first_rows].tolist(), strict=True)
+        )
         for image, line in self._empty_lines.items():
             if image in with_boxes:
                 self._findings.add(
@@ -164,16 +182,6 @@ class RowReader:
                     value=rows.image_paths[image],
                     image=rows.image_paths[image],
                 )
-
-
-def _parse_number(text: str) -> float | None:
-    # float() takes 1_000 for a thousand, which in a table of coordinates is a slip.
-    if "_" in text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _parse_box(fields: list[str]) -> tuple[float, float, float, float] | None:
@@ -188,19 +196,10 @@ def _parse_box(fields: list[str]) -> tuple[float, float, float, float] | None:
     return box
 
 
-def resolve(folder: str, text: str) -> str:
-    """Returns the absolute path; backslashes are taken for slashes where a file is there then."""
-    path = os.path.join(folder, text)
-    if "\\" in text and not os.path.exists(path):
-        slashed = os.path.join(folder, text.replace("\\", "/"))
-        path = slashed if os.path.exists(slashed) else path
-    return os.path.normpath(path)
-
-
 def _looks_like_header(fields: list[str]) -> bool:
-    """True for a first row of words: some in the coordinates' place, and no number anywhere."""
+    """Returns whether a first row has words for coordinates, and no number anywhere."""
     words = fields[1:5]
-    return len(fields) > 1 and all(words) and all(_parse_number(f) is None for f in fields)
+    return len(fields) > 1 and all(words) and all(parse_number(f) is None for f in fields)
 
 
 def _column_remedy(fields: list[str]) -> str:
@@ -212,16 +211,23 @@ def _column_remedy(fields: list[str]) -> str:
     return _ROW_FORM
 
 
-def class_remedy(name: str, class_names: tuple[str, ...]) -> str:
-    """Returns what to do about a class that is not in the list."""
-    if name.strip() in class_names:
-        return f"remove the blanks around it: {name.strip()}"
-    folded = {known.casefold(): known for known in reversed(class_names)}
-    if close := difflib.get_close_matches(name.strip().casefold(), list(folded), n=1):
-        return f"did you mean {folded[close[0]]}?"
-    listed = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
-    return f"the classes are {listed or '(none)'}; add it to the class file or correct it"
-
-
 def _shorten(text: str) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def write_csv(index: DetectionIndex, path: str | os.PathLike) -> None:
+    """Writes the annotations of an index so that `read_csv` gives the same index again.
+
+    Images under the file's folder are written with relative paths, others with absolute ones.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for i, image_path in enumerate(index.image_paths):
+            inside = os.path.commonpath([folder, image_path]) == folder
+            name = os.path.relpath(image_path, folder) if inside else image_path
+            boxes, labels = index.objects(i)
+            for box, label in zip(boxes, labels, strict=True):
+                writer.writerow([name, *map(shortest, box), index.class_names[label]])
+            if not len(labels):
+                writer.writerow([name, "", "", "", "", ""])

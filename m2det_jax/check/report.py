@@ -1,17 +1,18 @@
-"""What a check has measured as the contents of its page, and the files that it writes."""
+"""Report of a check: the contents of its page, and the files that it writes."""
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 
 from m2det_jax.build import make_anchors
 from m2det_jax.check import figures
 from m2det_jax.check.figures import Found, Split
-from m2det_jax.check.remarks import ERROR
 from m2det_jax.config import Config
-from m2det_jax.datasets.splits import describe, names_validation
+from m2det_jax.datasets.loading import describe
+from m2det_jax.datasets.record import names_validation
 from m2det_jax.pages import Contents, Fit, Picture, render_page
+from m2det_jax.pages.contents import ERROR
+from m2det_jax.pages.markup import without_nan
 from m2det_jax.run.outputs import Outputs
 
 REPORT_FILES = ("report.html", "findings.json")
@@ -26,10 +27,10 @@ def assemble(
     pictures: Sequence[Picture],
     augmented: Sequence[Picture],
 ) -> Contents:
-    """Returns what the page shows."""
+    """Returns the contents of the page."""
     train, val = splits["train"], splits["val"]
     threshold = config.anchors.positive_threshold
-    size = tuple(config.data.image_size)
+    height, width = config.data.image_size
     groups = found.groups()
     return Contents(
         name=name,
@@ -40,7 +41,7 @@ def assemble(
         findings=found.findings(),
         classes=figures.class_rows(train, val),
         coverage=figures.size_tables(train, val),
-        figures=figures.figures(train, val, make_anchors(config), size, threshold),
+        figures=figures.figures(train, val, make_anchors(config), (height, width), threshold),
         pictures=pictures,
         augmented=augmented,
         fit=fitted,
@@ -61,7 +62,9 @@ def _facts(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def _notes(splits: dict[str, Split], pictures: Sequence, augmented: Sequence) -> list[str]:
+def _notes(
+    splits: dict[str, Split], pictures: Sequence[Picture], augmented: Sequence[Picture]
+) -> list[str]:
     total = sum(split.index.num_images for split in splits.values())
     return [
         f"Pictures: {len(pictures)} of {total:,} images; of each split a third with the most boxes "
@@ -74,7 +77,11 @@ def _notes(splits: dict[str, Split], pictures: Sequence, augmented: Sequence) ->
 
 
 def write(outputs: Outputs, report: Contents) -> None:
-    """Writes report.html and findings.json. Raises ValueError where it would replace another's."""
+    """Writes report.html and findings.json.
+
+    Raises:
+        InputError: if it would replace a file of someone else's.
+    """
     page, table = REPORT_FILES
     outputs.write(page, render_page(report))
     groups = [dataclasses.asdict(group) for group in report.groups]
@@ -90,14 +97,5 @@ def write(outputs: Outputs, report: Contents) -> None:
         "fit": report.fit and dataclasses.asdict(report.fit),
         "findings": [dataclasses.asdict(finding) for finding in report.findings],
     }
-    text = json.dumps(_without_nan(everything), indent=1)
+    text = json.dumps(without_nan(everything), indent=1)
     outputs.write(table, text + "\n")
-
-
-def _without_nan(value):
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

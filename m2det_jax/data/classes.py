@@ -1,15 +1,24 @@
-"""Data sets with other classes, and several of them as one."""
+"""Classes of data sets: renamed, chosen, and made the same in several of them."""
 
-import collections
 import dataclasses
+import difflib
 from collections.abc import Sequence
 
 import numpy as np
 
 from m2det_jax.data.index import DetectionIndex
-from m2det_jax.data.places import Places
-from m2det_jax.data.reading.csv_rows import class_remedy
 from m2det_jax.errors import InputError
+
+
+def class_remedy(name: str, class_names: tuple[str, ...]) -> str:
+    """Returns what to do about a class that is not in the list."""
+    if name.strip() in class_names:
+        return f"remove the blanks around it: {name.strip()}"
+    folded = {known.casefold(): known for known in reversed(class_names)}
+    if close := difflib.get_close_matches(name.strip().casefold(), list(folded), n=1):
+        return f"did you mean {folded[close[0]]}?"
+    listed = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+    return f"the classes are {listed or '(none)'}; add it to the class file or correct it"
 
 
 def map_classes(
@@ -17,13 +26,18 @@ def map_classes(
 ) -> tuple[DetectionIndex, int]:
     """Renames classes by (from, to) pairs; several may become one, and "" drops a class.
 
-    Pairs whose class the data set does not have change nothing. Returns the index and how many
-    objects were dropped.
+    Pairs whose class the data set does not have change nothing.
+
+    Returns:
+        (the index, the number of objects that were dropped).
+
+    Raises:
+        InputError: if a class is mapped twice.
     """
     mapping = dict(class_map)
     if len(mapping) < len(class_map):
-        names = [name for name, _ in class_map]
-        twice = next(name for name in names if names.count(name) > 1)
+        given = [name for name, _ in class_map]
+        twice = next(name for name in given if given.count(name) > 1)
         raise InputError(f"class_map: {twice} is mapped twice; give one pair for it")
     renamed = [mapping.get(name, name) for name in index.class_names]
     names = tuple(dict.fromkeys(name for name in renamed if name))
@@ -32,7 +46,7 @@ def map_classes(
 
 
 def select_classes(index: DetectionIndex, class_names: Sequence[str]) -> tuple[DetectionIndex, int]:
-    """Keeps the named classes, in that order; returns the index and how many objects it lost."""
+    """Keeps the named classes, in that order; returns (the index, the number of objects lost)."""
     order = {name: i for i, name in enumerate(class_names)}
     return _relabel(index, [order.get(name, -1) for name in index.class_names], tuple(class_names))
 
@@ -41,10 +55,10 @@ def use_classes(index: DetectionIndex, class_names: Sequence[str], what: str) ->
     """Gives an index the classes of another data set; its own must be among them.
 
     Args:
-        what: the data set, for the error.
+        what: names the data set in the error.
 
     Raises:
-        ValueError: it has other classes; names them.
+        InputError: if it has other classes; names them.
     """
     if index.class_names == tuple(class_names):
         return index
@@ -61,50 +75,13 @@ def use_classes(index: DetectionIndex, class_names: Sequence[str], what: str) ->
 
 
 def all_classes(indices: Sequence[DetectionIndex]) -> tuple[str, ...]:
-    """Returns the classes of all of them, for formats that do not list their classes.
+    """Returns the classes of all data sets, for formats that do not list their classes.
 
-    In the order of the first data set that has them all, which may be that of a list; else sorted.
+    The order is that of the first data set that has them all, else they are sorted.
     """
     names = {name for index in indices for name in index.class_names}
     whole = (index.class_names for index in indices if names == set(index.class_names))
     return next(whole, tuple(sorted(names)))
-
-
-def concatenate(indices: Sequence[DetectionIndex]) -> DetectionIndex:
-    """Returns data sets with the same classes as one, in their order.
-
-    The images' own ids are kept only where they all differ.
-
-    Raises:
-        ValueError: an image is in two of them.
-    """
-    if len(indices) == 1:
-        return indices[0]
-    paths = tuple(path for index in indices for path in index.image_paths)
-    if len(set(paths)) < len(paths):
-        twice = collections.Counter(paths).most_common(1)[0][0]
-        raise InputError(f"two of the training sets have the image {twice}; leave one out")
-    ids = tuple(index.original_image_id(i) for index in indices for i in range(index.num_images))
-    known = all(index.image_ids for index in indices) and len(set(ids)) == len(ids)
-    places = [index.places for index in indices]
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(index, name) for index in indices])
-
-    def offsets(name: str) -> np.ndarray:
-        counts = np.concatenate([np.diff(getattr(index, name)) for index in indices])
-        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-    arrays = "sizes boxes labels difficult areas regions region_labels".split()
-    return dataclasses.replace(
-        indices[0],
-        image_paths=paths,
-        offsets=offsets("offsets"),
-        region_offsets=offsets("region_offsets"),
-        image_ids=ids if known else (),
-        places=Places.joined(places) if all(places) else None,
-        **{name: joined(name) for name in arrays},
-    )
 
 
 def _relabel(

@@ -1,4 +1,4 @@
-"""Data sets from a user's own Python module, checked like those from files.
+"""Own format: a data set from a user's Python module, checked like those from files.
 
 The module has one function, `read(root: str, split: str) -> DetectionIndex`; `make_index` builds
 the index from plain lists. docs/data.md has an example.
@@ -12,7 +12,8 @@ import numpy as np
 from m2det_jax.data.errors import Findings
 from m2det_jax.data.images import read_size
 from m2det_jax.data.index import DetectionIndex
-from m2det_jax.data.reading.rows import Rows
+from m2det_jax.data.places import Places
+from m2det_jax.data.rows import Rows
 from m2det_jax.errors import InputError, in_one_line
 
 Box = tuple[float, float, float, float, str]
@@ -27,10 +28,13 @@ def make_index(
     without objects. Images whose header cannot be read are reported when the index is checked.
 
     Raises:
-        ValueError: a class is not among class_names.
+        InputError: if a class is not among class_names.
     """
     labels = {name: i for i, name in enumerate(class_names)}
-    paths, sizes, rows, counts = [], [], [], []
+    paths: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    rows: list[tuple[float, ...]] = []
+    counts: list[int] = []
     for path, boxes in images:
         paths.append(str(path))
         sizes.append(_size_or_zero(path))
@@ -65,7 +69,7 @@ def read_own(module: str, root: str, split: str, findings: Findings) -> Rows | N
     """Calls a user's module and returns what it gives as rows, to be checked like all others.
 
     Raises:
-        InputError: there is no such module, it has no `read`, or that fails or returns no index.
+        InputError: if there is no such module, it has no `read`, or that fails or returns no index.
     """
     try:
         if not all(part.isidentifier() for part in module.split(".")):
@@ -110,21 +114,23 @@ def _rows_of(index: DetectionIndex, name: str) -> Rows:
     return Rows(
         class_names=index.class_names,
         image_paths=list(index.image_paths),
-        files=[name],
-        image_files=np.zeros(number, np.int64),
-        image_lines=np.zeros(number, np.int64),
+        places=Places(
+            files=(name,),
+            image_files=np.zeros(number, np.int64),
+            image_lines=np.zeros(number, np.int64),
+            box_lines=np.zeros(len(objects) + len(regions), np.int64),
+            items=(("images[{}]", "boxes[{}]"),),
+            image_items=np.arange(number),
+            box_items=np.concatenate([objects, regions]),
+        ),
         numbers=np.concatenate([index.boxes, index.regions]).astype(np.float64),
         style="xyxy",
         images=np.concatenate(images),
         labels=np.concatenate([index.labels, index.region_labels]).astype(np.int64),
-        lines=np.zeros(len(objects) + len(regions), np.int64),
         regions=np.repeat([False, True], [len(objects), len(regions)]),
         difficult=np.concatenate([index.difficult, np.zeros(len(regions), np.bool_)]),
         areas=np.concatenate([index.areas, np.zeros(len(regions))]).astype(np.float64),
         sizes=index.sizes.astype(np.int64),
         class_ids=index.class_ids,
         image_ids=index.image_ids,
-        items=("images[{}]", "boxes[{}]"),
-        image_items=np.arange(number),
-        box_items=np.concatenate([objects, regions]),
     )

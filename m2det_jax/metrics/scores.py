@@ -1,0 +1,285 @@
+"""Scores of detections: COCO's average precision and recall, PASCAL VOC's average precision.
+
+Boxes are xyxy pixels of the original upright image with exclusive x2, y2. Difficult objects need
+not be found, and their detections do not count. In regions (crowds, "don't care") detections that
+match no object do not count, as with COCO's iscrowd. A figure without ground truth is NaN; it is
+left out of means and printed as n/a.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from m2det_jax.data import DetectionIndex
+from m2det_jax.metrics.detections import ImageDetections, check_detections, xywh
+
+COCO_FIGURES = {
+    "AP": "mean over IoU 0.50:0.95",
+    "AP50": "IoU 0.50",
+    "AP75": "IoU 0.75",
+    "AP_small": "area below 32 x 32 pixels",
+    "AP_medium": "area from 32 x 32 to 96 x 96",
+    "AP_large": "area above 96 x 96",
+    "AR_1": "recall, 1 detection an image",
+    "AR_10": "recall, 10 detections an image",
+    "AR_100": "recall, 100 detections an image",
+    "AR_small": "recall, small",
+    "AR_medium": "recall, medium",
+    "AR_large": "recall, large",
+}
+
+
+def coco_results(
+    index: DetectionIndex, detections: Sequence[ImageDetections]
+) -> list[dict[str, Any]]:
+    """Returns detections as COCO result records, ready for json.dump.
+
+    Each has image_id and category_id (the data set's own where it has some, else the position in
+    the index and the class id from 0), file_name, category_name, bbox (x, y, width, height) and
+    score. Detections of a class that the data set does not have are left out.
+
+    Raises:
+        ValueError: if detections do not fit the index or are malformed.
+    """
+    check_detections(index, detections)
+    return [
+        {
+            "image_id": index.original_image_id(found.image_id),
+            "file_name": str(index.image_paths[found.image_id]),
+            "category_id": index.original_class_id(label),
+            "category_name": index.class_names[int(label)],
+            "bbox": box,
+            "score": float(score),
+        }
+        for found in detections
+        for box, score, label in zip(
+            xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
+        )
+        if index.original_class_id(label) is not None
+    ]
+
+
+def _coco_dataset(index: DetectionIndex, annotations: list[dict[str, Any]]) -> COCO:
+    """Returns a COCO object of the images and classes of the index, with these annotations."""
+    dataset = COCO()
+    dataset.dataset = {
+        "images": [
+            {"id": i, "width": int(width), "height": int(height)}
+            for i, (width, height) in enumerate(index.sizes)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(index.class_names)],
+        # From 1: COCOeval takes id 0 for "matched with nothing".
+        "annotations": [{"id": k, "iscrowd": 0, **a} for k, a in enumerate(annotations, 1)],
+    }
+    dataset.createIndex()
+    return dataset
+
+
+def _ground_truth(index: DetectionIndex) -> list[dict[str, Any]]:
+    """Returns the objects of an index, and its regions as crowds of each class they stand for."""
+    images = np.repeat(np.arange(len(index.image_paths)), np.diff(index.offsets))
+    objects = [
+        {"image_id": i, "category_id": label, "bbox": box, "area": area, "difficult": difficult}
+        for i, label, box, area, difficult in zip(
+            images.tolist(),
+            index.labels.tolist(),
+            xywh(index.boxes).tolist(),
+            index.areas.tolist(),
+            index.difficult.tolist(),
+            strict=True,
+        )
+    ]
+    images = np.repeat(np.arange(len(index.image_paths)), np.diff(index.region_offsets))
+    every_class = range(len(index.class_names))
+    return objects + [
+        {"image_id": i, "category_id": k, "bbox": box, "area": box[2] * box[3], "iscrowd": 1}
+        for i, label, box in zip(
+            images.tolist(), index.region_labels.tolist(), xywh(index.regions).tolist(),
+            strict=True,
+        )
+        for k in (every_class if label < 0 else [label])
+    ]  # fmt: skip
+
+
+def _found_records(detections: Sequence[ImageDetections]) -> list[dict[str, Any]]:
+    """Returns detections as records with the position of the image and the class id from 0."""
+    return [
+        {
+            "image_id": int(found.image_id),
+            "category_id": int(label),
+            "bbox": box,
+            "area": box[2] * box[3],
+            "score": float(score),
+        }
+        for found in detections
+        for box, score, label in zip(
+            xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
+        )
+    ]
+
+
+class _Evaluation(COCOeval):
+    """COCOeval that ignores difficult objects as well as crowds."""
+
+    def _prepare(self) -> None:
+        super()._prepare()  # sets "ignore" anew, from "iscrowd" alone
+        for truths in self._gts.values():
+            for truth in truths:
+                truth["ignore"] = truth["ignore"] or truth.get("difficult", False)
+
+
+def _mean(precision: np.ndarray) -> float:
+    """Returns the mean of entries with ground truth (COCOeval marks others -1); NaN without."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _pairwise_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
+    """Returns the IoU [n, m] of boxes [n, 4] and [m, 4]; 0 where both are empty."""
+    low = np.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
+    high = np.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
+    common = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = [np.prod(np.maximum(b[:, 2:] - b[:, :2], 0), axis=-1) for b in (boxes_a, boxes_b)]
+    union = areas[0][:, None] + areas[1][None, :] - common
+    return common / np.where(union > 0, union, 1)
+
+
+def _claims(index: DetectionIndex, found: ImageDetections, iou_threshold: float) -> np.ndarray:
+    """Returns what each detection points at, int64 [n].
+
+    It is an object (row of index.boxes); -1: nothing; -2: something that is ignored, a difficult
+    object, or no object but a region.
+    """
+    if len(found.scores) == 0:
+        return np.zeros(0, np.int64)
+    boxes, labels = np.asarray(found.boxes, np.float64), np.asarray(found.labels)[:, None]
+    rows = np.arange(index.offsets[found.image_id], index.offsets[found.image_id + 1])
+    # One more object, that nothing overlaps, so that an image without any needs no case of its own.
+    iou = np.full((len(boxes), len(rows) + 1), -1.0)
+    iou[:, :-1] = _pairwise_iou(boxes, index.boxes[rows].astype(np.float64))
+    iou[:, :-1][labels != index.labels[rows]] = -1.0
+    claims = np.where(iou.max(1) >= iou_threshold, np.append(rows, -1)[iou.argmax(1)], -1)
+    claims[np.append(index.difficult, False)[claims]] = -2
+    regions, region_labels = index.regions_of(found.image_id)
+    covered = _share_inside(boxes, regions.astype(np.float64)) >= iou_threshold
+    covered &= (region_labels < 0) | (labels == region_labels)
+    return np.where((claims == -1) & covered.any(1), -2, claims)
+
+
+def _share_inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Returns the share of each box [n, 4] that lies in each region [m, 4]: [n, m]."""
+    low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    areas = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=-1)[:, None]
+    return np.prod(np.maximum(high - low, 0), axis=-1) / np.where(areas > 0, areas, 1)
+
+
+def average_precision(hits: np.ndarray, num_objects: int) -> float:
+    """Returns the area under the precision-recall curve, all points (PASCAL VOC since 2010).
+
+    Precision is made non-increasing from the right.
+
+    Args:
+        hits: bool [n], whether each detection, best score first, found an object of its own.
+        num_objects: objects to find; 0: the result is NaN.
+    """
+    if num_objects == 0:
+        return math.nan
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[np.asarray(hits, bool)].sum() / num_objects)
+
+
+def voc_average_precision(
+    index: DetectionIndex, detections: Sequence[ImageDetections], *, iou_threshold: float = 0.5
+) -> float:
+    """Returns the VOC average precision, its mean over the classes with objects; NaN without any.
+
+    A detection points at the object of its class that it overlaps most. It is a hit if their IoU
+    reaches the threshold and no better-scored detection points there. Difficult objects do not
+    count, nor do detections that point at them, nor detections of no object that lie in a region
+    by at least that share.
+
+    Raises:
+        ValueError: as `coco_results`.
+    """
+    check_detections(index, detections)
+    # An empty first part, so that no detections at all need no case of their own.
+    scores = np.concatenate([[], *(np.asarray(found.scores) for found in detections)])
+    labels = np.concatenate([[], *(np.asarray(found.labels) for found in detections)])
+    claims = np.concatenate([[], *(_claims(index, found, iou_threshold) for found in detections)])
+    order = np.argsort(-scores, kind="stable")
+    first = np.unique(claims[order], return_index=True)[1]
+    hits = np.zeros(len(order), bool)
+    hits[first] = True
+    hits &= claims[order] >= 0
+    counted = claims[order] > -2
+    counts = np.bincount(index.labels[~index.difficult], minlength=len(index.class_names))
+    values = [
+        average_precision(hits[counted & (labels[order] == label)], int(counts[label]))
+        for label in np.flatnonzero(counts)
+    ]
+    return float(np.mean(values)) if values else math.nan
+
+
+Score = Callable[[DetectionIndex, Sequence[ImageDetections]], float]
+# Figures beside COCO's: {name: (meaning, function)}. A new one is listed and printed everywhere.
+OTHER_FIGURES: dict[str, tuple[str, Score]] = {
+    "VOC_AP50": ("VOC, area under the curve, IoU 0.50", voc_average_precision),
+}
+
+
+def coco_metrics(index: DetectionIndex, detections: Sequence[ImageDetections]) -> dict[str, Any]:
+    """Scores detections against the ground truth of the index.
+
+    Images without an entry count as images without detections.
+
+    Returns:
+        The twelve COCO figures (keys of COCO_FIGURES, by pycocotools, 100 best detections an
+        image), those of OTHER_FIGURES, and per_class {class name: {"AP", "AP50"}}; floats in 0..1
+        or NaN.
+
+    Raises:
+        ValueError: as `coco_results`.
+    """
+    check_detections(index, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _Evaluation(
+            _coco_dataset(index, _ground_truth(index)),
+            _coco_dataset(index, _found_records(detections)),
+            "bbox",
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    figures = [float(value) if value >= 0 else math.nan for value in evaluation.stats]
+    precision = evaluation.eval["precision"][..., 0, -1]  # [IoU, recall, class]: any area, 100 best
+    return {
+        **dict(zip(COCO_FIGURES, figures, strict=True)),
+        **{name: score(index, detections) for name, (_, score) in OTHER_FIGURES.items()},
+        "per_class": {
+            name: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])}
+            for k, name in enumerate(index.class_names)
+        },
+    }
+
+
+def _number(value: float) -> str:
+    return f"{'n/a':>6}" if math.isnan(value) else f"{value:6.3f}"
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """Returns the result of coco_metrics as lines of text: one a figure, then one a class."""
+    meanings = COCO_FIGURES | {name: meaning for name, (meaning, _) in OTHER_FIGURES.items()}
+    lines = [f"{name:<10}{_number(metrics[name])}   {meanings[name]}" for name in meanings]
+    width = max([len(name) for name in metrics["per_class"]] + [len("class"), 8]) + 2
+    lines += ["", f"{'class':<{width}}{'AP':>6}  {'AP50':>6}"]
+    for name, values in metrics["per_class"].items():
+        lines.append(f"{name:<{width}}{_number(values['AP'])}  {_number(values['AP50'])}")
+    return "\n".join(lines)
