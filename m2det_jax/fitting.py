@@ -94,8 +94,8 @@ def fit(
         The finished run, with its detector, history and metrics.
 
     Raises:
-        InputError: a key does not exist or a value does not fit, or as `train` raises it.
-        KeyboardInterrupt: Ctrl-C; the state is saved, and the same call goes on.
+        InputError: if a key does not exist, a value does not fit, or as `train` raises it.
+        KeyboardInterrupt: at Ctrl-C; the state is saved, and the same call goes on.
     """
     hooks = NO_HOOKS if hooks is None else hooks
     if not isinstance(hooks, Hooks):
@@ -197,7 +197,7 @@ def _change(config: ConfigDict, values: Mapping[str, Any]) -> None:
     """Sets dotted keys of a config, in place.
 
     Raises:
-        InputError: there is no such key, or its value has another type; names it.
+        InputError: if there is no such key, or its value has another type; names it.
     """
     known = flatten(config)
     for key, value in values.items():

@@ -164,9 +164,9 @@ class MultiScale:
         """Returns detections [B, K] in original pixels, image_id [B] and loss terms of a batch.
 
         Args:
-          by_size: a batch of `data.eval_batches` for each input size; without settings of the
-            losses image, image_id, scale and offset suffice.
-          threshold: lowest score, in place of the detector's; compiled once for all.
+            by_size: a batch of `data.eval_batches` for each input size; without settings of the
+                losses image, image_id, scale and offset suffice.
+            threshold: lowest score, in place of the detector's; compiled once for all.
         """
         candidates, terms = [], None
         # An image that cannot be read at one size is none at any.

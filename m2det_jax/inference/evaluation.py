@@ -25,11 +25,11 @@ def data_choice(data: str | os.PathLike | Mapping[str, Any] | None) -> DataChoic
     """Returns the data set that is meant.
 
     Args:
-      data: a CSV file of annotations, a folder with val.csv, a mapping of fields of DataChoice, or
-        None: the validation set of the run.
+        data: a CSV file of annotations, a folder with val.csv, or a mapping of fields of
+            DataChoice; None: the validation set of the run.
 
     Raises:
-      InputError: a field does not exist, or the fields contradict each other.
+        InputError: if a field does not exist, or the fields contradict each other.
     """
     if data is None:
         return DataChoice()
@@ -58,13 +58,13 @@ def evaluate_restored(
     """Returns (metrics, detections) of a data set with the classes of the detector.
 
     Args:
-      batch_size: images per call, over all devices.
-      key: how the user gives it, for what is said where memory does not suffice.
-      reading: num_workers and num_threads, that read images; -1: what fits the host.
+        batch_size: images per call, over all devices.
+        key: how the user gives it, for what is said where memory does not suffice.
+        reading: num_workers and num_threads, that read images; -1: what fits the host.
 
     Raises:
-      ValueError: the batch cannot be split over the devices, or an image cannot be read.
-      OutOfMemory: a batch does not fit into the memory of a device.
+        InputError: if an image cannot be read.
+        OutOfMemory: if a batch does not fit into the memory of a device.
     """
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
@@ -84,7 +84,7 @@ def evaluation_batch(restored: Restored, index: DetectionIndex, batch_size: int,
     """Returns the images per call: those asked for (0: of the config), no more than there are.
 
     Raises:
-      ValueError: they cannot be split over the devices; names the key.
+        InputError: if they cannot be split over the devices; names the key.
     """
     batch_size = batch_size or restored.config.eval.batch_size
     devices.check_divisible(key, batch_size)

@@ -97,7 +97,7 @@ def look_at(
         where: stands for the name of an image without one, in errors.
 
     Raises:
-        InputError: it is no image, or cannot be read; says what was expected and got.
+        InputError: if it is no image, or cannot be read; says what was expected and got.
     """
     if isinstance(image, str | os.PathLike) and not is_url(str(image)):
         path = _path(image)

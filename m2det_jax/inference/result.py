@@ -103,7 +103,7 @@ class Result:
         """Returns the picture, RGB, with the boxes, class names and scores.
 
         Raises:
-            InputError: the file cannot be read any more.
+            InputError: if the file cannot be read any more.
         """
         picture = draw_boxes(
             self.picture.load(), self.boxes, self.labels, self.class_names, self.scores
@@ -115,7 +115,7 @@ class Result:
         """Returns `supervision.Detections`, with the class names as data["class_name"].
 
         Raises:
-            ImportError: supervision is not installed; says how to install it.
+            ImportError: if supervision is not installed; says how to install it.
         """
         try:
             import supervision  # type: ignore[import-not-found]  # optional

@@ -46,7 +46,7 @@ def load(
             ["eval.nms=soft_linear"].
 
     Raises:
-        InputError: there is no such checkpoint, it is damaged, or an override does not fit.
+        InputError: if there is no such checkpoint, it is damaged, or an override does not fit.
     """
     runtime.set_up_jax()
     if isinstance(overrides, Mapping):
@@ -136,9 +136,9 @@ class TrainedDetector:
             come as the images are given.
 
         Raises:
-            InputError: what is given is no image or cannot be read (the results before it come
+            InputError: if what is given is no image or cannot be read (the results before it come
                 first), or a number does not fit.
-            OutOfMemory: a batch does not fit into the memory of a device.
+            OutOfMemory: if a batch does not fit into the memory of a device.
         """
         _check(threshold, batch_size)
         several = one_by_one(images)
@@ -163,7 +163,7 @@ class TrainedDetector:
             config.eval.score_threshold, and -1 fills what is left.
 
         Raises:
-            InputError: the inputs are of another type or size.
+            InputError: if the inputs are of another type or size.
         """
         inputs, (height, width) = np.asarray(inputs), self.image_size
         if inputs.dtype != np.uint8 or inputs.shape[:1] + (height, width, 3) != inputs.shape:
@@ -207,8 +207,8 @@ class TrainedDetector:
             The metrics: AP, AP50 and the others of COCO, VOC AP50, the losses, and per_class.
 
         Raises:
-            DataError: something is wrong in the data for which training is refused.
-            InputError: there are no annotations, or the classes do not fit; says what to do.
+            DataError: if the data have errors for which training is refused.
+            InputError: if there are no annotations, or the classes do not fit; says what to do.
         """
         choice = data_choice(data)
         index, _ = read_data(choice, self.restored, self.workdir, trust=trust)

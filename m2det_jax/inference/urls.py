@@ -23,7 +23,7 @@ def download(url: str, *, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) 
     """Returns what an http or https URL gives; proxies are those of the environment.
 
     Raises:
-        InputError: there is no such thing, or it does not come within the limits; names the URL.
+        InputError: if there is no such file, or it exceeds the limits; names the URL.
     """
     deadline = time.monotonic() + seconds
     try:

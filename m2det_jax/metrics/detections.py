@@ -102,8 +102,8 @@ def original_boxes(
     """Maps boxes [n, 4] from network pixels to pixels of the original image, cut to it.
 
     Args:
-      scale, offset: [2], x and y; boxes are at original * scale + offset.
-      size: (width, height) of the original image.
+        scale, offset: [2], x and y; boxes are at original * scale + offset.
+        size: (width, height) of the original image.
     """
     boxes = (boxes - np.tile(offset, 2)) / np.tile(scale, 2)
     return np.clip(boxes, 0, np.tile(size, 2))

@@ -310,7 +310,7 @@ def test_processes_of_the_program_still_begin_with_its_main_module(tmp_path):
         textwrap.dedent(
             """
             import multiprocessing
-            from m2det_jax.data.feeding.batches import _leave_main_alone
+            from m2det_jax.data.feeding.workers import _leave_main_alone
 
             def answer(queue):
                 queue.put(__name__)
