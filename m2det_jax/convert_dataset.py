@@ -34,7 +34,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "m2det-convert-dataset", description=__doc__, formatter_class=raw
+        "m2det convert-dataset", description=__doc__, formatter_class=raw
     )
     add = parser.add_argument
     add("--from", dest="source", required=True, metavar="FORMAT",

@@ -83,7 +83,7 @@ def draw_sheet(workdir: pathlib.Path, data: pathlib.Path, seed: int) -> Image.Im
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
-        prog="m2det-demo", description="Draw a data set, train on it, evaluate, write pictures."
+        prog="m2det demo", description="Draw a data set, train on it, evaluate, write pictures."
     )
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
     parser.add_argument(

@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from absl import app
 from absl.flags import argparse_flags
@@ -37,6 +37,7 @@ def evaluate_checkpoint(
     num_workers: int = readers.AUTOMATIC,
     num_threads: int = readers.AUTOMATIC,
     trust: bool = False,
+    document: TextIO | None = None,
     **data: Any,
 ) -> dict:
     """Restores a checkpoint, evaluates it, prints the table and writes metrics and detections.
@@ -51,6 +52,7 @@ def evaluate_checkpoint(
         num_workers: worker processes that read images; -1: chosen for the host.
         num_threads: reading threads of each process; -1: chosen for the host.
         trust: allow the import of a Python module that the run names as config.data.format.
+        document: a file that also receives the metrics and the names of the files, as JSON.
         data: fields of datasets.evaluation.DataChoice, such as csv="test.csv"; none: the validation
             set of the run.
 
@@ -81,12 +83,15 @@ def evaluate_checkpoint(
     outputs.write(names[1], json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))
     print(printable(f"written: {target} and {names[1]}"))
+    if document:
+        files = [str(target.with_name(name)) for name in names]
+        runtime.write_json(document, record | {"files": files})
     return metrics
 
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
-        prog="m2det-evaluate",
+        prog="m2det evaluate",
         description="Evaluate a trained detector on annotated images.",
         conflict_handler="resolve",  # if training is imported too, absl has a flag --trust
     )
@@ -102,6 +107,7 @@ def _parser() -> argparse_flags.ArgumentParser:
     trust = "import the Python module that the run names as config.data.format"
     parser.add_argument("--trust", action="store_true", help=trust)
     runtime.add_overrides(parser)
+    runtime.add_json_flag(parser)
     add_flags(parser)
     return parser
 
@@ -109,9 +115,10 @@ def _parser() -> argparse_flags.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Runs the command with parsed arguments."""
     options = vars(args)
-    with runtime.one_line_errors():
+    workdir, wanted = options.pop("workdir"), options.pop("json")
+    with runtime.one_line_errors(), runtime.stdout_for_json(wanted) as document:
         runtime.start()
-        evaluate_checkpoint(options.pop("workdir"), **options)
+        evaluate_checkpoint(workdir, document=document, **options)
 
 
 def cli() -> None:

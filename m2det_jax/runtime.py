@@ -5,6 +5,7 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import os
 import pathlib
@@ -13,14 +14,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import absl.logging
 import jax
 import tqdm
 
 from m2det_jax.errors import BUG, InputError, in_words
-from m2det_jax.pages.markup import printable_lines
+from m2det_jax.pages.markup import printable_lines, without_nan
 from m2det_jax.run import devices as cluster
 from m2det_jax.run.memory import is_exhausted
 from m2det_jax.run.signals import Stopped
@@ -126,7 +127,7 @@ def _devices(platform: str) -> list[jax.Device]:
     if platform and devices[0].platform != platform:
         raise InputError(
             f"config.platform is {platform!r}, but jax finds only {devices[0].platform!r} devices; "
-            "for NVIDIA GPUs install m2det_jax[cuda12] or [cuda13] and check `nvidia-smi`; "
+            "for NVIDIA GPUs install m2det_jax[cuda12] or [cuda13] (`m2det doctor` says which); "
             "or run with --config.platform=''"
         )
     return devices
@@ -255,3 +256,45 @@ def _translated(interrupted: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(BUG)
         raise
+
+
+@contextlib.contextmanager
+def stdout_for_json(wanted: bool) -> Iterator[TextIO | None]:
+    """Yields stdout for the JSON document of --json; None if the user does not want it.
+
+    Inside, all other output to stdout goes to stderr: that of this process, of C libraries and of
+    worker processes.
+    """
+    if not wanted:
+        yield None
+        return
+    sys.stdout.flush()
+    document = open(os.dup(1), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield document
+    finally:
+        os.dup2(document.fileno(), 1)
+        with contextlib.suppress(OSError):  # `write_json` has raised it
+            document.close()
+
+
+def write_json(document: TextIO, value: Any) -> None:
+    """Writes a value as a JSON document; NaN and infinity become null.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    json.dump(without_nan(value), document, indent=2, allow_nan=False)
+    document.write("\n")
+    document.flush()  # so that an error is raised here
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --json."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON document to stdout, and everything else to stderr",
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import pathlib
+import runpy
 
 import jax
 from ml_collections import ConfigDict
@@ -112,3 +113,7 @@ def train(
                 if stops_early(config, progress.totals, step):
                     break
         return metrics
+
+
+if __name__ == "__main__":  # main.py is the command line, and imports this module by its name
+    runpy.run_module("m2det_jax.main", run_name="__main__", alter_sys=True)

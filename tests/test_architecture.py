@@ -1,6 +1,7 @@
 """Imports point one way, and importing a part pulls in no more than it says."""
 
 import ast
+import importlib
 import inspect
 import pathlib
 import re
@@ -12,11 +13,24 @@ import pytest
 
 import m2det_jax
 from m2det_jax import ops
+from m2det_jax.__main__ import VERBS as TABLE
 
 PACKAGE = pathlib.Path(ops.__file__).parent.parent
-VERBS = {"main", "evaluate", "predict", "check", "convert", "convert_dataset", "demo"}
+VERBS = {"main", "evaluate", "predict", "check", "convert", "convert_dataset", "demo", "doctor"}
 # What else may stand at the root; `experiment` is where experiments of users find load_experiment.
-ROOT_MODULES = set("__init__ runtime fitting train build trained draw errors experiment".split())
+# `__main__` is the command m2det, which names the verbs.
+ROOT_MODULES = {
+    "__init__",
+    "__main__",
+    "runtime",
+    "fitting",
+    "train",
+    "build",
+    "trained",
+    "draw",
+    "errors",
+    "experiment",
+}
 # From the bottom up. A room, which is a folder or a file at the root, imports from floors below it.
 FLOORS = (
     {"errors"},
@@ -32,12 +46,15 @@ FLOORS = (
     {"fitting"},
     VERBS - {"demo"},
     {"demo"},
+    {"__main__"},
 )
 # The same inside data/; its own modules are the lowest, and its __init__ hands on all of them.
 DATA_FLOORS = ({""}, {"augment", "synthetic", "formats"}, {"feeding"}, {"__init__"})
 # Other packages that a room may see; those that are not listed may see any.
 ALLOWED = {
+    "__main__": set(),
     "errors": set(),
+    "doctor": {"packaging", "jax"},
     "ops": {"jax", "numpy", "jaxtyping"},
     "model": {"jax", "numpy", "jaxtyping", "flax"},
     "data": {"numpy", "PIL", "grain", "absl", "yaml"},
@@ -104,7 +121,7 @@ def test_the_map_for_newcomers_has_the_same_order():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
     text = text[text.index("```\nm2det_jax/") : text.index("\nexperiments/")]
     rooms = re.findall(
-        r"(?<= )([a-z_]+)(?:/|\.py)(?= )", "\n".join(re.findall("\n  [a-z].*", text))
+        r"(?<= )([a-z_]+)(?:/|\.py)(?= )", "\n".join(re.findall("\n  [a-z_].*", text))
     )
     floors = [floor_of(room) for room in rooms]
     assert floors == sorted(floors, reverse=True) and len(floors) == sum(map(len, FLOORS))
@@ -212,6 +229,30 @@ def test_the_verbs_load_no_tensorflow():
     loaded = loaded_by("import m2det_jax.demo, m2det_jax.main, m2det_jax.convert.weights")
     assert {"flax", "grain", "orbax"} <= loaded
     assert not loaded & {"tensorflow", "torch", "matplotlib"}
+
+
+def test_the_command_names_every_verb():
+    modules = {name.replace("-", "_"): verb.module for name, verb in TABLE.items()}
+    assert modules.pop("train") == "main"
+    assert modules == {name: name for name in VERBS - {"main"}}
+    assert all(callable(importlib.import_module(f"m2det_jax.{name}").cli) for name in VERBS)
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], []])
+def test_the_command_is_light(arguments):
+    loaded = loaded_by(
+        "import contextlib, io; from m2det_jax.__main__ import cli\n"
+        f"with contextlib.redirect_stdout(io.StringIO()): cli({arguments})"
+    )
+    assert "m2det_jax" in loaded and not loaded & (HEAVY | {"jax", "numpy", "absl", "packaging"})
+
+
+def test_the_doctor_asks_jax_in_another_process_only():
+    loaded = loaded_by("import m2det_jax.doctor.__main__, m2det_jax.doctor.findings")
+    assert not loaded & (HEAVY | {"jax", "numpy", "absl"})
+    for path in (PACKAGE / "doctor").glob("*.py"):
+        asks = "jax" in {name.partition(".")[0] for name in imports_of(path)}
+        assert asks == (path.name == "query.py"), path
 
 
 @pytest.mark.parametrize("verb", ["main", "convert.__main__", "check.__main__"])

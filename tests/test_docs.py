@@ -1,13 +1,17 @@
 """What the documentation names is there: experiments, config keys, tests and files."""
 
+import dataclasses
 import pathlib
 import re
 
 import pytest
 
+from m2det_jax.__main__ import VERBS
 from m2det_jax.config import default_config
 from m2det_jax.config.dotted import flatten
 from m2det_jax.config.experiments import experiments_dir
+from m2det_jax.doctor.facts import Facts, Folder, Nvidia, Package, Query
+from m2det_jax.doctor.findings import Finding
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -61,3 +65,17 @@ def test_the_map_has_every_folder_and_names_files_that_exist():
     assert named == data | root | files
     for name in re.findall(r"`([a-z_/]+/[a-z_]*(?:\.py|\.md)?)`", text):
         assert (REPOSITORY / name).exists() or (package / name).exists(), name
+
+
+def test_the_page_of_the_commands_has_every_verb_and_key():
+    text = (REPOSITORY / "docs/commands.md").read_text()
+    table = text[: text.index("## Exit status")]
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", table, flags=re.M))
+    assert rows.keys() == VERBS.keys()
+    for name, verb in VERBS.items():
+        assert f"`python -m m2det_jax.{verb.module}`" in rows[name]
+    (row,) = re.findall(r"^\| `doctor` \| (`well`.*) \|$", text, flags=re.M)
+    named = set(re.findall(r"`([a-z_]+)`", row))
+    parts = (Facts, Finding, Package, Query, Nvidia, Folder)
+    keys = {field.name for part in parts for field in dataclasses.fields(part)}
+    assert named == (keys - {"name"}) | {"well", "uses_gpu", "findings"}

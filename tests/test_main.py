@@ -126,7 +126,8 @@ def test_a_wrong_argument_ends_in_one_line(arguments, parts, tmp_path):
 
 
 def test_without_or_with_an_unknown_experiment(tmp_path):
-    assert "--config experiments/vgg512.py" in one_line(start("main", cwd=tmp_path))
+    for module in ("main", "train"):
+        assert "--config experiments/vgg512.py" in one_line(start(module, cwd=tmp_path))
     line = one_line(start("main", "--config=vgg1024", cwd=tmp_path))
     assert "vgg1024" in line and "quickstart" in line and "vgg800" in line
 
@@ -142,6 +143,7 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
     ("module", "options"),
     [
         ("main", ["--config", "--workdir", "--config.section.key=value"]),
+        ("train", ["--config", "--workdir", "--config.section.key=value"]),
         ("evaluate", ["--workdir", "--checkpoint", "--csv", "--batch_size", "--output", "--set"]),
         (
             "predict",
@@ -161,6 +163,7 @@ def test_a_batch_that_does_not_divide_gives_both_numbers(drawn_files, tmp_path):
         ("demo", ["--workdir", "--seed"]),
         ("convert_dataset", ["--from", "--to", "--split", "--output", "--force", "--copy_images"]),
         ("check", ["--config", "--output", "fit_anchors", "--max_images", "--samples"]),
+        ("doctor", ["--json", "--timeout"]),
     ],
 )
 def test_help_shows_the_options(module, options, tmp_path):
@@ -189,7 +192,7 @@ def test_a_folder_that_is_no_run_ends_in_one_line(module, arguments, tmp_path):
 def test_console_commands_point_at_functions():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert set(project["scripts"]) == {
-        "m2det-demo", "m2det-train", "m2det-check", "m2det-evaluate", "m2det-predict",
+        "m2det", "m2det-demo", "m2det-train", "m2det-check", "m2det-evaluate", "m2det-predict",
         "m2det-convert", "m2det-convert-dataset",
     }  # fmt: skip
     for target in project["scripts"].values():

@@ -9,6 +9,7 @@ well the anchors fit, and writes report.html (open it in a browser) and findings
 status is 1 where training would refuse the data, else 0.
 """
 
+import json
 import math
 import pathlib
 import sys
@@ -31,6 +32,9 @@ _SMALLEST_SIDE = flags.DEFINE_float(
     "smallest_side", 0.0, "Pixels of the network input below which a box is implausible; 0: half "
     "a cell of the finest map, 4 pixels.", lower_bound=0.0,
 )  # fmt: skip
+_JSON = flags.DEFINE_bool(
+    "json", False, "Print one JSON document to stdout, and everything else to stderr."
+)
 flags.register_validator("smallest_side", math.isfinite, "give a number of pixels, 0 or more")
 
 
@@ -44,21 +48,27 @@ def main(argv: list[str]) -> None:
     del argv
     # Imported late: `--help` and a misspelt flag answer at once.
     from m2det_jax import runtime
+    from m2det_jax.check.report import REPORT_FILES
     from m2det_jax.check.run import check
 
     name = command_line.config_name()
+    output = pathlib.Path(_OUTPUT.value or f"runs/check-{name}")
 
-    with runtime.one_line_errors():
+    with runtime.one_line_errors(), runtime.stdout_for_json(_JSON.value) as document:
         runtime.start()
         found = check(
             command_line.CONFIG.value,
-            pathlib.Path(_OUTPUT.value or f"runs/check-{name}"),
+            output,
             name=name,
             fit=_FIT_ANCHORS.value,
             max_images=_MAX_IMAGES.value,
             samples=_SAMPLES.value,
             smallest_side=_SMALLEST_SIDE.value,
         )
+        if document:
+            page, table = (output / name for name in REPORT_FILES)
+            written = json.loads(table.read_text(encoding="utf-8"))
+            runtime.write_json(document, written | {"files": [str(page), str(table)]})
     if found.refused:
         sys.exit(1)
 

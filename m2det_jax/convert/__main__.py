@@ -20,7 +20,7 @@ from m2det_jax.config.official import OFFICIAL_SIZES
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; `verb` of the result names the conversion."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("m2det-convert", description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser("m2det convert", description=__doc__, formatter_class=raw)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     official = verbs.add_parser("official", help="an official M2Det checkpoint to a workdir")

@@ -30,12 +30,12 @@ def shorten(text: str, limit: int = 300) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """Returns nested dicts and lists with NaN (no ground truth) as None, which JSON can hold."""
+    """Returns nested dicts and lists with None for NaN and infinity, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def count(number: int) -> str:

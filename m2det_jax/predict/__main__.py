@@ -9,15 +9,18 @@ or --strict refused one.
 """
 
 import argparse
+import json
 import pathlib
 import sys
+from typing import TextIO
 
 from absl import app
 from absl.flags import argparse_flags
 
 from m2det_jax import runtime
-from m2det_jax.predict.outputs import LINES
-from m2det_jax.predict.run import predict
+from m2det_jax.pages.markup import without_nan
+from m2det_jax.predict.outputs import LINES, RESULTS
+from m2det_jax.predict.run import Predicted, predict
 from m2det_jax.run import readers
 
 _INTERRUPTED = f"interrupted; {LINES} has the finished images, the same command starts again"
@@ -25,7 +28,7 @@ _INTERRUPTED = f"interrupted; {LINES} has the finished images, the same command 
 
 def _parser() -> argparse_flags.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
-        prog="m2det-predict",
+        prog="m2det predict",
         description="Draw detections on images and write them as JSON. Exit status: 0; 3 if "
         "images were skipped; 1 if no image could be read.",
     )
@@ -41,16 +44,35 @@ def _parser() -> argparse_flags.ArgumentParser:
     add("--no_pictures", action="store_false", dest="pictures", help="write JSON only")
     add("--strict", action="store_true", help="stop if an image cannot be read")
     runtime.add_overrides(parser)
+    runtime.add_json_flag(parser)
     return parser
+
+
+def write_document(document: TextIO, done: Predicted) -> None:
+    """Writes the document of --json one image at a time, so that it never lies in memory."""
+    counts = {name: getattr(done, name) for name in ("detections", "skipped", "undrawn")}
+    files = [str(done.folder / name) for name in (LINES, RESULTS)]
+    head = json.dumps({**counts, "folder": str(done.folder), "files": files}, indent=2)
+    document.write(head.removesuffix("\n}") + ',\n  "images": [')
+    for number, line in enumerate(done.lines()):
+        document.write(f"{',' if number else ''}\n    {json.dumps(without_nan(line))}")
+    document.write("\n  ]\n}\n")
+    document.flush()  # so that an error is raised here
 
 
 def main(args: argparse.Namespace) -> None:
     """Runs the command with parsed arguments; the exit status is 3 if images were skipped."""
     options = vars(args)
     workdir, paths = options.pop("workdir"), options.pop("paths")
-    with runtime.one_line_errors(interrupted=_INTERRUPTED):
+    wanted = options.pop("json")
+    with (
+        runtime.one_line_errors(interrupted=_INTERRUPTED),
+        runtime.stdout_for_json(wanted) as document,
+    ):
         runtime.start()
         done = predict(workdir, paths, **options)
+        if document:
+            write_document(document, done)
     if done.skipped or done.undrawn:
         sys.exit(3)
 
