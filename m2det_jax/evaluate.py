@@ -11,24 +11,18 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-import jax
 from absl import app
 from absl.flags import argparse_flags
 
 from m2det_jax import runtime
-from m2det_jax.build import make_views, step_settings
 from m2det_jax.config.dotted import to_dict
-from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
-from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
-from m2det_jax.detector.reading import Reading
-from m2det_jax.detector.views import MultiScale
-from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
 from m2det_jax.metrics.scores import coco_results, format_table
 from m2det_jax.pages.markup import printable, without_nan
-from m2det_jax.run import devices, memory, readers
+from m2det_jax.run import readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
-from m2det_jax.trained import Restored, restore
+from m2det_jax.trained import restore
 
 log = logging.getLogger("m2det_jax")
 
@@ -77,16 +71,12 @@ def evaluate_checkpoint(
     refuse_checkpoints(outputs.folder, workdir)
     outputs.claim(names, choice.files)
     index, source = read_data(choice, restored, workdir, trust=trust)
-    batch_size = batch_size or restored.config.eval.batch_size
-    devices.check_divisible("--batch_size", batch_size)
-    batch_size = devices.no_larger_batch(batch_size, index.num_images)
+    batch_size = evaluation_batch(restored, index, batch_size, "--batch_size")
     outputs.claim(names, index.image_paths)
     target.parent.mkdir(parents=True, exist_ok=True)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
-    with memory.batch_explained("the evaluation", "--batch_size", batch_size):
-        metrics, detections = _evaluate_restored(
-            restored, index, batch_size, num_workers=num_workers, num_threads=num_threads
-        )
+    reading = {"num_workers": num_workers, "num_threads": num_threads}
+    metrics, detections = evaluate_restored(restored, index, batch_size, "--batch_size", **reading)
     record = without_nan(metrics) | {"step": restored.step, "data": source}
     record["eval"] = to_dict(restored.config.eval)
     outputs.write(names[0], json.dumps(record, indent=2) + "\n")
@@ -97,22 +87,6 @@ def evaluate_checkpoint(
         files = [str(target.with_name(name)) for name in names]
         runtime.write_json(document, record | {"files": files})
     return metrics
-
-
-def _evaluate_restored(
-    restored: Restored, index: DetectionIndex, batch_size: int, **reading: int
-) -> tuple[dict, list[ImageDetections]]:
-    detector, settings = restored.detector, step_settings(restored.config)
-    replicated, by_batch = devices.data_mesh()
-    variables = jax.device_put(restored.variables, replicated)
-    how = Reading(batch_size, on_bad_image=restored.config.data.on_bad_image, **reading)
-    if views := make_views(restored.config):
-        multi = MultiScale(detector, views, settings)
-        found = multi.detect(variables, index, how, sharding=by_batch)
-    else:
-        eval_step = jax.jit(make_eval_step(detector, settings))
-        found = detect(eval_step, variables, index, detector, how, sharding=by_batch)
-    return evaluate(found, index, how.num_batches(index))
 
 
 def _parser() -> argparse_flags.ArgumentParser:

@@ -46,11 +46,14 @@ def start(
         InputError: if jax does not find the platform or the other processes.
     """
     _configure_logging()
-    add_xla_flags(deterministic=deterministic)
-    # So the next start need not compile again. JAX_COMPILATION_CACHE_DIR sets another folder.
-    if not _option("jax_compilation_cache_dir"):
-        home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
+    start_quietly(platform, deterministic, distributed)
+
+
+def start_quietly(
+    platform: str = "", deterministic: bool = False, distributed: Mapping[str, Any] | None = None
+) -> None:
+    """Does what `start` does, without a change of logging: for programs of the user."""
+    set_up_jax(deterministic=deterministic)
     if distributed is None:
         cluster.refuse_several_processes("see docs/clusters.md")
     else:
@@ -61,6 +64,15 @@ def start(
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     log.info("devices: %d x %s (%s), jax %s", len(devices), devices[0].platform, kinds,
              jax.__version__)  # fmt: skip
+
+
+def set_up_jax(*, deterministic: bool = False) -> None:
+    """Sets the XLA flags and the folder of the compilation cache; what the user has set is kept."""
+    add_xla_flags(deterministic=deterministic)
+    # So the next start need not compile again. JAX_COMPILATION_CACHE_DIR sets another folder.
+    if not _option("jax_compilation_cache_dir"):
+        home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
 
 
 def add_xla_flags(*, deterministic: bool = False) -> None:
@@ -156,6 +168,20 @@ def _worth_reading(record: logging.LogRecord) -> bool:
     if record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"):
         return False
     return not any(text in record.getMessage() for text in _EXPECTED)
+
+
+@contextlib.contextmanager
+def expected_warnings_left_out() -> Iterator[None]:
+    """Ignores warnings of Orbax about what is intended; for programs that configure logging."""
+    loggers = (absl.logging.get_absl_logger(), logging.getLogger("asyncio"))
+    changed = [logger for logger in loggers if _worth_reading not in logger.filters]
+    for logger in changed:
+        logger.addFilter(_worth_reading)
+    try:
+        yield
+    finally:
+        for logger in changed:
+            logger.removeFilter(_worth_reading)
 
 
 def _without_closed_loops(hook: Callable, unraisable: Any) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import pathlib
 import runpy
 
@@ -10,9 +9,11 @@ import jax
 from ml_collections import ConfigDict
 
 from m2det_jax.config import Config, resolve
+from m2det_jax.config.dotted import flatten
 from m2det_jax.config.paths import absolute_paths
 from m2det_jax.run.checkpoint import check_last_save, open_manager, save
 from m2det_jax.run.devices import put_batch
+from m2det_jax.run.hooks import NO_HOOKS, Hooks
 from m2det_jax.run.lock import WorkdirLock
 from m2det_jax.run.signals import Stopped, StopSignals
 from m2det_jax.training.batches import open_batches, save_samples
@@ -23,24 +24,27 @@ from m2det_jax.training.resume import (
     fresh_state,
     nothing_to_do,
     open_progress,
-    out_of_patience,
     start_or_resume,
+    stops_early,
     write_beside,
 )
 from m2det_jax.training.step import INPUTS
 from m2det_jax.training.validation import Validation
 
-log = logging.getLogger("m2det_jax")
-
 
 def train(
-    config: ConfigDict | Config, workdir: pathlib.Path, *, allow_config_change: bool = False
+    config: ConfigDict | Config,
+    workdir: pathlib.Path,
+    *,
+    allow_config_change: bool = False,
+    hooks: Hooks = NO_HOOKS,
 ) -> dict:
     """Trains until the plan is done, resuming from workdir's latest checkpoint where there is one.
 
     Args:
         config: as an experiment returns it; nothing after this function sees a ConfigDict.
         allow_config_change: resume although keys differ that change the result.
+        hooks: are told of the start and of evaluations; `fit` tells them of the end and of errors.
 
     Returns:
         The validation metrics of the last evaluation (moving-average weights); {} if there is none.
@@ -61,8 +65,11 @@ def train(
         files = write_beside(config, run, workdir)
         progress = enter(open_progress(config, run, start, workdir))
         batches = enter(contextlib.closing(open_batches(config, run, start.step)))
-        validation = enter(Validation(config, run, manager, progress, signals, start.pending))
+        validation = enter(
+            Validation(config, run, manager, progress, signals, start.pending, hooks)
+        )
         enter(not_waiting_for_others(workdir))
+        hooks.on_run_start(flatten(config), workdir, start.step, run.plan.steps)
 
         metrics = validation.run(state) if start.pending else {}
         if nothing_to_do(config, run, start):
@@ -103,9 +110,7 @@ def train(
             # Saved first: whatever becomes of the evaluation, the steps so far are safe.
             if run.plan.evaluates(step):
                 metrics = progress.pause(validation.run, state)
-                if out_of_patience(config, progress.totals):
-                    log.info("stopping early at step %d: no better AP in %d evaluations",
-                             step, config.eval.patience)  # fmt: skip
+                if stops_early(config, progress.totals, step):
                     break
         return metrics
 

@@ -29,6 +29,7 @@ from m2det_jax.convert.weights import COCO_IDS
 from m2det_jax.data import DataError, read_classes, read_csv
 from m2det_jax.data.formats.write import write_dataset
 from m2det_jax.evaluate import evaluate_checkpoint
+from m2det_jax.inference import evaluation
 from m2det_jax.metrics.scores import COCO_FIGURES
 from m2det_jax.ops import Detections
 from m2det_jax.trained import restore
@@ -67,7 +68,7 @@ def nearly_right(monkeypatch):
 
         return eval_step
 
-    monkeypatch.setattr(evaluate, "make_eval_step", make_eval_step)
+    monkeypatch.setattr(evaluation, "make_eval_step", make_eval_step)
 
 
 def written_by(workdir, output, **options):

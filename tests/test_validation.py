@@ -1,6 +1,7 @@
 """Saved first, evaluated then: what goes wrong in an evaluation costs no step, and no image."""
 
 import gc
+import logging
 import os
 import pathlib
 import shutil
@@ -25,7 +26,7 @@ from m2det_jax.training.prepare import prepare
 
 @pytest.fixture(autouse=True)
 def log_lines(monkeypatch, caplog):
-    monkeypatch.setattr(train.log, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
     caplog.set_level("INFO", "m2det_jax")
     return caplog
 

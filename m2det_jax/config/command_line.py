@@ -15,7 +15,7 @@ from m2det_jax.config import experiments
 from m2det_jax.config.dotted import flatten, nearest_key
 from m2det_jax.config.experiment_checks import load_checked
 from m2det_jax.config.keys import FORMATS
-from m2det_jax.config.stored import stored_metas
+from m2det_jax.config.stored import stored_file
 from m2det_jax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -97,10 +97,7 @@ def _resolve_config(argv: list[str]) -> str | None:
         if flag in ("--config", "-config"):
             argv[i : i + 1 + (not equals)] = [f"--config={_config_file(value)}"]
             return argv[i].partition("=")[2]
-    workdir = pathlib.Path(given.get("workdir", ""))
-    # What training wrote as it began, else what lies in the newest checkpoint.
-    places = [workdir / "config.json", *stored_metas(workdir)]
-    stored = next((path for path in places if path.is_file()), None)
+    stored = stored_file(pathlib.Path(given.get("workdir", "")))
     if "workdir" not in given or stored is None:
         return None
     argv.insert(1, f"--config={_stored(stored)}")

@@ -78,6 +78,13 @@ def get_config(path: str) -> ConfigDict:
         raise InputError(f"{error}; or give --config") from None
 
 
+def stored_file(workdir: pathlib.Path) -> pathlib.Path | None:
+    """Returns the file with the config of a run, for `get_config`; None: there is none."""
+    # What training wrote as it began, else what lies in the newest checkpoint.
+    places = [workdir / "config.json", *stored_metas(workdir)]
+    return next((path for path in places if path.is_file()), None)
+
+
 def stored_metas(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the files with the meta of the checkpoints in a workdir, the newest first."""
     found = workdir.glob("checkpoints/*/meta/metadata")

@@ -121,14 +121,39 @@ def load_image(
             if min_scale_size is not None:
                 image.draft("RGB", _upright_size(min_scale_size, orientation))
             image.load()
-            picture = _to_rgb(image)
-            if orientation in _TURN:
-                picture = picture.transpose(_TURN[orientation])
+            picture = _upright_rgb(image, orientation)
             # The EXIF block would make the next program turn it again.
             picture.info = {}
             return picture
     except BROKEN_FILE as error:
         raise UnreadableImage(path, error) from error
+
+
+def upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Returns an open image, which stays as it is, as an upright RGB picture.
+
+    Args:
+        image: of any mode; its pixels need not be loaded yet.
+        name: of the image, for errors.
+
+    Returns:
+        A picture of the same pixels; the image itself where there is nothing to change.
+
+    Raises:
+        ValueError: as `load_image`.
+    """
+    try:
+        _check_format(image)
+        _check_pixels(image.size)
+        image.load()  # also what stands behind the pixels of a file
+        return _upright_rgb(image, _exif_orientation(image))
+    except BROKEN_FILE as error:
+        raise UnreadableImage(name, error) from error
+
+
+def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
+    picture = _to_rgb(image)
+    return picture.transpose(_TURN[orientation]) if orientation in _TURN else picture
 
 
 def reduction(full_size: tuple[int, int], size: tuple[int, int]) -> int:
@@ -158,12 +183,19 @@ def _check_format(image: Image.Image) -> None:
 
 def orientation_of(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1..8; 1 for none or where Pillow turns the image itself."""
-    if image.format == "TIFF":
-        return 1
     try:
         file = getattr(image, "fp", None)  # an ImageFile has one
         if image.format == "PNG" and file is not None and _exif_chunks(file.fileno())[1]:
             image.load()  # Pillow sees chunks after the pixels only then
+    except BROKEN_FILE:
+        return 1
+    return _exif_orientation(image)
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1
+    try:
         exif = Image.Image.getexif(image)
     except BROKEN_FILE:
         # A damaged EXIF block is common and says nothing of the pixels.

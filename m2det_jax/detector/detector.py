@@ -6,7 +6,7 @@ B batch, A anchors, C classes, K detections per image, H, W.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from m2det_jax.model import PRIOR, M2Det
 # [B, A, 4].
 Outputs = dict[str, Float[Array, "B A _"]]
 Detect = Callable[[dict, UInt8[Array, "B H W 3"]], ops.Detections]
+# A score, 0..1; an array under jit, where one program serves all of them.
+Threshold: TypeAlias = float | np.floating | jax.Array
+DetectAbove = Callable[[dict, UInt8[Array, "B H W 3"], Threshold], ops.Detections]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +31,24 @@ class Suppression:
     """Plain values of config.eval, where each is explained."""
 
     nms: str
-    score_threshold: float
+    score_threshold: Threshold
     iou_threshold: float
     pre_nms_top_k: int
     soft_iou_threshold: float
     soft_sigma: float
-    soft_score_floor: float
+    soft_score_floor: Threshold
     soft_candidates: int
     max_per_class: int
     max_detections: int
     class_agnostic: bool
 
-    def at_threshold(self, threshold: float) -> "Suppression":
+    def at_threshold(self, threshold: Threshold) -> "Suppression":
         """Returns the same, but that no detection has a score below a threshold, 0..1."""
-        floor = max(threshold, self.soft_score_floor)
+        floor: Threshold
+        if isinstance(threshold, jax.Array):
+            floor = jnp.maximum(threshold, self.soft_score_floor)
+        else:
+            floor = max(threshold, self.soft_score_floor)
         return dataclasses.replace(self, score_threshold=threshold, soft_score_floor=floor)
 
     def candidates(self, boxes: Float[Array, "A 4"], scores: Float[Array, "A C"]) -> ops.Candidates:
@@ -143,6 +150,17 @@ class Detector:
         """
         return _detect_fn(self)
 
+    def detect_above_fn(self) -> DetectAbove:
+        """As `detect_fn`, whose third argument replaces the score threshold of the suppression.
+
+        It is compiled once for all thresholds.
+        """
+        return _detect_above_fn(self)
+
+    def at_threshold(self, threshold: Threshold) -> "Detector":
+        """Returns the same, but that no detection has a score below a threshold, 0..1."""
+        return dataclasses.replace(self, suppression=self.suppression.at_threshold(threshold))
+
     def _key(self) -> tuple:
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
         anchors = (self.anchors.shape, self.anchors.dtype.str, self.anchors.tobytes())
@@ -160,5 +178,14 @@ def _detect_fn(detector: Detector) -> Detect:
     def detect(variables: dict, images: jax.Array) -> ops.Detections:
         outputs: Any = detector.model.apply(variables, detector.normalize(images), train=False)
         return detector.postprocess(outputs)
+
+    return jax.jit(detect)
+
+
+@functools.lru_cache(maxsize=8)
+def _detect_above_fn(detector: Detector) -> DetectAbove:
+    def detect(variables: dict, images: jax.Array, threshold: jax.Array) -> ops.Detections:
+        outputs: Any = detector.model.apply(variables, detector.normalize(images), train=False)
+        return detector.at_threshold(threshold).postprocess(outputs)
 
     return jax.jit(detect)

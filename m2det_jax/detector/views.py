@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2det_jax import ops
-from m2det_jax.data import DetectionIndex
-from m2det_jax.detector.detector import Detector
+from m2det_jax.data import DetectionIndex, ResizeSettings
+from m2det_jax.detector.detector import Detector, Threshold
 from m2det_jax.detector.objective import StepSettings, eval_losses
 from m2det_jax.detector.reading import Detected, Reading, open_batches
 from m2det_jax.errors import InputError
@@ -114,9 +114,15 @@ class MultiScale:
         }
 
         @jax.jit
-        def merge(candidates: Sequence[ops.Candidates]) -> ops.Detections:
+        def merge(
+            candidates: Sequence[ops.Candidates], threshold: Threshold | None = None
+        ) -> ops.Detections:
+            suppression = detector.suppression
+            if threshold is not None:
+                suppression = suppression.at_threshold(threshold)
+
             def one_image(candidates: Sequence[ops.Candidates]) -> ops.Detections:
-                return detector.suppression.detections(ops.merge_candidates(candidates))
+                return suppression.detections(ops.merge_candidates(candidates))
 
             return jax.vmap(one_image)(candidates)
 
@@ -131,10 +137,9 @@ class MultiScale:
         sharding: jax.sharding.Sharding,
     ) -> Detected:
         """Yields for every batch its images' detections, in original pixels, and its loss terms."""
-        resizes = [detector.resize for detector in self._detectors.values()]
-        with open_batches(index, resizes, reading) as batches:
+        with open_batches(index, self.resizes, reading) as batches:
             dispatched = (
-                self._detect_batch(
+                self.detect_batch(
                     variables, dict(zip(self._detectors, images, strict=True)), sharding
                 )
                 for images in batches
@@ -144,15 +149,30 @@ class MultiScale:
                 identity = {"scale": np.ones((len(ids), 2)), "offset": np.zeros((len(ids), 2))}
                 yield to_original(found, {"image_id": ids} | identity, index), terms
 
-    def _detect_batch(
-        self, variables: dict, by_size: dict, sharding: jax.sharding.Sharding
+    @property
+    def resizes(self) -> tuple[ResizeSettings, ...]:
+        """How an image is brought to each input size, in order."""
+        return tuple(at_size.resize for at_size in self._detectors.values())
+
+    def detect_batch(
+        self,
+        variables: dict,
+        by_size: dict,
+        sharding: jax.sharding.Sharding,
+        threshold: Threshold | None = None,
     ) -> tuple[ops.Detections, jax.Array, dict | None]:
-        """Returns detections [B, K] in original pixels, image_id [B] and loss terms of a batch."""
+        """Returns detections [B, K] in original pixels, image_id [B] and loss terms of a batch.
+
+        Args:
+            by_size: a batch of `data.eval_batches` for each input size; without settings of the
+                losses image, image_id, scale and offset suffice.
+            threshold: lowest score, in place of the detector's; compiled once for all.
+        """
         candidates, terms = [], None
         # An image that cannot be read at one size is none at any.
         ids = np.minimum.reduce([batch["image_id"] for batch in by_size.values()])
         for size, batch in by_size.items():
-            batch = {key: batch[key] for key in _ON_DEVICE} | {"image_id": ids}
+            batch = {key: batch[key] for key in _ON_DEVICE if key in batch} | {"image_id": ids}
             batch = devices.put_batch(batch, sharding)
             for mirror in (False, True) if self._views.flip else (False,):
                 found, losses = self._steps[size](variables, batch, mirror)
@@ -161,4 +181,4 @@ class MultiScale:
                     candidates.append(found)
                 else:
                     break
-        return self._merge(candidates), batch["image_id"], terms
+        return self._merge(candidates, threshold), batch["image_id"], terms

@@ -28,6 +28,12 @@ class ImageDetections:
     labels: np.ndarray
 
 
+def xywh(boxes: np.ndarray) -> np.ndarray:
+    """Returns xyxy boxes [n, 4] as COCO's x, y, width, height, float64 [n, 4]."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
 def check_detections(index: DetectionIndex, detections: Sequence[ImageDetections]) -> None:
     """Checks that detections fit an index.
 
@@ -82,11 +88,22 @@ def to_original(
         if image_id < 0:
             continue
         valid = found.valid[i]
-        scale, offset = np.tile(batch["scale"][i], 2), np.tile(batch["offset"][i], 2)
-        width, height = index.sizes[image_id]
-        boxes = (found.boxes[i][valid] - offset) / scale
-        boxes = np.clip(boxes, 0, np.array([width, height, width, height]))
+        size = index.sizes[image_id]
+        boxes = original_boxes(found.boxes[i][valid], batch["scale"][i], batch["offset"][i], size)
         results.append(
             ImageDetections(int(image_id), boxes, found.scores[i][valid], found.labels[i][valid])
         )
     return results
+
+
+def original_boxes(
+    boxes: np.ndarray, scale: np.ndarray, offset: np.ndarray, size: np.ndarray | tuple[int, int]
+) -> np.ndarray:
+    """Maps boxes [n, 4] from network pixels to pixels of the original image, cut to it.
+
+    Args:
+        scale, offset: [2], x and y; boxes are at original * scale + offset.
+        size: (width, height) of the original image.
+    """
+    boxes = (boxes - np.tile(offset, 2)) / np.tile(scale, 2)
+    return np.clip(boxes, 0, np.tile(size, 2))

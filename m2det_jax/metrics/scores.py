@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from m2det_jax.data import DetectionIndex
-from m2det_jax.metrics.detections import ImageDetections, check_detections
+from m2det_jax.metrics.detections import ImageDetections, check_detections, xywh
 
 COCO_FIGURES = {
     "AP": "mean over IoU 0.50:0.95",
@@ -33,12 +33,6 @@ COCO_FIGURES = {
     "AR_medium": "recall, medium",
     "AR_large": "recall, large",
 }
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    """Returns xyxy [n, 4] as COCO's x, y, width, height, float64 [n, 4]."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def coco_results(
@@ -65,7 +59,7 @@ def coco_results(
         }
         for found in detections
         for box, score, label in zip(
-            _xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
+            xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
         )
         if index.original_class_id(label) is not None
     ]
@@ -95,7 +89,7 @@ def _ground_truth(index: DetectionIndex) -> list[dict[str, Any]]:
         for i, label, box, area, difficult in zip(
             images.tolist(),
             index.labels.tolist(),
-            _xywh(index.boxes).tolist(),
+            xywh(index.boxes).tolist(),
             index.areas.tolist(),
             index.difficult.tolist(),
             strict=True,
@@ -106,7 +100,7 @@ def _ground_truth(index: DetectionIndex) -> list[dict[str, Any]]:
     return objects + [
         {"image_id": i, "category_id": k, "bbox": box, "area": box[2] * box[3], "iscrowd": 1}
         for i, label, box in zip(
-            images.tolist(), index.region_labels.tolist(), _xywh(index.regions).tolist(),
+            images.tolist(), index.region_labels.tolist(), xywh(index.regions).tolist(),
             strict=True,
         )
         for k in (every_class if label < 0 else [label])
@@ -125,7 +119,7 @@ def _found_records(detections: Sequence[ImageDetections]) -> list[dict[str, Any]
         }
         for found in detections
         for box, score, label in zip(
-            _xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
+            xywh(found.boxes).tolist(), found.scores, found.labels, strict=True
         )
     ]
 

@@ -217,6 +217,14 @@ def nothing_to_do(config: Config, run: Run, start: Start) -> bool:
     return over
 
 
+def stops_early(config: Config, totals: dict[str, Any], step: int) -> bool:
+    """Tells, and logs, whether a run ends after the evaluation of this step."""
+    if over := out_of_patience(config, totals):
+        log.info("stopping early at step %d: no better AP in %d evaluations", step,
+                 config.eval.patience)  # fmt: skip
+    return over
+
+
 def out_of_patience(config: Config, totals: dict[str, Any]) -> bool:
     """Tells whether the run has had config.eval.patience evaluations without a better AP."""
     return 0 < config.eval.patience <= totals["evaluations_since_best"]

@@ -21,6 +21,7 @@ from m2det_jax.detector.evaluation import ON_DEVICE, detect, evaluate
 from m2det_jax.detector.reading import Reading
 from m2det_jax.run import checkpoint, memory
 from m2det_jax.run.cost import read_cost, readable_bytes
+from m2det_jax.run.hooks import NO_HOOKS, Hooks
 from m2det_jax.run.progress import Progress
 from m2det_jax.run.readers import FEW_IMAGES
 from m2det_jax.run.signals import Stopped, StopSignals
@@ -41,6 +42,7 @@ class Validation:
         progress: where figures go; its totals are brought up to date.
         signals: heard between the batches of an evaluation.
         pending: the run goes on from a step that was saved, and not evaluated.
+        hooks: are told of the figures, once they are recorded.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Validation:
         progress: Progress,
         signals: StopSignals,
         pending: bool,
+        hooks: Hooks = NO_HOOKS,
     ):
         self._config, self._run, self._manager = config, run, manager
         self._progress, self._signals, self.pending = progress, signals, pending
+        self._hooks = hooks
         self._threads = concurrent.futures.ThreadPoolExecutor(2, "validation")
         self._program: concurrent.futures.Future | None = None
         self._images: concurrent.futures.Future | None = None
@@ -141,6 +145,7 @@ class Validation:
         log.info("step %d  validation AP %.3f  AP50 %.3f  AP75 %.3f  loss %.4f  (best AP %.3f)",
                  step, metrics["AP"], metrics["AP50"], metrics["AP75"], metrics["loss"],
                  totals["best_AP"])  # fmt: skip
+        self._hooks.on_evaluation_end(step, metrics)
         return metrics
 
     def _stop_if_asked(self, step: int) -> None:

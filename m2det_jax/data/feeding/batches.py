@@ -131,8 +131,8 @@ def train_batches(
 
     Args:
         start_step: the first batch is that of this step, counted from 0.
-        num_workers: worker processes; 0: threads of this process. A main module that starts
-            workers needs the `__main__` guard, they are spawned.
+        num_workers: worker processes; 0: threads of this process. They are spawned, without the
+            main module: a script needs no `__main__` guard.
         num_threads: reading threads, in every worker if there are any; 0: read when asked.
 
     Returns:

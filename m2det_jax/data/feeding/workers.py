@@ -12,11 +12,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, spawn
+from typing import Any
 
 import grain
 from absl import flags
 
+_WORKER_NAME = "grain-process-prefetch"  # how grain names worker processes begins
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # by worker processes
 
 
@@ -35,6 +37,7 @@ def read_ahead(
             flags.FLAGS.mark_as_parsed()
         # It would start with the first worker, and let through the signals that are held back.
         resource_tracker.ensure_running()
+        _leave_main_alone()
         _free_memory_at_exit()
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
@@ -56,6 +59,26 @@ def _free_memory_at_exit() -> None:
             time.sleep(0.1)  # a thread of grain's removes what was freed
 
     atexit.register(free)
+
+
+@functools.cache
+def _leave_main_alone() -> None:
+    """Makes grain's workers start without the main module of the program.
+
+    A spawned process imports it again by default: a script without a `__main__` guard would start a
+    second time inside each worker. What workers need is sent to them pickled, by value if it is of
+    the main module. All other processes of the program start as before.
+    """
+    prepare = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = prepare(name)
+        if name.startswith(_WORKER_NAME):
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = without_main
 
 
 @contextlib.contextmanager

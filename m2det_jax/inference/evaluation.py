@@ -1,0 +1,91 @@
+"""Evaluation of a trained detector on a data set: by one view of each image, or by several."""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from m2det_jax.build import make_views, step_settings
+from m2det_jax.data import DetectionIndex
+from m2det_jax.datasets.evaluation import DataChoice
+from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
+from m2det_jax.detector.reading import Reading
+from m2det_jax.detector.views import MultiScale
+from m2det_jax.errors import InputError
+from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.run import devices, memory
+from m2det_jax.trained import Restored
+
+
+def data_choice(data: str | os.PathLike | Mapping[str, Any] | None) -> DataChoice:
+    """Returns the data set that is meant.
+
+    Args:
+        data: a CSV file of annotations, a folder with val.csv, or a mapping of fields of
+            DataChoice; None: the validation set of the run.
+
+    Raises:
+        InputError: if a field does not exist, or the fields contradict each other.
+    """
+    if data is None:
+        return DataChoice()
+    if isinstance(data, str | os.PathLike):
+        path = pathlib.Path(data)
+        return DataChoice(csv=str(path / "val.csv" if path.is_dir() else path))
+    if not isinstance(data, Mapping):
+        raise InputError(f"data: a CSV file, a folder or a mapping expected, got {data!r:.60}")
+    known = [field.name for field in dataclasses.fields(DataChoice)]
+    for key in data:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise InputError(
+                f"data: there is no key {key!r}, the nearest is {nearest!r}; give some of "
+                f"{', '.join(known)}"
+            )
+    fields = {key: str(v) if isinstance(v, os.PathLike) else v for key, v in data.items()}
+    if isinstance(pairs := fields.get("class_map"), Mapping):
+        fields["class_map"] = [f"{old}={new}" for old, new in pairs.items()]
+    return DataChoice(**fields)
+
+
+def evaluate_restored(
+    restored: Restored, index: DetectionIndex, batch_size: int, key: str, **reading: int
+) -> tuple[dict, list[ImageDetections]]:
+    """Returns (metrics, detections) of a data set with the classes of the detector.
+
+    Args:
+        batch_size: images per call, over all devices.
+        key: how the user gives it, for what is said where memory does not suffice.
+        reading: num_workers and num_threads, that read images; -1: what fits the host.
+
+    Raises:
+        InputError: if an image cannot be read.
+        OutOfMemory: if a batch does not fit into the memory of a device.
+    """
+    detector, settings = restored.detector, step_settings(restored.config)
+    replicated, by_batch = devices.data_mesh()
+    variables = jax.device_put(restored.variables, replicated)
+    how = Reading(batch_size, on_bad_image=restored.config.data.on_bad_image, **reading)
+    with memory.batch_explained("the evaluation", key, batch_size):
+        if views := make_views(restored.config):
+            multi = MultiScale(detector, views, settings)
+            found = multi.detect(variables, index, how, sharding=by_batch)
+        else:
+            eval_step = jax.jit(make_eval_step(detector, settings))
+            found = detect(eval_step, variables, index, detector, how, sharding=by_batch)
+        return evaluate(found, index, how.num_batches(index))
+
+
+def evaluation_batch(restored: Restored, index: DetectionIndex, batch_size: int, key: str) -> int:
+    """Returns the images per call: those asked for (0: of the config), no more than there are.
+
+    Raises:
+        InputError: if they cannot be split over the devices; names the key.
+    """
+    batch_size = batch_size or restored.config.eval.batch_size
+    devices.check_divisible(key, batch_size)
+    return devices.no_larger_batch(batch_size, index.num_images)
