@@ -28,8 +28,7 @@ from m2det_jax.config import Config
 from m2det_jax.detector.objective import losses_of, make_targets
 from m2det_jax.run.history import read_history
 from m2det_jax.train import train
-from m2det_jax.training.batches import open_batches
-from m2det_jax.training.prepare import first_state, prepare
+from m2det_jax.training.prepare import first_state, open_batches, prepare
 
 MEMORY_LIMIT = 12 * 2**30
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

@@ -14,7 +14,7 @@ from m2det_jax.config import default_config
 from m2det_jax.data import read_classes, read_csv
 from m2det_jax.data.augment.steps import augment
 from m2det_jax.data.synthetic import draw_dataset
-from m2det_jax.draw import contact_sheet, draw_boxes
+from m2det_jax.drawing.boxes import contact_sheet, draw_boxes
 
 # Each row: its title and the pipeline; all probabilities are 1 here.
 ROWS = (

@@ -19,7 +19,7 @@ from m2det_jax import runtime
 from m2det_jax.config import experiments
 from m2det_jax.data import load_image, read_classes, read_csv
 from m2det_jax.data.synthetic import draw_dataset
-from m2det_jax.draw import contact_sheet, draw_boxes
+from m2det_jax.drawing.boxes import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.predict import predict
 from m2det_jax.predict.outputs import detections_of

@@ -16,9 +16,8 @@ from m2det_jax.run.devices import put_batch
 from m2det_jax.run.hooks import NO_HOOKS, Hooks
 from m2det_jax.run.lock import WorkdirLock
 from m2det_jax.run.signals import Stopped, StopSignals
-from m2det_jax.training.batches import open_batches, save_samples
 from m2det_jax.training.errors import explained, not_waiting_for_others
-from m2det_jax.training.prepare import compile_steps, prepare
+from m2det_jax.training.prepare import compile_steps, open_batches, prepare
 from m2det_jax.training.resume import (
     describe_run,
     fresh_state,
@@ -28,6 +27,7 @@ from m2det_jax.training.resume import (
     stops_early,
     write_beside,
 )
+from m2det_jax.training.samples import save_samples
 from m2det_jax.training.step import INPUTS
 from m2det_jax.training.validation import Validation
 
@@ -65,9 +65,7 @@ def train(
         files = write_beside(config, run, workdir)
         progress = enter(open_progress(config, run, start, workdir))
         batches = enter(contextlib.closing(open_batches(config, run, start.step)))
-        validation = enter(
-            Validation(config, run, manager, progress, signals, start.pending, hooks)
-        )
+        validation = enter(Validation(config, run, manager, progress, signals, hooks))
         enter(not_waiting_for_others(workdir))
         hooks.on_run_start(flatten(config), workdir, start.step, run.plan.steps)
 
@@ -78,7 +76,8 @@ def train(
             raise Stopped(stopping, start.step)
         # All three at the same time: the evaluation and the step are compiled, batches are read.
         validation.compile()
-        batch = progress.wait_for(batches)
+        with progress.waiting():
+            batch = next(batches)
         if start.step == 0 and files is not None:  # process 0
             save_samples(config, files, run, batch, progress.history)
         programs = compile_steps(config, run, state, batch, costs)
@@ -86,7 +85,8 @@ def train(
 
         # A step, with all its parts, is done or not done: nothing is saved or left inside one.
         for step in range(start.step + 1, run.plan.stop + 1):
-            batch = progress.wait_for(all_batches)
+            with progress.waiting():
+                batch = next(all_batches)
             train_step = programs[batch["image"].shape[1:3]]  # [B, H, W, 3]
             inputs = put_batch({name: batch[name] for name in INPUTS}, run.by_batch)
             state, step_metrics = train_step(state, inputs)
@@ -96,7 +96,6 @@ def train(
             problem = validation.problem()  # likewise what an evaluation would stumble over
             if problem is not None and jax.process_count() > 1:
                 raise problem  # the others know nothing of it, and would not save
-
             stopping = signals.agreed()
             if not (run.plan.saves(step) or stopping or problem):
                 continue

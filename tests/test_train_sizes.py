@@ -14,8 +14,8 @@ from m2det_jax.data.feeding.sampling import size_of_step
 from m2det_jax.model import feature_map_sizes
 from m2det_jax.run.devices import place
 from m2det_jax.training import prepare
-from m2det_jax.training.batches import open_batches
 from m2det_jax.training.plan import images_of_epoch, make_plan
+from m2det_jax.training.prepare import open_batches
 
 SIZES = ((64, 96), (96, 64))
 # Little to compile; two maps at both sizes.

@@ -22,8 +22,7 @@ from benchmarks.vgg512_steps import count_compilations
 from m2det_jax.model import init_variables
 from m2det_jax.run import memory
 from m2det_jax.run.cost import read_cost
-from m2det_jax.training.batches import open_batches
-from m2det_jax.training.prepare import prepare
+from m2det_jax.training.prepare import open_batches, prepare
 
 EXPERIMENTS = ("vgg320", "vgg512", "vgg800")
 # The share of a device's memory that the estimate may take: cuDNN wants room for its workspaces.

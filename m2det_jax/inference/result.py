@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from PIL import Image
 
-from m2det_jax.draw import draw_boxes
+from m2det_jax.drawing.boxes import draw_boxes
 from m2det_jax.errors import InputError
 from m2det_jax.inference.pictures import Picture
 from m2det_jax.metrics.detections import xywh

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from m2det_jax.data import DetectionIndex, load_image
-from m2det_jax.draw import draw_boxes
+from m2det_jax.drawing.boxes import draw_boxes
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.scores import coco_results
 from m2det_jax.pages.markup import printable

@@ -1,5 +1,6 @@
 """Progress of a training run: log lines, history records, a progress bar, and a stop on NaN."""
 
+import contextlib
 import functools
 import logging
 import math
@@ -81,12 +82,12 @@ class Progress:
     def _restart_clock(self) -> None:
         self.started, self.waited, self.paused, self.steps_timed = time.perf_counter(), 0.0, 0.0, 0
 
-    def wait_for(self, batches: Iterator[_T]) -> _T:
-        """Returns the next batch, counting the time that the loop waits for it."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time that the loop waits for its next batch."""
         begin = time.perf_counter()
-        batch = next(batches)
+        yield
         self.waited += time.perf_counter() - begin
-        return batch
 
     def pause(self, work: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Calls an evaluation or a save; its time does not count as training."""

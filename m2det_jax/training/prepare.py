@@ -22,14 +22,15 @@ from m2det_jax.build import (
 )
 from m2det_jax.config import Config
 from m2det_jax.config.checks import validate_classes
-from m2det_jax.data import DetectionIndex, describe_augmentation
+from m2det_jax.data import DetectionIndex, TrainSettings, describe_augmentation, train_batches
+from m2det_jax.data.feeding.batches import Batches
 from m2det_jax.data.sizes import SizeCache
 from m2det_jax.datasets import record
 from m2det_jax.datasets.loading import fingerprint, load_datasets
 from m2det_jax.detector import evaluation
 from m2det_jax.detector.detector import Detector
 from m2det_jax.model import init_variables, variable_shapes
-from m2det_jax.run import devices, memory
+from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.cost import StepCost, describe, read_cost
 from m2det_jax.run.state import TrainState, create_train_state
 from m2det_jax.training.fine_tune import start_from
@@ -212,6 +213,45 @@ def compile_traced(
         advice = memory.train_advice(settings, cost, limit)
         raise memory.OutOfMemory(f"out of memory: {advice}")
     return program, cost
+
+
+def training_readers(config: Config) -> readers.Readers:
+    """Returns who reads the training images of this process."""
+    pixels = max(height * width for height, width in train_sizes(config))
+    return readers.local_readers(
+        "training",
+        batch_bytes=config.batch_size // jax.process_count() * pixels * 3,
+        num_workers=config.data.num_workers,
+        num_threads=config.data.num_threads,
+    )
+
+
+def open_batches(
+    config: Config, run: Run, start_step: int, chosen: readers.Readers | None = None
+) -> Batches:
+    """Opens the training data at the batch after `start_step`; close what it returns.
+
+    Args:
+        chosen: who reads the images; None: `training_readers`.
+    """
+    chosen = chosen or training_readers(config)
+    settings = TrainSettings(
+        augment_settings(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        sizes=train_sizes(config),
+        repeat_threshold=config.data.repeat_threshold,
+        on_bad_image=config.data.on_bad_image,
+    )
+    return train_batches(
+        run.train_index,
+        settings,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=chosen.workers,
+        num_threads=chosen.threads,
+    )
 
 
 def first_state(config: Config, run: Run) -> TrainState:

@@ -22,9 +22,8 @@ from m2det_jax.run.history import HISTORY, History
 from m2det_jax.run.outputs import Outputs
 from m2det_jax.run.progress import Progress
 from m2det_jax.run.state import TrainState
-from m2det_jax.training.batches import training_readers
 from m2det_jax.training.plan import same_schedule, schedule_stretches
-from m2det_jax.training.prepare import Run, first_state
+from m2det_jax.training.prepare import Run, first_state, training_readers
 from m2det_jax.training.step import IntervalMetrics
 
 log = logging.getLogger("m2det_jax")

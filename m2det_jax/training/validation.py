@@ -41,7 +41,6 @@ class Validation:
         manager: has saved the step of every state that is evaluated.
         progress: where figures go; its totals are brought up to date.
         signals: heard between the batches of an evaluation.
-        pending: the run goes on from a step that was saved, and not evaluated.
         hooks: are told of the figures, once they are recorded.
     """
 
@@ -52,12 +51,10 @@ class Validation:
         manager: ocp.CheckpointManager,
         progress: Progress,
         signals: StopSignals,
-        pending: bool,
         hooks: Hooks = NO_HOOKS,
     ):
         self._config, self._run, self._manager = config, run, manager
-        self._progress, self._signals, self.pending = progress, signals, pending
-        self._hooks = hooks
+        self._progress, self._signals, self._hooks = progress, signals, hooks
         self._threads = concurrent.futures.ThreadPoolExecutor(2, "validation")
         self._program: concurrent.futures.Future | None = None
         self._images: concurrent.futures.Future | None = None
@@ -141,7 +138,6 @@ class Validation:
         figures = {name: totals[name] for name in _FIGURES}
         checkpoint.record_evaluation(self._manager, step, figures)
         checkpoint.drop_old(self._manager, config.checkpoint.keep_latest)
-        self.pending = False
         log.info("step %d  validation AP %.3f  AP50 %.3f  AP75 %.3f  loss %.4f  (best AP %.3f)",
                  step, metrics["AP"], metrics["AP50"], metrics["AP75"], metrics["loss"],
                  totals["best_AP"])  # fmt: skip

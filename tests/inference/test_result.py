@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.draw import draw_boxes
+from m2det_jax.drawing.boxes import draw_boxes
 from m2det_jax.inference.pictures import Picture
 from m2det_jax.inference.result import Detection, Result
 

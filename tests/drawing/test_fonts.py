@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from m2det_jax import fonts
-from m2det_jax.draw import contact_sheet, draw_boxes
-from m2det_jax.fonts import OWN, Text, warn_of_missing
+from m2det_jax.drawing import text as fonts
+from m2det_jax.drawing.boxes import contact_sheet, draw_boxes
+from m2det_jax.drawing.text import OWN, Text, warn_of_missing
 
 PACKAGE = pathlib.Path(fonts.__file__).parent
 LATIN = "AÀÁÄÅÆÇÉÈÑÖØßŐŠČŽŁĞİaàáäåæçéèñöøőščžłğıŵ"

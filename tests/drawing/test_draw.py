@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2det_jax.draw import class_colour, contact_sheet, draw_boxes
+from m2det_jax.drawing.boxes import class_colour, contact_sheet, draw_boxes
 
 NAMES = ("cat", "a class with quite a long name", "dog")
 GREY = 127

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from m2det_jax.fonts import Text, warn_of_missing
+from m2det_jax.drawing.text import Text, warn_of_missing
 
 _INK = (28, 28, 30)
 _PAPER = (246, 246, 244)
