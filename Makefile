@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_SEED ?= 0
 
-.PHONY: demo test check test-torch install clean
+.PHONY: demo test test-proofs check test-torch install clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
@@ -13,6 +13,10 @@ demo: $(VENV)/.installed
 # Two test files at a time, because one alone does not use two cores. Each needs several GiB.
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Proofs that commands of benchmarks/ work: faults of a run, roads, equal bits, the GPU command.
+test-proofs: $(VENV)/.installed-test
+	$(RUN) -m pytest -m proof
 
 # Linter, format and types.
 check: $(VENV)/.installed-test

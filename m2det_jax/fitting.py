@@ -87,7 +87,8 @@ def fit(
             end, and for an error.
         allow_config_change: go on although config keys differ that change the result.
         trust: a Python module that only the config in workdir names as data.format may be imported.
-        overrides: other keys of the config: batch_size=4, optimizer={"learning_rate": 1e-3} or
+        overrides: other keys of the config, of which `deterministic` has an effect only if jax has
+            not been used in this process before: batch_size=4, optimizer={"learning_rate": 1e-3} or
             **{"optimizer.learning_rate": 1e-3}.
 
     Returns:
@@ -96,6 +97,7 @@ def fit(
     Raises:
         InputError: if a key does not exist, a value does not fit, or as `train` raises it.
         KeyboardInterrupt: at Ctrl-C; the state is saved, and the same call goes on.
+        SystemExit: likewise, at SIGTERM or SIGHUP.
     """
     hooks = NO_HOOKS if hooks is None else hooks
     if not isinstance(hooks, Hooks):
@@ -105,7 +107,12 @@ def fit(
     _change(config, changes | ({} if epochs is None else {"epochs": epochs}))
     if stored and "data.format" not in changes:
         refuse_untrusted(config.data.format, trust, workdir)
-    runtime.start_quietly(config.platform, config.deterministic, config.distributed.to_dict())
+    if config.distributed.coordinator:
+        raise InputError(
+            "config.distributed.coordinator: `fit` trains in this process alone; several processes "
+            "train together by `m2det train`, see docs/clusters.md"
+        )
+    runtime.start_quietly(config.platform, config.deterministic)
     try:
         with runtime.expected_warnings_left_out():
             metrics = _train(config, workdir, allow_config_change, hooks)
@@ -113,7 +120,10 @@ def fit(
         hooks.on_run_end(run)
         return run
     except BaseException as error:
-        hooks.on_exception(error)
+        try:
+            hooks.on_exception(error)
+        except Exception as later:
+            error.add_note(f"the hook on_exception failed too: {later!r}")
         raise
 
 
@@ -123,10 +133,10 @@ def _train(
     try:
         return train(config, workdir, allow_config_change=allow_config_change, hooks=hooks)
     except Stopped as stopped:
-        if stopped.status != 128 + signal.SIGINT:
-            raise
         # `except Exception` around trials of many runs must not go on with the next one.
-        raise KeyboardInterrupt(str(stopped)) from stopped
+        if stopped.status == 128 + signal.SIGINT:
+            raise KeyboardInterrupt(str(stopped)) from stopped
+        raise SystemExit(stopped.status) from stopped
 
 
 def _config_and_workdir(
@@ -212,7 +222,7 @@ def _change(config: ConfigDict, values: Mapping[str, Any]) -> None:
             value = value.item()
         old = known[key]
         try:
-            if isinstance(value, bool) != isinstance(old, bool):
+            if value is None or isinstance(value, bool) != isinstance(old, bool):
                 raise TypeError
             config.update_from_flattened_dict({key: value})
         except TypeError:

@@ -268,13 +268,15 @@ def stdout_for_json(wanted: bool) -> Iterator[TextIO | None]:
     if not wanted:
         yield None
         return
-    sys.stdout.flush()
+    stdout = sys.stdout
+    stdout.flush()
     document = open(os.dup(1), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
     os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield document
     finally:
+        stdout.flush()  # what was written to the old object, before the document's end
         os.dup2(document.fileno(), 1)
         with contextlib.suppress(OSError):  # `write_json` has raised it
             document.close()

@@ -231,5 +231,5 @@ def test_a_changed_config_is_told(saved, tiny_run, warnings_of_run):
 
 def test_restore_is_found_at_the_package_root():
     assert m2det_jax.restore is restore
-    with pytest.raises(AttributeError, match="no attribute 'load'"):
-        m2det_jax.load  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'reload'"):
+        m2det_jax.reload  # noqa: B018

@@ -138,6 +138,7 @@ OTHER = {
     "augment.mosaic_scale": (0.5, 0.75),
     "augment.paste_scale": (0.5, 0.75),
     "eval.nms": "soft_linear",
+    "model.norm_over": "device",
     "eval.test_sizes": (64,),
 }
 
@@ -153,7 +154,8 @@ def other_value(name, value):
 @pytest.mark.parametrize(
     ("section", "make", "left_out"),
     [
-        ("model", lambda config: build_detector(config, ("a",)).model, {"backbone_weights"}),
+        ("model", lambda config: build_detector(config, ("a",)).model,
+         {"backbone_weights", "norm_over"}),
         ("augment", augment_settings, set()),
         ("eval", make_suppression,
          {"every_epochs", "batch_size", "patience", "test_sizes", "test_flip"}),

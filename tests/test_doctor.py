@@ -421,3 +421,18 @@ def test_a_folder_that_does_not_exist_has_the_room_of_the_one_above(tmp_path):
     assert gathering.folder("gs://bucket/cache") == Folder("gs://bucket/cache", None, None, True)
     (tmp_path / "file").write_text("")
     assert not gathering.folder(str(tmp_path / "file" / "cache")).writable
+
+
+def test_the_fix_for_a_gpu_that_fails_is_not_to_do_without_it():
+    failed = dataclasses.replace(CPU, status=1, done=("import",), messages=("no cuDNN",))
+    for asked in ("cuda", "cuda,cpu", ""):
+        found = diagnose(with_gpu(PLUGIN13, failed, {"JAX_PLATFORMS": asked}))
+        assert found and not any("unset JAX_PLATFORMS" in finding.remedy for finding in found)
+    found = diagnose(but(query=failed, environment={"JAX_PLATFORMS": "cuda"}))
+    assert "unset JAX_PLATFORMS" in found[0].remedy  # there is no GPU
+
+
+def test_a_full_disk_of_the_cache_alone_is_no_error():
+    full = dataclasses.replace(SOUND.cache, free=2**20)
+    (finding,) = diagnose(but(cache=full))
+    assert finding.severity == "warning" and "checkpoint" not in finding.text

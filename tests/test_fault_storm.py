@@ -29,6 +29,7 @@ def outcome():
     return importlib.import_module("benchmarks.outcome")
 
 
+@pytest.mark.proof
 def test_five_faults_of_one_run_leave_the_undisturbed_one(tmp_path):
     # This seed strikes with kill -9, SIGTERM, a worker's death, a full disk and a cut file.
     options = "--rounds 5 --faults_per_run 5 --seed 191".split()

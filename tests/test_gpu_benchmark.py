@@ -151,6 +151,7 @@ def test_kinds_of_kernels_are_counted_by_hand():
     assert kinds["elementwise"]["operations"] == 64
 
 
+@pytest.mark.proof
 def test_all_parts_run_in_reduced_form(tmp_path):
     """A process of its own: one device, as on the machine that it is for."""
     file = tmp_path / "gpu.json"

@@ -56,6 +56,7 @@ def test_a_box_is_found_as_text_as_numbers_and_in_arrays():
     assert find(array + np.float32(0.001)) == recorded.NONE
 
 
+@pytest.mark.proof
 def test_the_roads_of_this_package(roads, tmp_path):
     roads.draw_data(tmp_path)
     arguments = [*roads.training(tmp_path, steps=1), f"--workdir={tmp_path / 'run'}"]
@@ -107,6 +108,7 @@ def test_parts_on_several_devices_have_an_image_each(same):
     assert all("--config.batch_size=8" in flags[f"quickstart{end}"] for end in ("", "-parts", "-8"))
 
 
+@pytest.mark.proof
 def test_a_doctored_copy_is_noticed(same, tmp_path, capsys):
     copy = tmp_path / "copy"
     for name in ("m2det_jax", "experiments"):

@@ -14,7 +14,10 @@ from m2det_jax import train
 from m2det_jax.config import FREE_KEYS, Config, command_line, default_config, resolve
 from m2det_jax.config.dotted import flatten, freeze, get, to_dict, with_values
 from m2det_jax.config.experiments import load_experiment
+from m2det_jax.config.paths import absolute_paths
+from m2det_jax.config.stored import get_config
 from m2det_jax.data.synthetic import DatasetFiles
+from m2det_jax.errors import InputError
 from m2det_jax.run import checkpoint
 from m2det_jax.run.devices import place
 from m2det_jax.run.history import read_history
@@ -215,6 +218,19 @@ def test_the_config_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         resume.write_config(files, resolve(load_experiment("small320")))
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_config_that_a_user_changed_in_an_older_workdir_is_taken(tmp_path):
+    files, path = Outputs(tmp_path, "train"), tmp_path / "config.json"
+    config = resolve(default_config())
+    resume.write_config(files, config)
+    older = json.loads(path.read_text())
+    del older["model"]["norm_over"]  # a key that the older version did not have
+    path.write_text(json.dumps(older | {"seed": 7}))
+    with pytest.raises(InputError, match="it was changed since the run wrote it"):
+        resume.write_config(files, config)
+    resume.write_config(files, absolute_paths(resolve(get_config(str(path)))))
+    assert files.wrote("config.json")
 
 
 # Tuples in tuples, which JSON gives back as lists.

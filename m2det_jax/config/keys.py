@@ -48,7 +48,7 @@ BACKBONES = (
     "densenet121", "densenet169", "densenet201", "mobilenet_v1", "mobilenet_v2", "resnet101",
     "resnet152", "resnet18", "resnet34", "resnet50", "vgg16", "vgg19",
 )  # fmt: skip
-# The names in data.formats.sources.READERS, not imported either.
+# The names in data.formats.sources.FORMATS, not imported either.
 FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
 
 Pair: TypeAlias = tuple[float, float]

@@ -129,7 +129,9 @@ def _query(facts: Facts) -> Iterator[Finding]:
 def _remedy(facts: Facts) -> str:
     """Returns the fix for a jax that fails."""
     for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
-        if facts.environment.get(name, "cpu") != "cpu":
+        asked = facts.environment.get(name, "").split(",")[0]
+        wants_gpu = asked in ("cuda", "gpu") and facts.nvidia.count
+        if asked not in ("", "cpu") and not wants_gpu:
             return f"unset {name}, or install the platform {facts.environment[name]!r}"
     if "import" not in facts.query.done:
         return _pip(facts, "install", "--force-reinstall", "jax", "jaxlib")
@@ -256,8 +258,11 @@ def _room(facts: Facts) -> Iterator[Finding]:
                 remedy = "set JAX_COMPILATION_CACHE_DIR to another folder, for faster starts"
             yield Finding(severity, subject, f"{place.path}: not writable", remedy)
         elif place.free is not None and place.free < LITTLE_DISK:
-            severity = ERROR if place.free < LEAST_DISK else WARNING
-            text = f"{place.path}: only {gib(place.free)} free; a checkpoint takes up to a few GiB"
+            severity = ERROR if place.free < LEAST_DISK and subject == "disk" else WARNING
+            use = "a checkpoint takes up to a few GiB"
+            if subject == "cache":
+                use = "compiled programs for faster starts are kept there"
+            text = f"{place.path}: only {gib(place.free)} free; {use}"
             yield Finding(severity, subject, text, "delete files, or use another disk")
     memory = facts.shared_memory
     if memory and memory.free is not None and memory.free < LITTLE_SHARED_MEMORY:

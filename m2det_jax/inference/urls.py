@@ -8,7 +8,7 @@ import urllib.request
 
 from m2det_jax.errors import InputError
 
-SECONDS = 30.0  # for a whole download
+SECONDS = 30.0  # for the content, once the server has begun to send it
 MAX_BYTES = 64 * 2**20
 _SILENCE = 10.0  # seconds that a server may say nothing
 _CHUNK = 2**16  # bytes

@@ -8,9 +8,9 @@ from typing import Any
 class Hooks:
     """Four methods that a run calls; change those that you need in a class of your own.
 
-    They are called in the thread that trains, which waits for them, and in every process of a run
-    of several. An error in one ends the run like any other error, with the steps up to the last
-    checkpoint kept; `on_exception` is then told of it.
+    They are called in the thread that trains, which waits for them. An error in one ends the run
+    like any other error, with the steps up to the last checkpoint kept; `on_exception` is then told
+    of it.
     """
 
     def on_run_start(
@@ -43,7 +43,8 @@ class Hooks:
         """The run ends with an error, which is raised when this returns.
 
         Args:
-            error: also `Stopped`, for a signal such as Ctrl-C, once the state is saved.
+            error: also KeyboardInterrupt for Ctrl-C, and SystemExit for SIGTERM and SIGHUP, once
+                the state is saved.
         """
 
 

@@ -92,7 +92,8 @@ class StopSignals:
             return
         signal.set_wakeup_fd(self._before_wakeup)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: it was not set from Python, and cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         os.write(self._write, b"\0")
         self._thread.join()
         os.close(self._read)

@@ -12,9 +12,10 @@ import jax
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 
-from m2det_jax.config import FREE_KEYS, OWN_KEYS, Config
+from m2det_jax.config import FREE_KEYS, OWN_KEYS, Config, resolve
 from m2det_jax.config.dotted import flatten, to_dict
-from m2det_jax.config.stored import stored_config
+from m2det_jax.config.paths import absolute_paths
+from m2det_jax.config.stored import get_config, stored_config
 from m2det_jax.datasets import record
 from m2det_jax.errors import InputError
 from m2det_jax.run import checkpoint, checksums, devices
@@ -259,6 +260,7 @@ def open_progress(
 ) -> Iterator[Progress]:
     """Opens the history of a run, and gives what follows the loop from `start` on."""
     first = jax.process_index() == 0
+    advice = training_readers(config).advice  # asks all processes
     with (
         History(workdir, start.step, evaluated=start.evaluated, enabled=first) as history,
         Progress(
@@ -271,7 +273,7 @@ def open_progress(
             every_steps=config.log.every_steps,
             image_paths=run.train_index.image_paths,
             max_nonfinite=config.max_nonfinite if config.on_nonfinite == "skip" else 0,
-            slow_data=training_readers(config).advice if first else "",
+            slow_data=advice if first else "",
         ) as progress,
     ):
         yield progress
@@ -291,7 +293,7 @@ def write_config(files: Outputs, config: Config) -> None:
     """
     path = files.folder / "config.json"
     text = json.dumps(to_dict(config), indent=2) + "\n"
-    if path.is_file() and _read_json(path) == json.loads(text):
+    if path.is_file() and _says(path, config):
         if not files.wrote(path.name):  # changed by the user, and taken
             files.record(path.name)
         return
@@ -303,8 +305,9 @@ def write_config(files: Outputs, config: Config) -> None:
     files.write(path.name, text)
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def _says(path: pathlib.Path, config: Config) -> bool:
+    """Tells whether a stored config, also of an older version, comes to this one."""
     try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None
+        return absolute_paths(resolve(get_config(str(path)))) == config
+    except InputError:
+        return False

@@ -92,7 +92,7 @@ def _read_folder(folder: pathlib.Path) -> BackboneWeights:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = manager.restore(0, args=args).meta
             kind, preprocessing = meta["backbone"], meta["preprocessing"]
-            absent = tuple(meta.get("absent", ()))  # not in folders of before 0.3
+            absent = tuple(meta.get("absent", ()))  # not in folders of earlier versions
             abstract = _abstract(**kind, absent=absent)
             args = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
             variables = jax.device_get(manager.restore(0, args=args).model)

@@ -20,7 +20,9 @@ def picture():
 
 
 def kinds_of(path, size=SIZE):
-    remarks = check_files("train", {0: read_facts(str(path))}, [size], lambda image: {"line": 7})
+    remarks = check_files(
+        "train", {0: read_facts(str(path))}, np.array([size]), lambda image: {"line": 7}
+    )
     assert all((r.line, r.image, r.split) == (7, str(path), "train") for r in remarks)
     return [remark.kind for remark in remarks]
 
@@ -88,7 +90,7 @@ def test_broken_files(tmp_path, picture):
     assert kinds_of(tmp_path / "gone.jpg") == ["missing-image"]
     facts = {0: read_facts(str(tmp_path / "truncated.jpg"))}
     refused, skipped = (
-        check_files("train", facts, [SIZE], lambda image: {}, skipped=skip)[0]
+        check_files("train", facts, np.array([SIZE]), lambda image: {}, skipped=skip)[0]
         for skip in (False, True)
     )
     assert (refused.severity, skipped.severity) == ("error", "warning")

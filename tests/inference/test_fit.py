@@ -21,6 +21,7 @@ from m2det_jax.config import default_config
 from m2det_jax.config.dotted import flatten
 from m2det_jax.errors import InputError
 from m2det_jax.run.history import read_history
+from m2det_jax.run.signals import Stopped
 from m2det_jax.train import train
 from m2det_jax.trained import restore
 
@@ -231,6 +232,8 @@ def test_a_config_of_the_user_is_not_changed(config_of, folder):
         ({"batch_size": "3"}, "config.batch_size='3': give a value of type int, now 8"),
         ({"batch_size": 3.5}, "config.batch_size=3.5: give a value of type int"),
         ({"batch_size": True}, "config.batch_size=True: give a value of type int"),
+        ({"batch_size": None}, "config.batch_size=None: give a value of type int"),
+        ({"distributed": {"coordinator": "auto"}}, "`fit` trains in this process alone"),
         ({"deterministic": 1}, "config.deterministic=1: give a value of type bool"),
         ({"epochs": "many"}, "config.epochs='many': give a value of type float"),
         ({"experiment": "small230"}, "no such file; shipped experiments: .*small320"),
@@ -338,3 +341,30 @@ def test_train_takes_hooks_too(whole, drawn_files):
     train(support.short_config(drawn_files), whole[0], hooks=hooks)
     assert [name for name, *_ in hooks.told] == ["start"]
     assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_ends_more_than_a_trial(tmp_path, folder, monkeypatch, number, kind):
+    """`except Exception` around many trials does not catch it."""
+
+    def stopped(*args, **kwargs):
+        raise Stopped(number, 3)
+
+    monkeypatch.setattr(fitting, "train", stopped)
+    told = Told()
+    with pytest.raises(kind):
+        m2det_jax.fit(folder, default_config(), workdir=tmp_path / "run", hooks=told)
+    assert [isinstance(what, kind) for name, what in told.told if name == "exception"] == [True]
+
+
+def test_a_hook_that_fails_hides_no_error(tmp_path, folder, monkeypatch):
+    class Failing(m2det_jax.Hooks):
+        def on_exception(self, error):
+            raise RuntimeError("the mail server is down")
+
+    monkeypatch.setattr(fitting, "train", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        m2det_jax.fit(folder, default_config(), workdir=tmp_path / "run", hooks=Failing())
+    assert "the mail server is down" in caught.value.__notes__[0]
