@@ -5,11 +5,12 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks import experiment
 from m2det_jax.build import build_detector, step_settings
@@ -18,7 +19,7 @@ from m2det_jax.detector.detector import Detector
 from m2det_jax.model import variable_shapes
 from m2det_jax.run import devices
 from m2det_jax.run.cost import read_cost
-from m2det_jax.run.state import create_train_state
+from m2det_jax.run.state import TrainState, create_train_state
 from m2det_jax.training.optimizer import make_optimizer, make_schedule
 from m2det_jax.training.plan import make_optimizer_settings, make_plan
 from m2det_jax.training.step import make_train_step
@@ -66,6 +67,32 @@ def saved_bytes(detector: Detector, variables: dict, batch_size: int) -> int:
     return bytes_of(kept)
 
 
+def step_of(
+    config: Config, mesh: Mesh | None = None
+) -> tuple[Detector, Callable, TrainState, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns detector and train step of a config, and state and batch as shapes.
+
+    Args:
+        mesh: see `make_train_step`.
+    """
+    detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
+    settings = make_optimizer_settings(config, make_plan(config, NUM_IMAGES), NUM_IMAGES)
+    optimizer = make_optimizer(settings, detector.model.frozen_paths())
+    variables = variable_shapes(detector.model, detector.resize.image_size)
+    state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
+    shape, objects = jax.ShapeDtypeStruct, (config.batch_size, OBJECTS)
+    batch = {
+        "image": shape((config.batch_size, *detector.resize.image_size, 3), np.uint8),
+        "boxes": shape((*objects, 4), np.float32),
+        "labels": shape(objects, np.int32),
+        "mask": shape(objects, bool),
+    }
+    step = make_train_step(
+        detector, optimizer, make_schedule(settings), step_settings(config), mesh
+    )
+    return detector, step, state, batch
+
+
 def read_program(config: Config) -> dict[str, int]:
     """Compiles the train step for DEVICES devices, one image on each; returns numbers per device.
 
@@ -74,22 +101,8 @@ def read_program(config: Config) -> dict[str, int]:
         number of all-reduces under SMALL bytes).
     """
     config = dataclasses.replace(config, batch_size=DEVICES)
-    detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
-    settings = make_optimizer_settings(config, make_plan(config, NUM_IMAGES), NUM_IMAGES)
-    optimizer = make_optimizer(settings, detector.model.frozen_paths())
-    variables = variable_shapes(detector.model, detector.resize.image_size)
-    state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
-    shape = jax.ShapeDtypeStruct
-    count, objects = config.batch_size, (config.batch_size, OBJECTS)
-    batch = {
-        "image": shape((count, *detector.resize.image_size, 3), np.uint8),
-        "boxes": shape((*objects, 4), np.float32),
-        "labels": shape(objects, np.int32),
-        "mask": shape(objects, bool),
-    }
     replicated, by_batch = devices.data_mesh()
-    schedule, mesh = make_schedule(settings), replicated.mesh
-    step = make_train_step(detector, optimizer, schedule, step_settings(config), mesh)
+    _, step, state, batch = step_of(config, replicated.mesh)
     traced = jax.jit(
         step, donate_argnums=0, in_shardings=(replicated, by_batch),
         out_shardings=(replicated, replicated),

@@ -9,20 +9,14 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.setup import Setup
-from m2det_jax.build import build_detector, step_settings
+from benchmarks.step_numbers import step_of
 from m2det_jax.model import variable_shapes
 from m2det_jax.run.flops import count_jaxpr_flops
-from m2det_jax.run.state import create_train_state
-from m2det_jax.training.optimizer import make_optimizer, make_schedule
-from m2det_jax.training.plan import make_optimizer_settings, make_plan
-from m2det_jax.training.step import make_train_step
 
 EXPERIMENTS = {"vgg320": 32, "vgg512": 32, "vgg800": 16}  # and images of a step
-CLASSES, OBJECTS, NUM_IMAGES = 80, 64, 1000
 KINDS = {
     "convolutions": {"conv_general_dilated"},
     "products": {"dot_general"},
@@ -91,22 +85,10 @@ def programs(setup: Setup, name: str, batch: int) -> Iterator[tuple[str, Callabl
     """
     overrides = ("model.dtype=bfloat16", f"batch_size={batch}", "eval.nms=soft_linear")
     config = setup.config(name, *overrides)
-    detector = build_detector(config, tuple(f"class {i}" for i in range(CLASSES)))
-    settings = make_optimizer_settings(config, make_plan(config, NUM_IMAGES), NUM_IMAGES)
-    optimizer = make_optimizer(settings, detector.model.frozen_paths())
+    detector, step, state, inputs = step_of(config)
     variables = variable_shapes(detector.model, detector.resize.image_size)
-    state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
-    shape = jax.ShapeDtypeStruct
-    images = shape((batch, *detector.resize.image_size, 3), np.uint8)
-    targets = {
-        "boxes": shape((batch, OBJECTS, 4), np.float32),
-        "labels": shape((batch, OBJECTS), np.int32),
-        "mask": shape((batch, OBJECTS), bool),
-    }
-    step = make_train_step(detector, optimizer, make_schedule(settings), step_settings(config))
-    jitted = jax.jit(step, donate_argnums=0)
-    yield "train step", jitted, (state, {"image": images} | targets)
-    yield "detection", detector.detect_fn(), (variables, images)
+    yield "train step", jax.jit(step, donate_argnums=0), (state, inputs)
+    yield "detection", detector.detect_fn(), (variables, inputs["image"])
 
 
 def run(setup: Setup, report: Report) -> None:

@@ -133,10 +133,11 @@ def make_train_step(
     With skip_nonfinite a loss or gradient that is not finite changes nothing but the step's number.
 
     Args:
-        mesh: of one axis, along which batches are split, where every device has the whole state:
-            the devices then add up their gradients once, after the last part, and BatchNorm takes
-            its statistics over all of them or, with settings.norm_over "device", over the images of
-            each. None: XLA places what is sent, and the statistics are always over all.
+        mesh: of one axis, along which batches are split, where every device has the whole state.
+            With accumulation, or settings.norm_over "device", the devices then add up their
+            gradients once, after the last part. Statistics of BatchNorm are over all of them or,
+            with "device", over the images of each. In all other cases, and with None, XLA places
+            what is sent, and the statistics are over all.
 
     Returns:
         A function of a batch with the INPUTS image uint8 [B, H, W, 3], boxes float32 [B, M, 4],

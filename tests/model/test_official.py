@@ -1,35 +1,16 @@
 """Parity with the authors' PyTorch code at full size; weights drawn by the reference's rule."""
 
 import json
-import math
-import re
-import zlib
 
 import jax
 import numpy as np
 import pytest
 
+from benchmarks.gpu.agreement import reference_tensor
 from m2det_jax.model import M2Det, official_form
 from m2det_jax.weights.official import official_fields, official_to_variables, variables_to_official
 
 CASES = ["vgg16_320_sfam_c21", "vgg16_320_nosfam_c21", "resnet50_320_sfam_c21"]
-
-
-def _reference_tensor(key, shape):
-    seed_key = re.sub(r"^leach\.\d+\.", "leach.0.", key)
-    seed_key = re.sub(r"^sfam_module\.(fc[12])\.\d+\.", r"sfam_module.\1.0.", seed_key)
-    rng = np.random.default_rng(zlib.crc32(seed_key.encode()))
-    if key.endswith("num_batches_tracked"):
-        return np.zeros((), np.int64)
-    normal = rng.standard_normal(shape, np.float32)
-    if key.endswith("running_var"):
-        return 1 + 0.1 * np.abs(normal)
-    if key.endswith(("running_mean", "bias")):
-        return 0.1 * normal
-    if len(shape) == 1:
-        return 1 + 0.1 * normal
-    gain = 2 if key.startswith("base.") and "layer" not in key else 1
-    return normal * np.float32(math.sqrt(gain / np.prod(shape[1:])))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -37,7 +18,7 @@ def test_forward_pass_equals_the_official_one(reference_dir, name):
     """Also: the fields are read off the tensors, and all tensors come back out, bit for bit."""
     case = json.loads((reference_dir / "official_state_dicts.json").read_text())[name]
     reference = np.load(reference_dir / "official_forward.npz")
-    weights = {key: _reference_tensor(key, shape) for key, shape in case["state_dict"].items()}
+    weights = {key: reference_tensor(key, shape) for key, shape in case["state_dict"].items()}
     fields = official_fields(weights, name)
     assert (fields["backbone"], fields["sfam"]) == (case["backbone"], case["sfam"])
     stride = case["backbone"].startswith("resnet")
