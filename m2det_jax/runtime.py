@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import absl.logging
 import jax
 import tqdm
+from jax.experimental.compilation_cache import compilation_cache
 
 from m2det_jax.errors import BUG, InputError, in_words
 from m2det_jax.pages.markup import printable_lines, without_nan
@@ -61,6 +62,7 @@ def start_quietly(
         if jax.process_index():  # only process 0 logs
             log.setLevel(logging.WARNING)
     devices = _devices(platform)
+    leave_out_cache_on_several_cpus()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     log.info("devices: %d x %s (%s), jax %s", len(devices), devices[0].platform, kinds,
              jax.__version__)  # fmt: skip
@@ -73,6 +75,17 @@ def set_up_jax(*, deterministic: bool = False) -> None:
     if not _option("jax_compilation_cache_dir"):
         home = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "m2det_jax"))
+
+
+def leave_out_cache_on_several_cpus() -> None:
+    """Turns the compilation cache off if jax has several CPU devices, virtual ones or processes.
+
+    XLA loads their programs from the cache without the order of the collectives. Two devices may
+    then wait in different ones, for ever: a sharded step in the first hundred times (jax 0.10.2).
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # jax asks the option once
 
 
 def add_xla_flags(*, deterministic: bool = False) -> None:

@@ -14,7 +14,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A reduction blocks one thread for each virtual device. By default there are few threads on few
 # cores, so a device may get none while the others wait for it; XLA then aborts after 40 seconds.
 os.environ.setdefault("PJRT_NPROC", "32")
-# One cache per test process, because jax does not write cache entries atomically.
+# The cache is for the programs that tests start; this process leaves it out, as all commands do on
+# several CPU devices. One per test process, because jax does not write cache entries atomically.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if _WORKER or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = f"m2det_jax_test_cache_{os.getuid()}{_WORKER}"
@@ -32,6 +33,7 @@ from absl import flags  # noqa: E402
 from m2det_jax import runtime  # noqa: E402
 
 runtime.add_xla_flags()  # the compiler flags of the commands
+runtime.leave_out_cache_on_several_cpus()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The worker processes of grain read absl flags, which only the main function of absl parses.
 flags.FLAGS.mark_as_parsed()

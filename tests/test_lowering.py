@@ -137,9 +137,8 @@ def reductions_of(small) -> list[int]:
 
 
 def test_gradients_are_reduced_once_and_statistics_take_a_message_a_pass():
-    small = support.small_step(8, accumulation=2)
+    small = support.small_step(8)
     channels = [x.size for x in jax.tree.leaves(small.initial.batch_stats)][::2]  # of each norm
-    channels *= 2  # parts
     messages = collections.Counter(reductions_of(small))
     # Forward mean and variance of every device; backward the gradients of a device's own.
     gathered = collections.Counter(("all-gather", 8 * 2 * size) for size in channels)

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from importlib.machinery import ModuleSpec
 
 import jax
@@ -138,3 +140,17 @@ def test_only_a_run_with_checkpoints_speaks_of_them(capsys, options, words):
     with pytest.raises(SystemExit) as ended, runtime.one_line_errors(**options):
         raise KeyboardInterrupt
     assert ended.value.code == 130 and capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_programs_of_several_cpu_devices_are_not_taken_from_the_cache(count, tmp_path):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    program = "import jax; from m2det_jax import runtime; jax.jit(lambda x: x + 1)(1); "
+    program += "runtime.start(); jax.jit(lambda x: x * 2)(1)"
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    kept = len({path.name for path in tmp_path.glob("*-cache")})
+    assert kept == (2 if count == 1 else 1)  # the first is compiled before

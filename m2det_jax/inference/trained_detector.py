@@ -49,6 +49,7 @@ def load(
         InputError: if there is no such checkpoint, it is damaged, or an override does not fit.
     """
     runtime.set_up_jax()
+    runtime.leave_out_cache_on_several_cpus()
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={value}" for key, value in overrides.items()]
     workdir = pathlib.Path(workdir)

@@ -134,20 +134,16 @@ def make_train_step(
 
     Args:
         mesh: of one axis, along which batches are split, where every device has the whole state.
-            With accumulation, or settings.norm_over "device", the devices then add up their
-            gradients once, after the last part. Statistics of BatchNorm are over all of them or,
-            with "device", over the images of each. In all other cases, and with None, XLA places
-            what is sent, and the statistics are over all.
+            The devices then add up their gradients once, after the last part. Statistics of
+            BatchNorm are over all of them or, with settings.norm_over "device", over the images
+            of each. With None XLA places what is sent, and the statistics are over all.
 
     Returns:
         A function of a batch with the INPUTS image uint8 [B, H, W, 3], boxes float32 [B, M, 4],
         labels int32 [B, M] and mask bool [B, M]; its metrics are float32 scalars, the METRICS.
     """
     parts, model = settings.accumulation, detector.model
-    # With "global" and one part XLA places the statistics: eight virtual devices on two cores do
-    # not always come through gathers of our own.
-    apart = mesh is not None and mesh.size > 1 and (parts > 1 or settings.norm_over == "device")
-    if mesh is not None and apart and settings.norm_over == "global":
+    if mesh is not None and mesh.size > 1 and settings.norm_over == "global":
         model = model.clone(norm_axis=mesh.axis_names[0])
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -168,7 +164,7 @@ def make_train_step(
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if parts > 1:
             grad_fn = accumulate(grad_fn, parts)
-        if mesh is not None and apart:
+        if mesh is not None and mesh.size > 1:
             grad_fn = on_each_device(grad_fn, mesh)
         (_, (losses, batch_stats)), gradients = grad_fn(
             state.params, state.batch_stats, (batch["image"], targets), num_positives
