@@ -1,4 +1,4 @@
-"""Prediction on images, folders and COCO image lists: pictures with boxes, and JSON.
+"""Prediction on images, folders, URLs and lists: pictures with boxes, crops, JSON and labels.
 
     python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
 
@@ -19,6 +19,7 @@ from absl.flags import argparse_flags
 
 from m2det_jax import runtime
 from m2det_jax.pages.markup import without_nan
+from m2det_jax.predict.labels import FORMS
 from m2det_jax.predict.outputs import LINES, RESULTS
 from m2det_jax.predict.run import Predicted, predict
 from m2det_jax.run import readers
@@ -33,15 +34,31 @@ def _parser() -> argparse_flags.ArgumentParser:
         "images were skipped; 1 if no image could be read.",
     )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="PATH", help="image files or folders, or a COCO image list")
+    add(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="image files, folders, globs in quotes, http(s) URLs, or a COCO image list",
+    )
+    add("--list", default="", dest="list_file", metavar="FILE",
+        help="text file with a path or URL a line; -: standard input")  # fmt: skip
     add("--workdir", required=True, type=pathlib.Path, help="folder of the training run")
     add("--checkpoint", default="latest", help="latest (default), best, or a step")
     add("--output", default="", help="folder; default: WORKDIR/predictions")
-    add("--root", default="", help="folder of the images of a list; default: the list's folder")
+    add(
+        "--root", default="", help="folder of a COCO list's images; default: that of the list"
+    )
     add("--threshold", type=float, default=0.5, help="lowest score, 0..1 (default 0.5)")
+    add("--class_threshold", action="append", default=[], dest="class_thresholds",
+        metavar="NAME=SCORE", help="another threshold for a class; can be repeated")  # fmt: skip
+    add("--classes", action="append", default=[], metavar="NAME,...",
+        help="classes to keep; can be repeated")  # fmt: skip
     add("--batch_size", type=int, default=0, help="images per call; default: one per device")
     readers.add_flags(parser)
-    add("--no_pictures", action="store_false", dest="pictures", help="write JSON only")
+    add("--no_pictures", action="store_false", dest="pictures", help="write no pictures with boxes")
+    add("--crops", action="store_true", help="write each detection as a JPEG, in crops/CLASS/")
+    add("--save", action="append", default=[], metavar="FORM,...",
+        help=f"other forms to write: {', '.join(FORMS)}; json is always written")  # fmt: skip
     add("--strict", action="store_true", help="stop if an image cannot be read")
     runtime.add_overrides(parser)
     runtime.add_json_flag(parser)
@@ -79,7 +96,15 @@ def main(args: argparse.Namespace) -> None:
 
 def cli() -> None:
     """Entry point of `m2det-predict`."""
-    app.run(main, flags_parser=lambda argv: _parser().parse_args(argv[1:]))
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _parser()
+    args = parser.parse_args(argv[1:])
+    if not args.paths and not args.list_file:
+        parser.error("give images, folders, URLs or --list FILE")
+    return args
 
 
 if __name__ == "__main__":

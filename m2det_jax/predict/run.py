@@ -17,8 +17,21 @@ from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
 from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
 from m2det_jax.pages.markup import printable
-from m2det_jax.predict.inputs import Inputs, find_inputs, index_inputs, picture_names
-from m2det_jax.predict.outputs import LINES, NAMED, RESULTS, Record, drawing, write_results
+from m2det_jax.predict import labels
+from m2det_jax.predict.classes import read_limits
+from m2det_jax.predict.downloads import download_images, download_names
+from m2det_jax.predict.inputs import Inputs, find_inputs, image_names, index_inputs
+from m2det_jax.predict.outputs import (
+    CROPS,
+    LINES,
+    NAMED,
+    RESULTS,
+    Record,
+    Wanted,
+    class_folders,
+    drawing,
+    write_results,
+)
 from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import Restored, restore
@@ -57,11 +70,16 @@ def predict(
     checkpoint: str = "latest",
     output: str = "",
     root: str = "",
+    list_file: str = "",
     threshold: float = 0.5,
+    class_thresholds: Sequence[str] = (),
+    classes: Sequence[str] = (),
     batch_size: int = 0,
     num_workers: int = readers.AUTOMATIC,
     num_threads: int = readers.AUTOMATIC,
     pictures: bool = True,
+    crops: bool = False,
+    save: Sequence[str] = (),
     strict: bool = False,
     overrides: Sequence[str] = (),
 ) -> Predicted:
@@ -69,14 +87,19 @@ def predict(
 
     Args:
         workdir: the --workdir of the training run.
-        paths: image files and folders, or a COCO image list.
+        paths: image files, folders, globs and URLs, or a COCO image list.
         checkpoint: "latest", "best" (by validation AP), or a step.
         output: folder for pictures and JSON; "": workdir/predictions.
-        root: folder of the images of a list; "": the folder of the list.
+        root: folder of the images of a COCO list; "": the folder of the list.
+        list_file: a text file with a path or URL a line; "-": standard input; "": none.
         threshold: lowest score that is drawn and written, 0..1; replaces the one of config.eval.
+        class_thresholds: other thresholds of some classes, as NAME=SCORE.
+        classes: names of the classes to keep; (): all.
         batch_size: images per call, over all devices; 0: one per device.
         num_workers, num_threads: processes that read images, and threads of each; -1: automatic.
         pictures: write pictures too, not only JSON.
+        crops: write each detection as a picture of its own.
+        save: other forms to write: json (always written), csv, coco, yolo, voc.
         strict: an image that cannot be read is an error.
         overrides: changes of config.eval, such as "eval.nms=soft_linear".
 
@@ -87,32 +110,48 @@ def predict(
         InputError: if no image can be read, a user's file would be replaced, or a flag is wrong.
     """
     _check_flags(threshold, batch_size, overrides)
+    forms = labels.read_forms(save)
     restored = restore(workdir, checkpoint, overrides)
+    limits = read_limits(threshold, class_thresholds, classes, restored.class_names)
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
     outputs = Outputs(output or workdir / "predictions", "predict")
     refuse_checkpoints(outputs.folder, workdir)
-    inputs = find_inputs(paths, root, outputs)
-    names = picture_names(inputs.paths) if pictures else []
-    outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])
-    index, kept, problems = _readable_images(inputs, restored, strict)
+    inputs = find_inputs(paths, root, outputs, list_file)
+    names = image_names(inputs.paths)
+    downloads = download_names(inputs.paths, names)
+    drawn = [f"{name}.jpg" for name in names] if pictures else []
+    table = [labels.TABLE] if "csv" in forms else []
+    local = [path for i, path in enumerate(inputs.paths) if i not in downloads]
+    outputs.claim([LINES, RESULTS, *table, *drawn, *downloads.values()], [*local, *inputs.lists])
+    folders = [form for form in forms if form in labels.DATASETS] + [CROPS] * crops
+    for folder in folders:
+        labels.clear_folder(outputs, folder)
+    files, problems = download_images(inputs.paths, downloads, outputs)
+    index, kept, problems = _readable_images(inputs, files, problems, restored, strict)
     batch_size = devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
+    wanted = Wanted(
+        pictures=[drawn[i] for i in kept] if pictures else (),
+        crops=[names[i] for i in kept] if crops else (),
+        class_folders=class_folders(restored.class_names),
+    )
 
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
     on_bad_image = "error" if strict else "skip"
     reading = {"num_workers": num_workers, "num_threads": num_threads}
-    batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, **reading)
+    batches = detect_batches(restored, index, limits.lowest, batch_size, on_bad_image, **reading)
     with (
         memory.batch_explained("prediction", "--batch_size", batch_size),
         contextlib.closing(batches),
-        drawing(outputs, index, names and [names[i] for i in kept]) as draw,
+        drawing(outputs, index, wanted) as draw,
         outputs.stream(LINES) as append,
     ):
         bar = tqdm.tqdm(batches, "predict", -(-index.num_images // batch_size), leave=False,
                         disable=None)  # fmt: skip
-        for number, found in enumerate(bar):
+        for number, batch in enumerate(bar):
+            found = [limits.of(one) for one in batch]
             append(record.batch(found, (number + 1) * batch_size))
             for one in found:
                 draw(one)
@@ -120,6 +159,7 @@ def predict(
     if not record.images:
         raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
     write_results(outputs)
+    _save_labels(outputs, forms, index, kept)
     done = Predicted(
         record.images, record.detections, len(record.problems), draw.undrawn, outputs.folder
     )
@@ -168,11 +208,25 @@ def detect_batches(
             yield to_original(jax.device_get(found), placing, index)
 
 
+def _save_labels(outputs: Outputs, forms: Sequence[str], index: DetectionIndex,
+                 kept: list[int]) -> None:  # fmt: skip
+    for form in forms:
+        if form == "csv":
+            labels.write_table(outputs)
+        elif flat := labels.write_labels(outputs, form, index, kept):
+            log.warning("%s: %d detections without an area are left out", form, flat)
+
+
 def _readable_images(
-    inputs: Inputs, restored: Restored, strict: bool
+    inputs: Inputs,
+    files: dict[int, str],
+    missing: dict[int, str],
+    restored: Restored,
+    strict: bool,
 ) -> tuple[DetectionIndex, list[int], dict[int, str]]:
     """Returns what `index_inputs` does; raises InputError if too many images cannot be read."""
-    index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
+    index, kept, found = index_inputs(inputs, files, restored.class_names, restored.class_ids)
+    problems = missing | found
     if problems and (strict or not kept):
         raise InputError(_too_bad(problems, len(inputs.paths), strict))
     return index, kept, problems
