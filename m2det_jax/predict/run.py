@@ -6,15 +6,19 @@ import json
 import logging
 import pathlib
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import tqdm
 
 from m2det_jax.build import make_views
-from m2det_jax.data import DetectionIndex
+from m2det_jax.data import DetectionIndex, UnreadableImage
 from m2det_jax.detector.reading import Reading, open_batches
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
+from m2det_jax.inference.programs import Programs
+from m2det_jax.inference.slices import detect_sliced, tile_size
+from m2det_jax.inference.stream import in_batches
 from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
 from m2det_jax.pages.markup import printable
 from m2det_jax.predict.inputs import Inputs, find_inputs, index_inputs, picture_names
@@ -36,6 +40,7 @@ class Predicted:
         skipped: number of images that could not be read.
         undrawn: number of images that were read, but could not be drawn.
         folder: output folder.
+        files: names of the JSON files in it.
     """
 
     images: int
@@ -43,6 +48,7 @@ class Predicted:
     skipped: int
     undrawn: int
     folder: pathlib.Path
+    files: tuple[str, ...] = (LINES, RESULTS)
 
     def lines(self) -> Iterator[dict]:
         """Yields the entry of each image in predictions.jsonl, in order."""
@@ -64,6 +70,7 @@ def predict(
     pictures: bool = True,
     strict: bool = False,
     overrides: Sequence[str] = (),
+    slices: int | str | None = None,
 ) -> Predicted:
     """Detects objects in images, draws them and writes them as JSON.
 
@@ -79,6 +86,7 @@ def predict(
         pictures: write pictures too, not only JSON.
         strict: an image that cannot be read is an error.
         overrides: changes of config.eval, such as "eval.nms=soft_linear".
+        slices: see large images in tiles, too: pixels of a tile's longer side, or "auto".
 
     Returns:
         The numbers of images and detections, and the output folder.
@@ -86,7 +94,7 @@ def predict(
     Raises:
         InputError: if no image can be read, a user's file would be replaced, or a flag is wrong.
     """
-    _check_flags(threshold, batch_size, overrides)
+    check_flags(threshold, batch_size, overrides)
     restored = restore(workdir, checkpoint, overrides)
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
@@ -103,7 +111,10 @@ def predict(
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
     on_bad_image = "error" if strict else "skip"
     reading = {"num_workers": num_workers, "num_threads": num_threads}
-    batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, **reading)
+    if slices is not None:
+        batches = sliced_batches(restored, index, threshold, batch_size, on_bad_image, slices)
+    else:
+        batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, **reading)
     with (
         memory.batch_explained("prediction", "--batch_size", batch_size),
         contextlib.closing(batches),
@@ -168,6 +179,49 @@ def detect_batches(
             yield to_original(jax.device_get(found), placing, index)
 
 
+def sliced_batches(
+    restored: Restored,
+    index: DetectionIndex,
+    threshold: float,
+    batch_size: int,
+    on_bad_image: str,
+    slices: int | str,
+) -> Generator[list[ImageDetections]]:
+    """Yields what `detect_batches` does, of images that are seen in tiles, too.
+
+    Args:
+        batch_size: tiles per call, over all devices; and the images of a list.
+        slices: pixels of a tile's longer side, or "auto".
+
+    Raises:
+        InputError: if `slices` is neither.
+    """
+    options: dict[str, Any] = {
+        "tile": tile_size(slices, restored.detector.resize.image_size),
+        "threshold": threshold,
+        "batch_size": batch_size,
+        "threads": min(readers.usable_cores(), readers.MOST_THREADS),
+    }
+    programs = Programs(restored)
+
+    def detections() -> Iterator[ImageDetections | None]:
+        position = 0
+        while position < index.num_images:
+            try:
+                rest = iter(index.image_paths[position:])
+                for found in detect_sliced(programs, rest, **options):
+                    yield ImageDetections(position, found.boxes, found.scores, found.labels)
+                    position += 1
+            except UnreadableImage:
+                if on_bad_image == "error":
+                    raise
+                yield None
+                position += 1
+
+    for batch in in_batches(detections(), batch_size):
+        yield [found for found in batch if found is not None]
+
+
 def _readable_images(
     inputs: Inputs, restored: Restored, strict: bool
 ) -> tuple[DetectionIndex, list[int], dict[int, str]]:
@@ -178,7 +232,8 @@ def _readable_images(
     return index, kept, problems
 
 
-def _check_flags(threshold: float, batch_size: int, overrides: Sequence[str]) -> None:
+def check_flags(threshold: float, batch_size: int, overrides: Sequence[str]) -> None:
+    """Raises InputError if a flag that images and videos share is wrong."""
     if any(override.startswith("eval.score_threshold=") for override in overrides):
         raise InputError("--set eval.score_threshold: give predict --threshold instead")
     if not 0 <= threshold <= 1:  # also refuses NaN
