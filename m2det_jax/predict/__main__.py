@@ -120,7 +120,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _parser()
     args = parser.parse_args(argv[1:])
     if not args.paths and not args.camera:
-        parser.error("give images, folders, videos or --camera")
+        parser.error("the following arguments are required: PATH, or --camera")
     return args
 
 

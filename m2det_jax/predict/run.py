@@ -96,6 +96,7 @@ def predict(
     """
     check_flags(threshold, batch_size, overrides)
     restored = restore(workdir, checkpoint, overrides)
+    tile = None if slices is None else tile_size(slices, restored.detector.resize.image_size)
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
     outputs = Outputs(output or workdir / "predictions", "predict")
@@ -111,8 +112,8 @@ def predict(
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
     on_bad_image = "error" if strict else "skip"
     reading = {"num_workers": num_workers, "num_threads": num_threads}
-    if slices is not None:
-        batches = sliced_batches(restored, index, threshold, batch_size, on_bad_image, slices)
+    if tile:
+        batches = sliced_batches(restored, index, threshold, batch_size, on_bad_image, tile)
     else:
         batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, **reading)
     with (
@@ -185,19 +186,16 @@ def sliced_batches(
     threshold: float,
     batch_size: int,
     on_bad_image: str,
-    slices: int | str,
+    tile: tuple[int, int],
 ) -> Generator[list[ImageDetections]]:
     """Yields what `detect_batches` does, of images that are seen in tiles, too.
 
     Args:
         batch_size: tiles per call, over all devices; and the images of a list.
-        slices: pixels of a tile's longer side, or "auto".
-
-    Raises:
-        InputError: if `slices` is neither.
+        tile: (height, width) of a tile, pixels of the images.
     """
     options: dict[str, Any] = {
-        "tile": tile_size(slices, restored.detector.resize.image_size),
+        "tile": tile,
         "threshold": threshold,
         "batch_size": batch_size,
         "threads": min(readers.usable_cores(), readers.MOST_THREADS),

@@ -19,6 +19,7 @@ from PIL import Image
 
 from m2det_jax.errors import InputError
 from m2det_jax.inference.result import Result
+from m2det_jax.inference.slices import tile_size
 from m2det_jax.inference.stream import ahead
 from m2det_jax.inference.trained_detector import TrainedDetector
 from m2det_jax.pages.markup import printable
@@ -80,6 +81,8 @@ def predict_videos(
     check_flags(threshold, batch_size, overrides)
     sources = _sources(paths, camera)
     detector = TrainedDetector(restore(workdir, checkpoint, overrides), workdir)
+    if slices is not None:
+        tile_size(slices, detector.image_size)  # says before anything is written if it is none
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
     outputs = Outputs(output or workdir / "predictions", "predict")

@@ -1,6 +1,7 @@
 """Predict on videos and cameras: frames, times, turns, damage, interruptions and drawn videos."""
 
 import builtins
+import functools
 import json
 import pathlib
 from fractions import Fraction
@@ -8,11 +9,13 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from absl.flags import argparse_flags
 from PIL import Image
 
 import m2det_jax
+from m2det_jax import runtime
 from m2det_jax.errors import InputError
-from m2det_jax.predict import predict, predict_videos, video, video_files
+from m2det_jax.predict import __main__, predict, predict_videos, video, video_files
 from m2det_jax.predict.video_files import (
     DamagedVideo,
     Source,
@@ -187,7 +190,8 @@ def test_slices_of_frames(workdir, tmp_path):
         expected = detector.predict(frame.image, threshold=0.3, slices=48)
         assert len(line["detections"]) == len(expected) > 0
     with pytest.raises(InputError, match="slices"):
-        predict_videos(workdir, [str(path)], output=str(tmp_path / "out"), slices=5)
+        predict_videos(workdir, [str(path)], output=str(tmp_path / "new"), slices=5)
+    assert not (tmp_path / "new").exists()
 
 
 def lines_of(folder: pathlib.Path) -> list[dict]:
@@ -364,6 +368,44 @@ def test_a_camera_that_is_not_there(workdir, tmp_path):
         predict_videos(workdir, camera="/dev/video97", output=str(tmp_path / "out"))
     with pytest.raises(InputError, match="--camera: give no files with it, got a.mp4"):
         predict_videos(workdir, ["a.mp4"], camera="0")
+
+
+def run(monkeypatch, *arguments) -> int:
+    """The exit status of the command."""
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    plain = functools.partial(argparse_flags.ArgumentParser, inherited_absl_flags=None)
+    monkeypatch.setattr(argparse_flags, "ArgumentParser", plain)
+    try:
+        __main__.main(__main__._parse(["predict", *map(str, arguments)]))
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    return 0
+
+
+def test_the_command_tells_videos_by_their_suffix(workdir, tmp_path, monkeypatch, capfd):
+    path = film(tmp_path / "a.MP4", 30, noise=True, container={"movflags": "faststart"})
+    common = ["--workdir", workdir, "--output", tmp_path / "out", "--threshold", "0.3"]
+    assert run(monkeypatch, *common, path, "--no_pictures", "--json") == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["files"] == [str(tmp_path / "out" / "predictions.jsonl")]
+    assert [one["frame"] for one in document["images"]] == list(range(30))
+    assert run(monkeypatch, *common, path, "--slice", "48") == 0
+    assert len(written(tmp_path / "out" / "a.mp4")) == 30
+    for wrong in (["--root", "x"], ["--strict"], ["--slice", "some"], ["--num_threads", "2"]):
+        assert run(monkeypatch, *common, path, *wrong) == 1
+    assert run(monkeypatch, *common, cut_off(path)) == 1
+    assert 10 < len(written(tmp_path / "out" / "a.mp4")) == len(lines_of(tmp_path / "out")) < 30
+    assert run(monkeypatch, *common) == 2
+
+
+def test_the_command_takes_a_camera(workdir, tmp_path, monkeypatch, stand_in, capsys):
+    interrupting(monkeypatch, 9)
+    common = ["--workdir", workdir, "--output", tmp_path / "out"]
+    assert run(monkeypatch, *common, "--camera", "0") == 0
+    assert "detections in 9 frames, " in capsys.readouterr().out
+    monkeypatch.undo()
+    interrupting(monkeypatch, 9)
+    assert run(monkeypatch, *common, film(tmp_path / "a.mp4", 20)) == 130
 
 
 def test_pyav_is_asked_for_by_the_name_of_the_extra(workdir, tmp_path, monkeypatch):
