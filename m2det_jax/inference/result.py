@@ -118,7 +118,7 @@ class Result:
             ImportError: if supervision is not installed; says how to install it.
         """
         try:
-            import supervision  # type: ignore[import-not-found]  # optional
+            import supervision
         except ImportError as error:
             raise ImportError(
                 "to_supervision needs the package supervision: pip install supervision"

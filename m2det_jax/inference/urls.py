@@ -1,7 +1,9 @@
 """Downloads of images from http and https URLs, with limits of time and size."""
 
 import http.client
+import queue
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -9,7 +11,7 @@ import urllib.request
 
 from m2det_jax.errors import InputError
 
-SECONDS = 30.0  # for the content, once the server has begun to send it
+SECONDS = 30.0  # for all of it: connections, redirects, headers and content
 MAX_BYTES = 64 * 2**20
 _SILENCE = 10.0  # seconds that a server may say nothing
 _CHUNK = 2**16  # bytes
@@ -22,7 +24,12 @@ def is_url(text: str) -> bool:
 
 def path_of(url: str) -> str:
     """Returns the path of a URL, whose last part may be the name of a file; a path as it is."""
-    return urllib.parse.unquote(urllib.parse.urlsplit(url).path) if is_url(url) else url
+    if not is_url(url):
+        return url
+    try:
+        return urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    except ValueError:  # not a valid URL, which the download says
+        return ""
 
 
 def download(url: str, *, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) -> bytes:
@@ -31,18 +38,37 @@ def download(url: str, *, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) 
     Raises:
         InputError: if there is no such file, or it exceeds the limits; names the URL.
     """
-    deadline = time.monotonic() + seconds
+    came: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def fetch() -> None:
+        try:
+            came.put(_fetch(url, seconds, max_bytes))
+        except Exception as error:  # raised below, in the caller's thread
+            came.put(error)
+
+    # A thread, because the timeout of a socket starts again with each byte of the headers.
+    threading.Thread(target=fetch, name="download", daemon=True).start()
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "m2det_jax"})
-        with _opener().open(request, timeout=min(_SILENCE, seconds)) as response:
-            return _read(response, deadline, seconds, max_bytes)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error  # of an URLError: what is behind it
-        if isinstance(error, urllib.error.HTTPError):
-            reason = f"the server answers {error.code} {error.reason}"
-        elif isinstance(reason, TimeoutError):
-            reason = f"the server does not answer within {min(_SILENCE, seconds):g} seconds"
-        raise InputError(f"cannot read image {url}: {reason}") from error
+        content = came.get(timeout=seconds + 0.5)  # the limits of `_fetch` come first
+    except queue.Empty:
+        content = ValueError(f"it takes longer than {seconds:g} seconds: save it as a file first")
+    if isinstance(content, bytes):
+        return content
+    if not isinstance(content, OSError | http.client.HTTPException | ValueError):
+        raise content
+    reason = getattr(content, "reason", None) or content  # of an URLError: what is behind it
+    if isinstance(content, urllib.error.HTTPError):
+        reason = f"the server answers {content.code} {content.reason}"
+    elif isinstance(reason, TimeoutError):
+        reason = f"the server does not answer within {min(_SILENCE, seconds):g} seconds"
+    raise InputError(f"cannot read image {url}: {reason}") from content
+
+
+def _fetch(url: str, seconds: float, max_bytes: int) -> bytes:
+    deadline = time.monotonic() + seconds
+    request = urllib.request.Request(url, headers={"User-Agent": "m2det_jax"})
+    with _opener().open(request, timeout=min(_SILENCE, seconds)) as response:
+        return _read(response, deadline, seconds, max_bytes)
 
 
 def _read(

@@ -247,7 +247,7 @@ def picture_names(paths: Sequence[str]) -> list[str]:
 
 def image_names(paths: Sequence[str]) -> list[str]:
     """Returns a name of its own for each image, without suffix and folder."""
-    stems = (pathlib.PurePath(path_of(path)).stem for path in paths)
+    stems = (pathlib.PurePath(path_of(path)).stem or "image" for path in paths)
     plain = ("".join(c if c.isprintable() else "_" for c in stem) for stem in stems)
     return distinct_names(map(_shortened, plain))
 

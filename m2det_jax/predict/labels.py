@@ -84,6 +84,8 @@ def write_labels(outputs: Outputs, form: str, index: DetectionIndex, kept: Seque
     labelled, flat = _with_detections(index, kept, _lines(outputs))
     if form == "coco":  # tools find images by a name below a folder
         labelled = dataclasses.replace(labelled, image_paths=_below_one(labelled.image_paths))
+    elif form == "voc":
+        labelled = dataclasses.replace(labelled, boxes=whole_pixels(labelled.boxes))
     # Written beside, so that no file that may not be replaced is ever touched.
     scratch = outputs.folder / _SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed
@@ -96,6 +98,14 @@ def write_labels(outputs: Outputs, form: str, index: DetectionIndex, kept: Seque
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return flat
+
+
+def whole_pixels(boxes: np.ndarray) -> np.ndarray:
+    """Returns boxes [n, 4] with whole numbers, as tools for VOC expect them; none becomes empty."""
+    rounded = np.rint(boxes)
+    empty = (rounded[:, 2:] <= rounded[:, :2]).any(axis=1)
+    rounded[empty, :2], rounded[empty, 2:] = np.floor(boxes[empty, :2]), np.ceil(boxes[empty, 2:])
+    return rounded
 
 
 def _lines(outputs: Outputs) -> Iterator[dict]:

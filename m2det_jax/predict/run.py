@@ -22,7 +22,7 @@ from m2det_jax.inference.stream import in_batches
 from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
 from m2det_jax.pages.markup import printable
 from m2det_jax.predict import labels
-from m2det_jax.predict.classes import read_limits
+from m2det_jax.predict.classes import Limits, read_limits
 from m2det_jax.predict.downloads import download_images, download_names
 from m2det_jax.predict.inputs import Inputs, find_inputs, image_names, index_inputs
 from m2det_jax.predict.outputs import (
@@ -32,8 +32,8 @@ from m2det_jax.predict.outputs import (
     RESULTS,
     Record,
     Wanted,
-    class_folders,
     drawing,
+    wanted_files,
     write_results,
 )
 from m2det_jax.run import devices, memory, readers
@@ -127,26 +127,40 @@ def predict(
     outputs = Outputs(output or workdir / "predictions", "predict")
     refuse_checkpoints(outputs.folder, workdir)
     inputs = find_inputs(paths, root, outputs, list_file)
-    names = image_names(inputs.paths)
-    downloads = _claim(outputs, inputs, names, forms, pictures, crops)
+    names, downloads = _claim(outputs, inputs, forms, pictures, crops)
     local, problems = download_images(inputs.paths, downloads, outputs)
     index, kept, problems = _readable_images(inputs, local, problems, restored, strict)
     batch_size = devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
-    kept_names = [names[i] for i in kept]
-    wanted = Wanted(
-        pictures=[f"{name}.jpg" for name in kept_names] if pictures else (),
-        crops=kept_names if crops else (),
-        class_folders=class_folders(restored.class_names),
-    )
+    wanted = wanted_files([names[i] for i in kept], restored.class_names, pictures, crops)
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
-    on_bad_image = "error" if strict else "skip"
-    if tile:
-        batches = sliced_batches(restored, index, limits.lowest, batch_size, on_bad_image, tile)
-    else:
-        how = {"num_workers": num_workers, "num_threads": num_threads}
-        batches = detect_batches(restored, index, limits.lowest, batch_size, on_bad_image, **how)
+    how: dict[str, Any] = {"on_bad_image": "error" if strict else "skip"}
+    how |= {"tile": tile} if tile else {"num_workers": num_workers, "num_threads": num_threads}
+    detect = sliced_batches if tile else detect_batches
+    batches = detect(restored, index, limits.lowest, batch_size, **how)
+    undrawn = _write_batches(batches, batch_size, index, limits, record, outputs, wanted)
+    if not record.images:
+        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
+    write_results(outputs)
+    _save_labels(outputs, forms, index, kept)
+    files = LINES, RESULTS, *([labels.TABLE] if "csv" in forms else [])
+    skipped = len(record.problems)
+    done = Predicted(record.images, record.detections, skipped, undrawn, outputs.folder, files)
+    _say(done, ["pictures"] * pictures + [CROPS] * crops + [f for f in forms if f != "csv"])
+    return done
+
+
+def _write_batches(
+    batches: Generator[list[ImageDetections]],
+    batch_size: int,
+    index: DetectionIndex,
+    limits: Limits,
+    record: Record,
+    outputs: Outputs,
+    wanted: Wanted,
+) -> int:
+    """Writes the lines and pictures of all batches; returns the number of images not drawn."""
     with (
         memory.batch_explained("prediction", "--batch_size", batch_size),
         contextlib.closing(batches),
@@ -161,30 +175,23 @@ def predict(
             for one in found:
                 draw(one)
         append(record.rest())
-    if not record.images:
-        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
-    write_results(outputs)
-    _save_labels(outputs, forms, index, kept)
-    files = LINES, RESULTS, *([labels.TABLE] if "csv" in forms else [])
-    skipped = len(record.problems)
-    done = Predicted(record.images, record.detections, skipped, draw.undrawn, outputs.folder, files)
-    _say(done, ["pictures"] * pictures + [CROPS] * crops + [f for f in forms if f != "csv"])
-    return done
+    return draw.undrawn
 
 
 def _claim(
     outputs: Outputs,
     inputs: Inputs,
-    names: Sequence[str],
     forms: Sequence[str],
     pictures: bool,
     crops: bool,
-) -> dict[int, str]:
+) -> tuple[list[str], dict[int, str]]:
     """Checks that all files may be written, and clears the folders of an earlier run.
 
     Returns:
-        The output name of the download of each URL, by its position.
+        (a name of its own for each image, without suffix; the output name of the download of each
+        URL, by its position).
     """
+    names = image_names(inputs.paths)
     downloads = download_names(inputs.paths, names)
     files = [LINES, RESULTS, *downloads.values()]
     files += [labels.TABLE] if "csv" in forms else []
@@ -193,7 +200,7 @@ def _claim(
     outputs.claim(files, [*local, *inputs.lists])
     for folder in [form for form in forms if form in labels.DATASETS] + [CROPS] * crops:
         labels.clear_folder(outputs, folder)
-    return downloads
+    return names, downloads
 
 
 def detect_batches(

@@ -28,6 +28,12 @@ def png(orientation: int = 1) -> bytes:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/slow_headers":
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+                while True:
+                    self.wfile.write(b"X")
+                    time.sleep(0.05)
         content, length, status = png(), None, 200
         headers = {}
         if self.path == "/turned.png":
@@ -129,3 +135,10 @@ def test_no_server():
 
 def test_what_counts_as_a_url():
     assert is_url("HTTPS://x/a.jpg") and not is_url("folder/http/a.jpg") and not is_url("http.jpg")
+
+
+def test_headers_are_under_the_limit_of_time(host):
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="takes longer than 0.5 seconds"):
+        download(f"{host}/slow_headers", seconds=0.5)
+    assert time.monotonic() - begin < 5
