@@ -16,6 +16,8 @@ import sys
 import pytest
 
 from m2det_jax.__main__ import VERBS
+from m2det_jax.config import default_config
+from m2det_jax.config.dotted import flatten
 from m2det_jax.config.experiments import experiments_dir
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -252,6 +254,15 @@ def test_the_targets_that_the_pages_name_exist():
         for name in re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text(), flags=re.M)
     }
     assert {"demo", "test", "docs"} <= named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_keys_that_a_page_names_exist(page):
+    keys = flatten(default_config())
+    known = keys | {key.partition(".")[0]: None for key in keys} | {"section.key": None}
+    pattern = r"(?<![\w./])(?:--)?config\.([a-z_]+(?:\.[a-z_]+)*)(?![\w*/{])"
+    named = set(re.findall(pattern, page.read_text())) - {"json", "py"}
+    assert named <= known.keys(), named - known.keys()
 
 
 def test_links_between_files_lead_somewhere():
