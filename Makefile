@@ -57,3 +57,21 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) runs
+
+# The wheel as a newcomer gets it: built, checked, installed elsewhere and used, on $(PYTHON).
+.PHONY: wheel resolve-cuda
+wheel: $(VENV)/.installed-dev
+	$(RUN) tests/wheel/check.py --python $(PYTHON)
+
+# What pip would install for CUDA 12 and 13, without a GPU and without an installation. Not part of CI.
+resolve-cuda: $(VENV)/.installed-dev
+	$(RUN) tests/wheel/resolve_cuda.py
+
+# The notebook docs/tour.ipynb, executed from a copy in a few steps.
+.PHONY: notebook
+notebook: $(VENV)/.installed-dev
+	$(RUN) tests/notebook/execute.py
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	touch $@
