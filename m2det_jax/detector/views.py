@@ -168,6 +168,14 @@ class MultiScale:
                 losses image, image_id, scale and offset suffice.
             threshold: lowest score, in place of the detector's; compiled once for all.
         """
+        candidates, ids, terms = self.candidates(variables, by_size, sharding)
+        return self._merge(candidates, threshold), ids, terms
+
+    def candidates(
+        self, variables: dict, by_size: dict, sharding: jax.sharding.Sharding
+    ) -> tuple[list[ops.Candidates], jax.Array, dict | None]:
+        """Returns candidates [B, G, N] of every view, in original pixels, image_id [B] and loss
+        terms of a batch; the arguments are those of `detect_batch`."""
         candidates, terms = [], None
         # An image that cannot be read at one size is none at any.
         ids = np.minimum.reduce([batch["image_id"] for batch in by_size.values()])
@@ -181,4 +189,17 @@ class MultiScale:
                     candidates.append(found)
                 else:
                     break
-        return self._merge(candidates, threshold), batch["image_id"], terms
+        return candidates, batch["image_id"], terms
+
+    def merge(
+        self, candidates: Sequence[ops.Candidates], threshold: Threshold | None = None
+    ) -> ops.Detections:
+        """Starts the suppression of candidates [B, G, N] of several views together.
+
+        Args:
+            threshold: as in `detect_batch`.
+
+        Returns:
+            Detections [B, K] on the devices.
+        """
+        return self._merge(candidates, threshold)

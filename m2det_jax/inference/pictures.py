@@ -19,9 +19,11 @@ from PIL import Image
 from m2det_jax.data import ResizeSettings, load_image, read_size
 from m2det_jax.data.augment.drawing import (
     PixelMap,
+    Window,
     draw_image,
     lay_out,
     map_image,
+    map_window,
     resize_part,
 )
 from m2det_jax.data.images import BROKEN_FILE, UnreadableImage, upright_rgb
@@ -108,16 +110,30 @@ def look_at(
         pixels = load()
         picture = Picture(name, pixels.size, load)
         draw = functools.partial(_draw_pixels, pixels)
-    return picture, list(_views(picture.size, resizes, draw))
+    maps = (map_image(picture.size, resize) for resize in resizes)
+    return picture, list(_views(maps, resizes, draw))
+
+
+def look_at_window(
+    pixels: Image.Image, window: Window, resizes: Sequence[ResizeSettings]
+) -> list[View]:
+    """Brings a part of a decoded picture to one or more input sizes; it may reach beyond it.
+
+    Args:
+        pixels: upright and RGB.
+        window: (left, top, right, bottom), pixels.
+        resizes: input sizes of the network, and how the part is brought to them.
+    """
+    maps = (map_window(pixels.size, window, resize) for resize in resizes)
+    return list(_views(maps, resizes, functools.partial(_draw_pixels, pixels)))
 
 
 def _views(
-    size: tuple[int, int],
+    maps: Iterable[PixelMap],
     resizes: Sequence[ResizeSettings],
     draw: Callable[[PixelMap, ResizeSettings], np.ndarray],
 ) -> Iterator[View]:
-    for resize in resizes:
-        pixel_map = map_image(size, resize)
+    for pixel_map, resize in zip(maps, resizes, strict=True):
         scale, offset = pixel_map.scale.astype(np.float32), pixel_map.offset.astype(np.float32)
         yield View(draw(pixel_map, resize), scale, offset)
 

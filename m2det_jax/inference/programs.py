@@ -14,7 +14,7 @@ from m2det_jax import ops
 from m2det_jax.build import make_views
 from m2det_jax.data import ResizeSettings
 from m2det_jax.detector.detector import Threshold
-from m2det_jax.detector.views import MultiScale
+from m2det_jax.detector.views import MultiScale, Views
 from m2det_jax.inference.pictures import View
 from m2det_jax.metrics.detections import original_boxes
 from m2det_jax.run import devices
@@ -57,13 +57,28 @@ class Programs:
             Detections [batch_size, K] on the devices, boxes as `to_picture` takes them; those of
             the first pictures, the rest is filling.
         """
-        by_size = [_batch(at_size, batch_size) for at_size in zip(*views, strict=True)]
+        by_size = self._by_size(views, batch_size)
         if self._multi is None:
-            return self.detect_images(by_size[0]["image"], threshold)
+            (batch,) = by_size.values()
+            return self.detect_images(batch["image"], threshold)
         variables, sharding = self._placing(batch_size)
-        batches = dict(zip((r.image_size for r in self.resizes), by_size, strict=True))
         limit = np.float32(threshold)
-        return self._multi.detect_batch(variables, batches, sharding, limit)[0]
+        return self._multi.detect_batch(variables, by_size, sharding, limit)[0]
+
+    def candidates(self, views: Sequence[Sequence[View]], batch_size: int) -> list[ops.Candidates]:
+        """Starts the network on up to `batch_size` parts of pictures, each seen at all `resizes`.
+
+        Returns:
+            Candidates [batch_size, G, N] on the devices, of each view in turn, boxes in pixels of
+            the pictures; those of the first parts, the rest is filling.
+        """
+        variables, sharding = self._placing(batch_size)
+        by_size = self._by_size(views, batch_size)
+        return self._parts.candidates(variables, by_size, sharding)[0]
+
+    def suppress(self, candidates: ops.Candidates, threshold: float) -> ops.Detections:
+        """Starts the suppression of candidates [B, G, N]; returns Detections [B, K]."""
+        return self._parts.merge([candidates], np.float32(threshold))
 
     def to_picture(
         self, boxes: np.ndarray, views: Sequence[View], size: tuple[int, int]
@@ -78,6 +93,19 @@ class Programs:
         if self._multi is None:
             scale, offset = views[0].scale, views[0].offset
         return original_boxes(boxes, scale, offset, size).astype(np.float32)
+
+    @functools.cached_property
+    def _parts(self) -> MultiScale:
+        """Sees parts of pictures by the views of config.eval."""
+        own = self._detector.resize.image_size
+        return self._multi or MultiScale(self._detector, Views(sizes=(own,), flip=False))
+
+    def _by_size(
+        self, views: Sequence[Sequence[View]], batch_size: int
+    ) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+        """Returns a batch for each input size."""
+        at_sizes = zip(self.resizes, zip(*views, strict=True), strict=True)
+        return {resize.image_size: _batch(seen, batch_size) for resize, seen in at_sizes}
 
     def _placing(self, batch_size: int) -> tuple[dict[str, Any], jax.sharding.Sharding]:
         """Where a batch goes: to all devices of this process, or, where it cannot be split, to one.

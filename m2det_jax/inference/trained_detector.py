@@ -18,6 +18,7 @@ from m2det_jax.inference.evaluation import data_choice, evaluate_restored, evalu
 from m2det_jax.inference.pictures import ImageLike, Picture, View, look_at, one_by_one
 from m2det_jax.inference.programs import Programs
 from m2det_jax.inference.result import Result
+from m2det_jax.inference.slices import detect_sliced, tile_size
 from m2det_jax.inference.stream import ahead, in_batches, until_error
 from m2det_jax.metrics.detections import one_behind
 from m2det_jax.run import memory, readers
@@ -100,21 +101,37 @@ class TrainedDetector:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a sequence of texts, too
-        self, images: ImageLike, threshold: float = ..., batch_size: int | None = ...
+        self,
+        images: ImageLike,
+        threshold: float = ...,
+        batch_size: int | None = ...,
+        slices: int | str | None = ...,
     ) -> Result: ...
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a sequence is an iterable, too
-        self, images: Sequence[ImageLike], threshold: float = ..., batch_size: int | None = ...
+        self,
+        images: Sequence[ImageLike],
+        threshold: float = ...,
+        batch_size: int | None = ...,
+        slices: int | str | None = ...,
     ) -> list[Result]: ...
 
     @overload
     def predict(
-        self, images: Iterable[ImageLike], threshold: float = ..., batch_size: int | None = ...
+        self,
+        images: Iterable[ImageLike],
+        threshold: float = ...,
+        batch_size: int | None = ...,
+        slices: int | str | None = ...,
     ) -> Iterator[Result]: ...
 
     def predict(
-        self, images: Any, threshold: float = THRESHOLD, batch_size: int | None = None
+        self,
+        images: Any,
+        threshold: float = THRESHOLD,
+        batch_size: int | None = None,
+        slices: int | str | None = None,
     ) -> Result | list[Result] | Iterator[Result]:
         """Detects objects in an image, or in any number of them, of any sizes.
 
@@ -131,6 +148,8 @@ class TrainedDetector:
             threshold: lowest score, 0..1; in place of config.eval.score_threshold.
             batch_size: images per call, over all devices; None: one, or one a device for several
                 images. On a GPU more are faster.
+            slices: see large pictures in overlapping tiles, too, for small objects: pixels of a
+                tile's longer side, or "auto", the size of the network input; None: do not.
 
         Returns:
             A Result; for several images a list; for an iterator an iterator of Results, which
@@ -143,6 +162,13 @@ class TrainedDetector:
         """
         _check(threshold, batch_size)
         several = one_by_one(images)
+        if slices is not None:
+            tile = tile_size(slices, self.image_size)
+            batch_size = batch_size or jax.local_device_count()
+            if several is None:
+                return list(self._sliced([images], threshold, batch_size, tile))[0]
+            found = self._sliced(several, threshold, batch_size, tile)
+            return found if isinstance(several, Iterator) else list(found)
         if several is None:
             seen = look_at(images, self._programs.resizes)
             return self._detect([seen], threshold, batch_size or 1)()[0]
@@ -246,6 +272,32 @@ class TrainedDetector:
                 yield from fetch()
         if errors:
             raise errors[0]
+
+    def _sliced(
+        self,
+        images: Iterable[ImageLike],
+        threshold: float,
+        batch_size: int,
+        tile: tuple[int, int],
+    ) -> Iterator[Result]:
+        """Yields the results of images that are seen in tiles, too."""
+        found_in = detect_sliced(
+            self._programs,
+            images,
+            tile=tile,
+            threshold=threshold,
+            batch_size=batch_size,
+            threads=self._threads,
+        )
+        for found in found_in:
+            yield Result(
+                boxes=found.boxes,
+                scores=found.scores,
+                labels=found.labels,
+                class_names=self.class_names,
+                picture=found.picture,
+                class_ids=self.restored.class_ids,
+            )
 
     def _detect(
         self, seen: Sequence[_Seen], threshold: float, batch_size: int
