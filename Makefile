@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_SEED ?= 0
 
-.PHONY: demo test test-proofs check test-torch install clean
+.PHONY: demo test test-proofs check test-torch docs install clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
@@ -28,6 +28,10 @@ check: $(VENV)/.installed-test
 test-torch: $(VENV)/.installed-torch
 	M2DET_REQUIRE_TORCH=1 $(RUN) -m pytest tests/weights tests/test_convert.py
 
+# The pages of docs/ as a site, build/docs/index.html. A broken link is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --clean
+
 install: $(VENV)/.installed
 
 $(VENV)/bin/python:
@@ -47,5 +51,27 @@ $(VENV)/.installed-torch: $(VENV)/.installed-test
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,torch]' torchvision
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
 	rm -rf $(VENV) runs
+
+# The wheel as a newcomer gets it: built, checked, installed elsewhere and used, on $(PYTHON).
+.PHONY: wheel resolve-cuda
+wheel: $(VENV)/.installed-dev
+	$(RUN) tests/wheel/check.py --python $(PYTHON)
+
+# What pip would install for CUDA 12 and 13, without a GPU and without an installation. Not part of CI.
+resolve-cuda: $(VENV)/.installed-dev
+	$(RUN) tests/wheel/resolve_cuda.py
+
+# The notebook docs/tour.ipynb, executed from a copy in a few steps.
+.PHONY: notebook
+notebook: $(VENV)/.installed-dev
+	$(RUN) tests/notebook/execute.py
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	touch $@

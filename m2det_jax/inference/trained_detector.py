@@ -227,7 +227,8 @@ class TrainedDetector:
                 the verb, such as {"format": "coco", "root": "coco", "split": "val2017"}, or
                 {"csv": "test.csv", "classes": "classes.csv"}. None: the run's validation set.
             batch_size: images per call, over all devices; 0: that of the config.
-            num_workers, num_threads: that read images; -1: what fits the host.
+            num_workers: processes that read images; -1: what fits the host.
+            num_threads: threads of each that read images; -1: likewise.
             trust: a Python module that the run names as config.data.format may be imported.
 
         Returns:

@@ -284,7 +284,7 @@ def initial_variables(config: Config, detector: Detector) -> dict[str, Any]:
         log.warning(
             "WARNING: a VGG without BatchNorm starts from random weights and will learn slowly or "
             "not at all. Give ImageNet weights, --config.model.backbone_weights=%s.safetensors "
-            "(README: Pretrained backbone), or set --config.model.backbone_norm=True",
+            "(docs/training.md: Pretrained backbone), or set --config.model.backbone_norm=True",
             model.backbone,
         )
     return variables

@@ -1,4 +1,4 @@
-"""The examples of docs/python.md run, in order, as one program."""
+"""The examples of docs/python.md run, in order, as one program; so do those of the first pages."""
 
 import logging
 import pathlib
@@ -55,6 +55,19 @@ def test_the_examples_run(place, capsys):
     assert "Result(" in printed and "runs/tiny: step 6 of 6" in printed and "done" in printed
     with Image.open(place / "drawn.png") as drawn:
         assert drawn.size == (640, 480)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_example_of_a_first_page_runs(page, place, capsys):
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (PAGE.parent.parent / page).read_text(), re.DOTALL
+    )
+    assert 'checkpoint="best"' in example  # the run of the fixture is not evaluated, so has none
+    scope = {}
+    exec(compile(example.replace('"best"', '"latest"'), page, "exec"), scope)
+    result = scope["result"]
+    assert result.image_size == (480, 640) and result.boxes.shape == (len(result), 4)
+    assert capsys.readouterr().out.strip()
 
 
 def test_what_the_page_says_is_so():
