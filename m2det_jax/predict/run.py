@@ -105,17 +105,15 @@ def predict(
     names = picture_names(inputs.paths) if pictures else []
     outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])
     index, kept, problems = _readable_images(inputs, restored, strict)
-    batch_size = devices.no_larger_batch(batch_size, index.num_images)
+    if tile is None:  # else a batch has as many tiles
+        batch_size = devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
 
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
     on_bad_image = "error" if strict else "skip"
     reading = {"num_workers": num_workers, "num_threads": num_threads}
-    if tile:
-        batches = sliced_batches(restored, index, threshold, batch_size, on_bad_image, tile)
-    else:
-        batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, **reading)
+    batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, tile, **reading)
     with (
         memory.batch_explained("prediction", "--batch_size", batch_size),
         contextlib.closing(batches),
@@ -145,6 +143,7 @@ def detect_batches(
     threshold: float,
     batch_size: int,
     on_bad_image: str = "error",
+    tile: tuple[int, int] | None = None,
     **reading: int,
 ) -> Generator[list[ImageDetections]]:
     """Yields the detections of each batch of an index, in order, with the views of the config.
@@ -155,8 +154,12 @@ def detect_batches(
         threshold: lowest score, 0..1.
         batch_size: images per call, over all devices.
         on_bad_image: "error", or "skip": images that cannot be read are missing in the result.
+        tile: (height, width) of tiles in which images are seen, too, pixels; None: they are not.
         reading: num_workers and num_threads of `Reading`.
     """
+    if tile:
+        yield from _sliced_batches(restored, index, threshold, batch_size, on_bad_image, tile)
+        return
     suppression = restored.detector.suppression.at_threshold(threshold)
     detector = dataclasses.replace(restored.detector, suppression=suppression)
     replicated, by_batch = devices.data_mesh()
@@ -180,7 +183,7 @@ def detect_batches(
             yield to_original(jax.device_get(found), placing, index)
 
 
-def sliced_batches(
+def _sliced_batches(
     restored: Restored,
     index: DetectionIndex,
     threshold: float,
@@ -190,9 +193,7 @@ def sliced_batches(
 ) -> Generator[list[ImageDetections]]:
     """Yields what `detect_batches` does, of images that are seen in tiles, too.
 
-    Args:
-        batch_size: tiles per call, over all devices; and the images of a list.
-        tile: (height, width) of a tile, pixels of the images.
+    The batch size is that of the tiles, and the number of images in a list.
     """
     options: dict[str, Any] = {
         "tile": tile,
