@@ -1,5 +1,6 @@
 """Test environment: typed ops and step, no implicit rank promotion, parsed flags, a cache."""
 
+import logging
 import os
 import pathlib
 import tempfile
@@ -46,6 +47,21 @@ def _directory(variable: str, default: str) -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no folder {path}; set {variable}")
     return path
+
+
+@pytest.fixture
+def warnings_of_run(caplog, monkeypatch):
+    """Warnings that the package logs, as caplog has them."""
+    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
+    caplog.set_level(logging.WARNING, "m2det_jax")
+    return caplog
+
+
+@pytest.fixture
+def log_of_run(warnings_of_run):
+    """What the package logs, as caplog has it."""
+    warnings_of_run.set_level(logging.INFO, "m2det_jax")
+    return warnings_of_run
 
 
 @pytest.fixture(scope="session")

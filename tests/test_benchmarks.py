@@ -419,3 +419,27 @@ def test_wording_prints_the_pairs_that_a_seed_chooses(monkeypatch, capsys):
     assert [one.count("  before: old") for one in printed] == [3, 3, 3]
     assert printed[0].count("  after:  tree") == 3 and "3 of 30 texts that differ" in printed[0]
     assert printed[0].rpartition("seed")[0] != printed[2].rpartition("seed")[0]
+
+
+def test_the_rate_of_prediction_is_between_its_first_and_its_last_line():
+    predict_rate = importlib.import_module("benchmarks.predict_rate")
+    # Compilation comes before the first line, writing of the results after the last.
+    samples = [(0.0, 0, 50), (9.0, 2, 100), (10.0, 12, 110), (11.0, 22, 105), (15.0, 22, 107)]
+    assert predict_rate.rate_of(samples) == 20 / 2
+    assert predict_rate.growth_of(samples) == (110, 110)
+    assert predict_rate.growth_of([*samples[:3], (11.0, 22, 140)]) == (110, 140)
+
+
+def test_resident_memory_counts_the_children(tmp_path):
+    predict_rate = importlib.import_module("benchmarks.predict_rate")
+    if not pathlib.Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    before = predict_rate.resident()
+    program = "x = b'1' * 100_000_000; print('ready', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)  # fmt: skip
+    with child:
+        child.stdout.readline()
+        grown = predict_rate.resident() - before
+        child.communicate(b"\n")
+    assert 1e8 < grown < 2e8

@@ -39,13 +39,6 @@ def steps_in(workdir) -> list[int]:
         return sorted(manager.all_steps())
 
 
-@pytest.fixture
-def warnings_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.WARNING, "m2det_jax")
-    return caplog
-
-
 @pytest.fixture(scope="module")
 def saved(tiny_run, tmp_path_factory):
     """A folder with the steps 2, of AP 0.9, and 3 and 4."""

@@ -1,7 +1,6 @@
 """Damage of every kind is found and named, whole checkpoints are left alone, none is lost."""
 
 import json
-import logging
 import pathlib
 import shutil
 
@@ -27,13 +26,6 @@ from m2det_jax.run.checksums import (
     write_checksums,
 )
 from m2det_jax.trained import restore
-
-
-@pytest.fixture
-def warnings_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.WARNING, "m2det_jax")
-    return caplog
 
 
 def make_checkpoint(folder: pathlib.Path) -> pathlib.Path:

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import logging
 import os
 import shutil
 import types
@@ -27,11 +26,7 @@ from m2det_jax.training.resume import refuse_other_run
 NAMES = [f"{i:02d}.png" for i in range(10)]
 
 
-@pytest.fixture(autouse=True)
-def log_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.INFO, "m2det_jax")
-    return caplog
+pytestmark = pytest.mark.usefixtures("log_of_run")
 
 
 class DataSet:

@@ -1,6 +1,5 @@
 """Starting from other weights: what is taken, what is not, and what the log says of it."""
 
-import logging
 import pathlib
 
 import jax
@@ -18,13 +17,6 @@ from m2det_jax.training.prepare import initial_variables
 from m2det_jax.weights import pretrained
 from m2det_jax.weights.imagenet import BackboneWeights
 from m2det_jax.weights.preprocessing import IMAGENET
-
-
-@pytest.fixture
-def log_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.INFO, "m2det_jax")
-    return caplog
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import logging
 import os
 import shutil
 import stat
@@ -21,13 +20,6 @@ with WorkdirLock(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture
-def warnings_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.WARNING, "m2det_jax")
-    return caplog
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone_however_it_goes(tmp_path):

@@ -1,7 +1,6 @@
 """What a step costs is read and told, and the end of a device's memory ends in advice."""
 
 import dataclasses
-import logging
 import types
 
 import jax
@@ -45,13 +44,6 @@ def exhausted() -> jax.errors.JaxRuntimeError:
     return jax.errors.JaxRuntimeError(
         "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.\nmore lines"
     )
-
-
-@pytest.fixture
-def log_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.INFO, "m2det_jax")
-    return caplog
 
 
 # Advice.

@@ -1,7 +1,5 @@
 """What is made ready before the first step: initial weights and their warnings, and the plan."""
 
-import logging
-
 import jax
 import numpy as np
 import pytest
@@ -12,13 +10,6 @@ from m2det_jax.training.plan import make_plan
 from m2det_jax.training.prepare import initial_variables
 
 NAMES = ("cat", "dog")
-
-
-@pytest.fixture
-def log_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.INFO, "m2det_jax")
-    return caplog
 
 
 def variables_of(**overrides):

@@ -1,6 +1,5 @@
 """What one sees of a run: means over an interval, rates without the pauses, a stop on NaN."""
 
-import logging
 import time
 
 import jax.numpy as jnp
@@ -102,14 +101,9 @@ def test_the_last_step_is_checked_on_demand(progress):
         progress.check()
 
 
-@pytest.fixture
-def log_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.WARNING, "m2det_jax")
-    return caplog
-
-
-def test_some_steps_that_are_not_finite_are_let_pass_and_counted(progress, tmp_path, log_of_run):
+def test_some_steps_that_are_not_finite_are_let_pass_and_counted(
+    progress, tmp_path, warnings_of_run
+):
     progress.max_nonfinite = 2
     progress.after_step(1, metrics(1.0), np.array([7]))
     progress.after_step(2, metrics(np.nan), np.array([8, 9]))
@@ -117,10 +111,10 @@ def test_some_steps_that_are_not_finite_are_let_pass_and_counted(progress, tmp_p
     progress.after_step(4, metrics(5.0), np.array([10]))
     assert progress.totals["nonfinite_steps"] == 2
     assert "the loss is nan at step 2; its update is left out, the 1. of at most 2. Images: " in (
-        log_of_run.text
+        warnings_of_run.text
     )
-    assert "8.jpg, 9.jpg" in log_of_run.text
-    assert "the norm of the gradient is inf at step 3" in log_of_run.text
+    assert "8.jpg, 9.jpg" in warnings_of_run.text
+    assert "the norm of the gradient is inf at step 3" in warnings_of_run.text
     # The means of an interval are those of its finite steps.
     assert [r["loss"] for r in read_history(tmp_path)] == [1.0, 5.0]
     assert read_history(tmp_path)[-1]["nonfinite_steps"] == 2
@@ -138,12 +132,12 @@ def test_the_limit_counts_through_all_stops_of_a_run(progress):
         progress.check()
 
 
-def test_replaced_images_are_counted_and_named(progress, tmp_path, log_of_run):
+def test_replaced_images_are_counted_and_named(progress, tmp_path, warnings_of_run):
     progress.after_step(1, metrics(), np.arange(3), np.array([-1, 5, -1]))
     progress.after_step(2, metrics(), np.arange(3), np.array([6, -1, 5]))
     assert progress.totals["replaced_images"] == 3
     assert "step 1: cannot read image 5.jpg, another one in its place; 1 times so far" in (
-        log_of_run.text
+        warnings_of_run.text
     )
-    assert "step 2: cannot read image 6.jpg" in log_of_run.text
+    assert "step 2: cannot read image 6.jpg" in warnings_of_run.text
     assert read_history(tmp_path)[-1]["replaced_images"] == 3

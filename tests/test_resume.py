@@ -28,13 +28,6 @@ from m2det_jax.training.resume import changed_keys, refuse_other_run
 from m2det_jax.training.step import IntervalMetrics
 
 
-@pytest.fixture
-def log_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.INFO, "m2det_jax")
-    return caplog
-
-
 def changed(config: Config, key: str) -> Config:
     value = get(config, key)
     others = {bool: lambda v: not v, str: lambda v: v + "x", tuple: lambda v: (*v, 7)}

@@ -15,13 +15,6 @@ from m2det_jax.run import signals as stop_signals
 from m2det_jax.run.signals import Stopped, StopSignals
 
 
-@pytest.fixture
-def warnings_of_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("m2det_jax"), "propagate", True)
-    caplog.set_level(logging.WARNING, "m2det_jax")
-    return caplog
-
-
 def wait_for_number(signals):
     end = time.monotonic() + 10
     while signals.number is None and time.monotonic() < end:

@@ -22,13 +22,13 @@ def load_checked(name: str) -> ConfigDict:
     except Exception as error:  # an experiment is a program, and may raise anything
         stem = pathlib.Path(name.partition(":")[0]).stem
         raise InputError(
-            f"--config {name}: cannot be loaded ({in_one_line(error, stem)}); give a Python file "
+            f"experiment {name}: cannot be loaded ({in_one_line(error, stem)}); give a Python file "
             "with a function get_config() that returns a changed default_config()"
         ) from error
     if not isinstance(config, ConfigDict):
         raise InputError(
-            f"--config {name}: get_config() returns {type(config).__name__}, not a ConfigDict; "
+            f"experiment {name}: get_config() returns {type(config).__name__}, not a ConfigDict; "
             "change default_config() and return it"
         )
-    raise_if_other_keys(config, f"--config {name}: ")
+    raise_if_other_keys(config, f"experiment {name}: ")
     return config

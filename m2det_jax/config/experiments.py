@@ -29,7 +29,7 @@ def experiment_path(name: str) -> pathlib.Path:
     # `experiments/vgg512.py` means the shipped one also where there is no checkout.
     if path.stem in shipped and str(path.parent) in (".", "experiments"):
         return shipped[path.stem]
-    raise InputError(f"--config {name}: no such file; shipped experiments: {', '.join(shipped)}")
+    raise InputError(f"experiment {name}: no such file; shipped experiments: {', '.join(shipped)}")
 
 
 def load_experiment(name: str) -> ConfigDict:

@@ -4,6 +4,7 @@ import http.client
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 from m2det_jax.errors import InputError
@@ -17,6 +18,11 @@ _CHUNK = 2**16  # bytes
 def is_url(text: str) -> bool:
     """Says whether a text is an http or https URL, and no path."""
     return re.match(r"https?://", text, re.IGNORECASE) is not None
+
+
+def path_of(url: str) -> str:
+    """Returns the path of a URL, whose last part may be the name of a file; a path as it is."""
+    return urllib.parse.unquote(urllib.parse.urlsplit(url).path) if is_url(url) else url
 
 
 def download(url: str, *, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) -> bytes:

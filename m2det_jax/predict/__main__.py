@@ -1,4 +1,4 @@
-"""Prediction on images, folders, image lists, videos and cameras: drawn boxes, and JSON.
+"""Prediction on images, videos and cameras: drawn boxes, crops, JSON and labels.
 
     python -m m2det_jax.predict --workdir runs/mine PATH... [--output DIR] [--threshold 0.5]
     python -m m2det_jax.predict --workdir runs/mine --camera 0
@@ -23,6 +23,7 @@ from absl.flags import argparse_flags
 from m2det_jax import runtime
 from m2det_jax.errors import InputError
 from m2det_jax.pages.markup import without_nan
+from m2det_jax.predict.labels import FORMS
 from m2det_jax.predict.outputs import LINES
 from m2det_jax.predict.run import Predicted, predict
 from m2det_jax.predict.video import predict_videos
@@ -39,15 +40,21 @@ def _parser() -> argparse_flags.ArgumentParser:
         "images were skipped; 1 if no image could be read.",
     )
     add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH",
-        help="image files or folders, a COCO image list, or video files")  # fmt: skip
+    add("paths", nargs="*", metavar="PATH", help="image files, folders, globs in quotes, http(s) "
+        "URLs, a COCO image list, or video files")  # fmt: skip
+    add("--list", default="", dest="list_file", metavar="FILE",
+        help="text file with a path or URL a line; -: standard input")  # fmt: skip
     add("--camera", default="", metavar="CAMERA",
         help="a camera's number, its device, or the URL of a stream; Ctrl-C ends it")  # fmt: skip
     add("--workdir", required=True, type=pathlib.Path, help="folder of the training run")
     add("--checkpoint", default="latest", help="latest (default), best, or a step")
     add("--output", default="", help="folder; default: WORKDIR/predictions")
-    add("--root", default="", help="folder of the images of a list; default: the list's folder")
+    add("--root", default="", help="folder of a COCO list's images; default: that of the list")
     add("--threshold", type=float, default=0.5, help="lowest score, 0..1 (default 0.5)")
+    add("--class_threshold", action="append", default=[], dest="class_thresholds",
+        metavar="NAME=SCORE", help="another threshold for a class; can be repeated")  # fmt: skip
+    add("--classes", action="append", default=[], metavar="NAME,...",
+        help="classes to keep; can be repeated")  # fmt: skip
     add("--batch_size", type=int, default=0, help="images per call; default: one per device")
     add(
         "--slice",
@@ -58,7 +65,10 @@ def _parser() -> argparse_flags.ArgumentParser:
         "overlapping tiles, too: pixels of a tile's longer side, or auto: the network input",
     )
     readers.add_flags(parser)
-    add("--no_pictures", action="store_false", dest="pictures", help="write JSON only")
+    add("--no_pictures", action="store_false", dest="pictures", help="write no pictures with boxes")
+    add("--crops", action="store_true", help="write each detection as a JPEG, in crops/CLASS/")
+    add("--save", action="append", default=[], metavar="FORM,...",
+        help=f"other forms to write: {', '.join(FORMS)}; json is always written")  # fmt: skip
     add("--strict", action="store_true", help="stop if an image cannot be read")
     runtime.add_overrides(parser)
     runtime.add_json_flag(parser)
@@ -72,9 +82,10 @@ def _slices(text: str) -> int | str:
 def _of_videos(options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of videos and cameras; refuses what is given for images only."""
     parser, known = _parser(), inspect.signature(predict_videos).parameters
+    flags = {action.dest: action.option_strings[-1:] for action in parser._actions}
     for name, value in options.items():
         if name not in known and value != parser.get_default(name):
-            raise InputError(f"--{name}: it is for images, not for videos and cameras")
+            raise InputError(f"{flags[name][0]}: it is for images, not for videos and cameras")
     return {name: value for name, value in options.items() if name in known}
 
 
@@ -119,8 +130,8 @@ def cli() -> None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _parser()
     args = parser.parse_args(argv[1:])
-    if not args.paths and not args.camera:
-        parser.error("the following arguments are required: PATH, or --camera")
+    if not args.paths and not args.camera and not args.list_file:
+        parser.error("the following arguments are required: PATH, --list or --camera")
     return args
 
 

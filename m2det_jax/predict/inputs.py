@@ -1,11 +1,13 @@
-"""Input images of prediction: files, folders and COCO image lists."""
+"""Input images of prediction: files, folders, globs, URLs, and lists of them or of COCO."""
 
 import collections
 import dataclasses
+import glob
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from m2det_jax.data.files import read_text, resolve_path
 from m2det_jax.data.formats.parsers import ParseError, stream_lists
 from m2det_jax.data.images import IMAGE_SUFFIXES
 from m2det_jax.errors import InputError
+from m2det_jax.inference.urls import is_url, path_of
 from m2det_jax.run.outputs import Outputs
 
 log = logging.getLogger("m2det_jax")
@@ -28,9 +31,9 @@ class Inputs:
     """Images to detect objects in.
 
     Attributes:
-        paths: N absolute paths.
+        paths: N absolute paths, or URLs.
         ids: N image ids of an image list; (): the positions 0..N-1.
-        lists: the image lists that were read.
+        lists: the lists that were read.
     """
 
     paths: tuple[str, ...]
@@ -38,65 +41,126 @@ class Inputs:
     lists: tuple[str, ...] = ()
 
 
-def find_inputs(paths: Sequence[str | os.PathLike], root: str, outputs: Outputs) -> Inputs:
-    """Returns the images of files, folders (to any depth, in order of name), or an image list.
+def find_inputs(
+    paths: Sequence[str | os.PathLike], root: str, outputs: Outputs, list_file: str = ""
+) -> Inputs:
+    """Returns the images of files, folders (to any depth, in order of name), globs and lists.
 
-    Other files of a folder are counted in one log line. Pictures of an earlier run are ignored.
+    Other files of a folder or glob are counted in one log line. Pictures of an earlier run are
+    ignored.
 
     Args:
-        paths: files and folders, or a single .json file with COCO's "images".
-        root: folder of the images of a list; "": the folder of the list.
+        paths: files, folders, globs and http or https URLs, or a single .json file with COCO's
+            "images".
+        root: folder of the images of a COCO list; "": the folder of the list.
         outputs: the output files of the command.
+        list_file: a text file with a file, folder or URL a line; "-": standard input; "": none.
 
     Raises:
         InputError: if a path does not exist, a folder holds no image, or a list is not valid. The
             message names all such paths.
     """
     lists = [path for path in map(pathlib.Path, paths) if path.suffix.lower() == ".json"]
-    if lists and len(paths) > 1:
-        raise InputError(f"{lists[0]}: give an image list alone, got {len(paths)} paths")
+    lists = [path for path in lists if not is_url(str(path))]
+    if lists and (len(paths) > 1 or list_file):
+        raise InputError(f"{lists[0]}: give an image list alone, without other paths")
     if root and not lists:
         raise InputError("--root: needs a COCO image list, whose images are in that folder")
     if lists:
         return read_image_list(lists[0], root)
-    found, problems = [], []
-    passed_over: collections.Counter[str] = collections.Counter()
-    for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            inside = _images_in(path, outputs, passed_over)
-            found += inside
-            if not inside:
-                problems.append(f"{path}: no images in this folder")
-        elif path.is_file():
+    found: list[str] = []
+    problems: list[str] = []
+    ignored: collections.Counter[str] = collections.Counter()
+    listed = read_list(list_file) if list_file else []
+    for path, where in [*((os.fspath(path), "") for path in paths), *listed]:
+        if is_url(path):
             found.append(path)
+        elif os.path.isdir(path):
+            inside = _images_in(pathlib.Path(path), outputs, ignored)
+            found += map(_absolute, inside)
+            if not inside:
+                problems.append(f"{where}{path}: no images in this folder")
+        elif os.path.isfile(path):
+            found.append(_absolute(path))
+        elif not where and glob.has_magic(path):
+            matches = [p for p in glob.glob(path, recursive=True) if not os.path.isdir(p)]
+            inside = _images_of(map(pathlib.Path, matches), outputs, ignored)
+            found += map(_absolute, inside)
+            if not inside:
+                problems.append(f"{path}: no image matches")
         else:
-            problems.append(f"{path}: no such file or folder")
-    if passed_over:
-        kinds = [f"{count} {kind}" for kind, count in passed_over.most_common(20)]
+            problems.append(f"{where}{path}: no such file or folder")
+    if ignored:
+        kinds = [f"{count} {kind}" for kind, count in ignored.most_common(20)]
         log.info("ignored in folders: %s", ", ".join(kinds))
     if problems:
         raise InputError("; ".join(problems))
-    return Inputs(tuple(dict.fromkeys(str(path.absolute()) for path in found)))
+    own_list = (list_file,) if list_file not in ("", "-") else ()
+    return Inputs(tuple(dict.fromkeys(found)), lists=own_list)
+
+
+def _absolute(path: str | pathlib.Path) -> str:
+    return str(pathlib.Path(path).absolute())
+
+
+def read_list(path: str) -> list[tuple[str, str]]:
+    """Reads a list of images: a path or URL a line, relative to the current folder.
+
+    Blank lines are ignored. Names are taken as they are, so a glob is none here.
+
+    Args:
+        path: a text file; "-": standard input.
+
+    Returns:
+        (path or URL, "FILE:LINE: " for messages) of each line.
+
+    Raises:
+        InputError: if the list is empty, or no UTF-8 text.
+    """
+    name = "standard input" if path == "-" else path
+    try:
+        text = sys.stdin.read() if path == "-" else pathlib.Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--list {path}: cannot be read as UTF-8 text: {error}") from None
+    # Not splitlines: a file name may hold a form feed or one of Unicode's line separators.
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    found = [(line, f"{name}:{i}: ") for i, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise InputError(f"--list {path}: no line with a path or URL in it")
+    for line, where in found:
+        if "\0" in line:
+            raise InputError(f"{where}a path or URL expected, got {line[:60]!r}")
+    return found
 
 
 def _images_in(
-    folder: pathlib.Path, outputs: Outputs, passed_over: collections.Counter[str]
+    folder: pathlib.Path, outputs: Outputs, ignored: collections.Counter[str]
 ) -> list[pathlib.Path]:
-    files, images = [], []
+    files = []
 
     def unreadable(error: OSError) -> None:
-        passed_over["folders that cannot be read"] += 1
+        ignored["folders that cannot be read"] += 1
 
     for inside, folders, names in os.walk(folder, onerror=unreadable):
         files += [pathlib.Path(inside, name) for name in names]
         if links := sum(os.path.islink(os.path.join(inside, name)) for name in folders):
-            passed_over["links to folders"] += links
-    written = outputs.folder.resolve()
+            ignored["links to folders"] += links
+    return _images_of(files, outputs, ignored)
+
+
+def _images_of(
+    files: Iterable[pathlib.Path], outputs: Outputs, ignored: collections.Counter[str]
+) -> list[pathlib.Path]:
+    """Returns the files that have the suffix of an image and are not of an earlier run, sorted."""
+    images, written = [], outputs.folder.resolve()
     for path in sorted(files):
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            passed_over[path.suffix.lower() or "without suffix"] += 1
-        elif path.parent.resolve() == written and outputs.wrote(path.name):
-            passed_over["of an earlier run"] += 1
+            ignored[path.suffix.lower() or "without suffix"] += 1
+            continue
+        folder = path.parent.resolve()
+        below = folder == written or written in folder.parents
+        if below and outputs.wrote((folder.relative_to(written) / path.name).as_posix()):
+            ignored["of an earlier run"] += 1
         else:
             images.append(path)
     return images
@@ -138,12 +202,16 @@ def read_image_list(path: pathlib.Path, root: str) -> Inputs:
 
 
 def index_inputs(
-    inputs: Inputs, class_names: tuple[str, ...], class_ids: tuple[int | str, ...]
+    inputs: Inputs,
+    files: Mapping[int, str],
+    class_names: tuple[str, ...],
+    class_ids: tuple[int | str, ...],
 ) -> tuple[DetectionIndex, list[int], dict[int, str]]:
     """Returns the images whose header can be read, as a data set without objects.
 
     Args:
         inputs: the images.
+        files: file of each input that has one, by position; the others have a problem already.
         class_names: name of each class id of the model.
         class_ids: category id of each class; (): 0..C-1.
 
@@ -153,14 +221,14 @@ def index_inputs(
         those of the list, or the positions.
     """
     sizes, kept, problems = [], [], {}
-    for position, path in enumerate(inputs.paths):
+    for position, path in files.items():
         try:
             sizes.append(read_size(path))
             kept.append(position)
         except ValueError as error:
             problems[position] = str(error)
     index = DetectionIndex(
-        image_paths=tuple(inputs.paths[i] for i in kept),
+        image_paths=tuple(files[i] for i in kept),
         sizes=np.array(sizes, np.int32).reshape(-1, 2),
         boxes=np.zeros((0, 4), np.float32),
         labels=np.zeros((0,), np.int32),
@@ -174,9 +242,14 @@ def index_inputs(
 
 def picture_names(paths: Sequence[str]) -> list[str]:
     """Returns a file name for the picture of each image; equal names are numbered."""
-    stems = (pathlib.PurePath(path).stem for path in paths)
+    return [f"{name}.jpg" for name in image_names(paths)]
+
+
+def image_names(paths: Sequence[str]) -> list[str]:
+    """Returns a name of its own for each image, without suffix and folder."""
+    stems = (pathlib.PurePath(path_of(path)).stem for path in paths)
     plain = ("".join(c if c.isprintable() else "_" for c in stem) for stem in stems)
-    return [f"{name}.jpg" for name in distinct_names(map(_shortened, plain))]
+    return distinct_names(map(_shortened, plain))
 
 
 def _shortened(name: str) -> str:

@@ -1,15 +1,19 @@
-"""Output files of prediction: a JSON line per image, COCO results, and pictures."""
+"""Output files of prediction: a JSON line per image, COCO results, pictures and crops."""
 
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from PIL import Image
 
 from m2det_jax.data import DetectionIndex, load_image
+from m2det_jax.data.file_names import distinct_names
 from m2det_jax.drawing.boxes import draw_boxes
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.scores import coco_results
@@ -20,6 +24,8 @@ from m2det_jax.run.outputs import Outputs
 log = logging.getLogger("m2det_jax")
 
 LINES, RESULTS = "predictions.jsonl", "predictions.json"
+CROPS = "crops"
+_UNSAFE, _LONGEST = '/\\:*?"<>|', 200  # characters that file systems refuse; bytes of a name
 NAMED = 20  # number of skipped images that the log names; predictions.jsonl names all
 
 
@@ -129,20 +135,35 @@ def write_results(outputs: Outputs) -> None:
         file.write("[]\n" if separator == "[" else "\n]\n")
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The files to draw of each image of an index.
+
+    Attributes:
+        pictures: name of the picture with boxes; (): none.
+        crops: name of the image, to which the number of a crop is added; (): none.
+        class_folders: folder of the crops of each class.
+    """
+
+    pictures: Sequence[str] = ()
+    crops: Sequence[str] = ()
+    class_folders: Sequence[str] = ()
+
+
 class Drawer:
     """Draws pictures in threads; the number of waiting pictures is bounded.
 
     Args:
         outputs: where the pictures are written.
         index: the images.
-        names: file name of the picture of each image; []: nothing is drawn.
+        wanted: what is drawn.
 
     Attributes:
         undrawn: number of images that could not be drawn.
     """
 
-    def __init__(self, outputs: Outputs, index: DetectionIndex, names: list[str]) -> None:
-        self._outputs, self._index, self._names = outputs, index, names
+    def __init__(self, outputs: Outputs, index: DetectionIndex, wanted: Wanted) -> None:
+        self._outputs, self._index, self._wanted = outputs, index, wanted
         self.undrawn = 0
         self._running: collections.deque[concurrent.futures.Future] = collections.deque()
         self._threads = min(readers.usable_cores(), 8)
@@ -150,7 +171,7 @@ class Drawer:
 
     def __call__(self, found: ImageDetections) -> None:
         """Starts to draw an image; waits first if too many others are not done."""
-        if self._names:
+        if self._wanted.pictures or (self._wanted.crops and len(found.boxes)):
             self._running.append(self.pool.submit(self._draw, found))
             self.wait(2 * self._threads)
 
@@ -167,16 +188,45 @@ class Drawer:
             image = load_image(path)
         except ValueError as error:  # in full size it may need too much memory, for example
             return str(error)
-        picture = draw_boxes(image, found.boxes, found.labels, index.class_names, found.scores)
-        with self._outputs.replacing(self._names[found.image_id]) as partial:
-            picture.save(partial, "JPEG", quality=92)
+        if self._wanted.pictures:
+            picture = draw_boxes(image, found.boxes, found.labels, index.class_names, found.scores)
+            self._save(picture, self._wanted.pictures[found.image_id])
+        if self._wanted.crops:
+            for number, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True), 1):
+                folder = self._wanted.class_folders[int(label)]
+                name = f"{CROPS}/{folder}/{self._wanted.crops[found.image_id]}_{number}.jpg"
+                self._save(image.crop(crop_of(box, image.size)), name)
         return None
+
+    def _save(self, picture: Image.Image, name: str) -> None:
+        with self._outputs.replacing(name) as partial:
+            picture.save(partial, "JPEG", quality=92)
+
+
+def crop_of(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Returns a box (x1, y1, x2, y2) in whole pixels: all that it touches, at least one.
+
+    Args:
+        box: float [4] xyxy, pixels, inside the image.
+        size: (width, height) of the image.
+    """
+    x1, y1 = (min(int(low), most - 1) for low, most in zip(box[:2], size, strict=True))
+    x2, y2 = (math.ceil(high) for high in box[2:])
+    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+
+def class_folders(class_names: Sequence[str]) -> list[str]:
+    """Returns a folder name for each class; what file systems refuse becomes _."""
+    plain = ("".join(c if c.isprintable() and c not in _UNSAFE else "_" for c in name)
+             for name in class_names)  # fmt: skip
+    return distinct_names(name.encode()[:_LONGEST].decode(errors="ignore").strip(". ") or "_"
+                          for name in plain)  # fmt: skip
 
 
 @contextlib.contextmanager
-def drawing(outputs: Outputs, index: DetectionIndex, names: list[str]) -> Iterator[Drawer]:
+def drawing(outputs: Outputs, index: DetectionIndex, wanted: Wanted) -> Iterator[Drawer]:
     """Yields a `Drawer`; at the end no picture is half written."""
-    drawer = Drawer(outputs, index, names)
+    drawer = Drawer(outputs, index, wanted)
     try:
         yield drawer
         drawer.wait(0)

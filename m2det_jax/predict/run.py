@@ -21,8 +21,21 @@ from m2det_jax.inference.slices import detect_sliced, tile_size
 from m2det_jax.inference.stream import in_batches
 from m2det_jax.metrics.detections import ImageDetections, one_behind, to_original
 from m2det_jax.pages.markup import printable
-from m2det_jax.predict.inputs import Inputs, find_inputs, index_inputs, picture_names
-from m2det_jax.predict.outputs import LINES, NAMED, RESULTS, Record, drawing, write_results
+from m2det_jax.predict import labels
+from m2det_jax.predict.classes import Limits, read_limits
+from m2det_jax.predict.downloads import download_images, download_names
+from m2det_jax.predict.inputs import Inputs, find_inputs, image_names, index_inputs
+from m2det_jax.predict.outputs import (
+    CROPS,
+    LINES,
+    NAMED,
+    RESULTS,
+    Record,
+    Wanted,
+    class_folders,
+    drawing,
+    write_results,
+)
 from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import Restored, restore
@@ -40,7 +53,7 @@ class Predicted:
         skipped: number of images that could not be read.
         undrawn: number of images that were read, but could not be drawn.
         folder: output folder.
-        files: names of the JSON files in it.
+        files: names of the JSON files, and of a CSV table, in it.
     """
 
     images: int
@@ -63,11 +76,16 @@ def predict(
     checkpoint: str = "latest",
     output: str = "",
     root: str = "",
+    list_file: str = "",
     threshold: float = 0.5,
+    class_thresholds: Sequence[str] = (),
+    classes: Sequence[str] = (),
     batch_size: int = 0,
     num_workers: int = readers.AUTOMATIC,
     num_threads: int = readers.AUTOMATIC,
     pictures: bool = True,
+    crops: bool = False,
+    save: Sequence[str] = (),
     strict: bool = False,
     overrides: Sequence[str] = (),
     slices: int | str | None = None,
@@ -76,14 +94,19 @@ def predict(
 
     Args:
         workdir: the --workdir of the training run.
-        paths: image files and folders, or a COCO image list.
+        paths: image files, folders, globs and URLs, or a COCO image list.
         checkpoint: "latest", "best" (by validation AP), or a step.
         output: folder for pictures and JSON; "": workdir/predictions.
-        root: folder of the images of a list; "": the folder of the list.
+        root: folder of the images of a COCO list; "": the folder of the list.
+        list_file: a text file with a path or URL a line; "-": standard input; "": none.
         threshold: lowest score that is drawn and written, 0..1; replaces the one of config.eval.
+        class_thresholds: other thresholds of some classes, as NAME=SCORE.
+        classes: names of the classes to keep; (): all.
         batch_size: images per call, over all devices; 0: one per device.
         num_workers, num_threads: processes that read images, and threads of each; -1: automatic.
         pictures: write pictures too, not only JSON.
+        crops: write each detection as a picture of its own.
+        save: other forms to write: json (always written), csv, coco, yolo, voc.
         strict: an image that cannot be read is an error.
         overrides: changes of config.eval, such as "eval.nms=soft_linear".
         slices: see large images in tiles, too: pixels of a tile's longer side, or "auto".
@@ -95,46 +118,99 @@ def predict(
         InputError: if no image can be read, a user's file would be replaced, or a flag is wrong.
     """
     check_flags(threshold, batch_size, overrides)
+    forms = labels.read_forms(save)
     restored = restore(workdir, checkpoint, overrides)
+    limits = read_limits(threshold, class_thresholds, classes, restored.class_names)
     tile = None if slices is None else tile_size(slices, restored.detector.resize.image_size)
     batch_size = batch_size or jax.device_count()
     devices.check_divisible("--batch_size", batch_size)
     outputs = Outputs(output or workdir / "predictions", "predict")
     refuse_checkpoints(outputs.folder, workdir)
-    inputs = find_inputs(paths, root, outputs)
-    names = picture_names(inputs.paths) if pictures else []
-    outputs.claim([LINES, RESULTS, *names], [*inputs.paths, *inputs.lists])
-    index, kept, problems = _readable_images(inputs, restored, strict)
-    if tile is None:  # else a batch has as many tiles
-        batch_size = devices.no_larger_batch(batch_size, index.num_images)
+    inputs = find_inputs(paths, root, outputs, list_file)
+    names = image_names(inputs.paths)
+    downloads = _claim(outputs, inputs, names, forms, pictures, crops)
+    local, problems = download_images(inputs.paths, downloads, outputs)
+    index, kept, problems = _readable_images(inputs, local, problems, restored, strict)
+    # Of tiles there are more than images.
+    batch_size = batch_size if tile else devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
-
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
-    on_bad_image = "error" if strict else "skip"
-    reading = {"num_workers": num_workers, "num_threads": num_threads}
-    batches = detect_batches(restored, index, threshold, batch_size, on_bad_image, tile, **reading)
+    bad, how = (
+        "error" if strict else "skip",
+        {"num_workers": num_workers, "num_threads": num_threads},
+    )
+    batches = detect_batches(restored, index, limits.lowest, batch_size, bad, tile, **how)
+    wanted = _wanted([names[i] for i in kept], pictures, crops, restored.class_names)
+    undrawn = _write_images(batches, record, limits, outputs, index, wanted, batch_size)
+    if not record.images:
+        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
+    write_results(outputs)
+    _save_labels(outputs, forms, index, kept)
+    files = LINES, RESULTS, *([labels.TABLE] if "csv" in forms else [])
+    skipped = len(record.problems)
+    done = Predicted(record.images, record.detections, skipped, undrawn, outputs.folder, files)
+    _say(done, ["pictures"] * pictures + [CROPS] * crops + [f for f in forms if f != "csv"])
+    return done
+
+
+def _claim(
+    outputs: Outputs,
+    inputs: Inputs,
+    names: Sequence[str],
+    forms: Sequence[str],
+    pictures: bool,
+    crops: bool,
+) -> dict[int, str]:
+    """Checks that all files may be written, and clears the folders of an earlier run.
+
+    Returns:
+        The output name of the download of each URL, by its position.
+    """
+    downloads = download_names(inputs.paths, names)
+    files = [LINES, RESULTS, *downloads.values()]
+    files += [labels.TABLE] if "csv" in forms else []
+    files += [f"{name}.jpg" for name in names] if pictures else []
+    local = [path for i, path in enumerate(inputs.paths) if i not in downloads]
+    outputs.claim(files, [*local, *inputs.lists])
+    for folder in [form for form in forms if form in labels.DATASETS] + [CROPS] * crops:
+        labels.clear_folder(outputs, folder)
+    return downloads
+
+
+def _wanted(names: list[str], pictures: bool, crops: bool, class_names: tuple[str, ...]) -> Wanted:
+    return Wanted(
+        pictures=[f"{name}.jpg" for name in names] if pictures else (),
+        crops=names if crops else (),
+        class_folders=class_folders(class_names),
+    )
+
+
+def _write_images(
+    batches: Generator[list[ImageDetections]],
+    record: Record,
+    limits: Limits,
+    outputs: Outputs,
+    index: DetectionIndex,
+    wanted: Wanted,
+    batch_size: int,
+) -> int:
+    """Writes the lines and pictures of each batch; returns how many images could not be drawn."""
     with (
         memory.batch_explained("prediction", "--batch_size", batch_size),
         contextlib.closing(batches),
-        drawing(outputs, index, names and [names[i] for i in kept]) as draw,
+        drawing(outputs, index, wanted) as draw,
         outputs.stream(LINES) as append,
     ):
         bar = tqdm.tqdm(batches, "predict", -(-index.num_images // batch_size), leave=False,
                         disable=None)  # fmt: skip
-        for number, found in enumerate(bar):
+        for number, batch in enumerate(bar):
+            found = [limits.of(one) for one in batch]
             append(record.batch(found, (number + 1) * batch_size))
             for one in found:
                 draw(one)
         append(record.rest())
-    if not record.images:
-        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
-    write_results(outputs)
-    done = Predicted(
-        record.images, record.detections, len(record.problems), draw.undrawn, outputs.folder
-    )
-    _say(done, pictures)
-    return done
+    return draw.undrawn
 
 
 def detect_batches(
@@ -221,11 +297,25 @@ def _sliced_batches(
         yield [found for found in batch if found is not None]
 
 
+def _save_labels(outputs: Outputs, forms: Sequence[str], index: DetectionIndex,
+                 kept: list[int]) -> None:  # fmt: skip
+    for form in forms:
+        if form == "csv":
+            labels.write_table(outputs)
+        elif flat := labels.write_labels(outputs, form, index, kept):
+            log.warning("%s: %d detections without an area are left out", form, flat)
+
+
 def _readable_images(
-    inputs: Inputs, restored: Restored, strict: bool
+    inputs: Inputs,
+    files: dict[int, str],
+    missing: dict[int, str],
+    restored: Restored,
+    strict: bool,
 ) -> tuple[DetectionIndex, list[int], dict[int, str]]:
     """Returns what `index_inputs` does; raises InputError if too many images cannot be read."""
-    index, kept, problems = index_inputs(inputs, restored.class_names, restored.class_ids)
+    index, kept, found = index_inputs(inputs, files, restored.class_names, restored.class_ids)
+    problems = missing | found
     if problems and (strict or not kept):
         raise InputError(_too_bad(problems, len(inputs.paths), strict))
     return index, kept, problems
@@ -248,11 +338,11 @@ def _too_bad(problems: dict[int, str], count: int, strict: bool) -> str:
     return f"{what}: {len(problems)} of {count} images cannot be read: {shown}{more}"
 
 
-def _say(done: Predicted, pictures: bool) -> None:
+def _say(done: Predicted, folders: Sequence[str]) -> None:
     if done.skipped > NAMED:
         log.warning("skipped: %d more; %s names them", done.skipped - NAMED, LINES)
     skipped = f", {done.skipped} images skipped" if done.skipped else ""
     undrawn = f", {done.undrawn} without a picture" if done.undrawn else ""
-    what = f"pictures, {LINES} and {RESULTS}" if pictures else f"{LINES} and {RESULTS}"
-    text = f"{done.detections} detections in {done.images} images{skipped}{undrawn}; {what} in"
-    print(printable(f"{text} {done.folder}"))
+    *first, last = [*folders, *done.files]
+    text = f"{done.detections} detections in {done.images} images{skipped}{undrawn}; "
+    print(printable(f"{text}{', '.join(first)} and {last} in {done.folder}"))

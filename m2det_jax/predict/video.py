@@ -23,6 +23,7 @@ from m2det_jax.inference.slices import tile_size
 from m2det_jax.inference.stream import ahead
 from m2det_jax.inference.trained_detector import TrainedDetector
 from m2det_jax.pages.markup import printable
+from m2det_jax.predict.classes import read_limits
 from m2det_jax.predict.inputs import picture_names
 from m2det_jax.predict.outputs import LINES, RESULTS
 from m2det_jax.predict.run import Predicted, check_flags
@@ -52,6 +53,8 @@ def predict_videos(
     checkpoint: str = "latest",
     output: str = "",
     threshold: float = 0.5,
+    class_thresholds: Sequence[str] = (),
+    classes: Sequence[str] = (),
     batch_size: int = 0,
     pictures: bool = True,
     overrides: Sequence[str] = (),
@@ -68,6 +71,8 @@ def predict_videos(
         checkpoint: "latest", "best" (by validation AP), or a step.
         output: folder for videos and JSON lines; "": workdir/predictions.
         threshold: lowest score that is drawn and written, 0..1; replaces the one of config.eval.
+        class_thresholds: other thresholds of some classes, as NAME=SCORE.
+        classes: names of the classes to keep; (): all.
         batch_size: frames per call, over all devices; 0: one per device.
         pictures: write videos too, not only JSON lines.
         overrides: changes of config.eval, such as "eval.nms=soft_linear".
@@ -81,6 +86,7 @@ def predict_videos(
     check_flags(threshold, batch_size, overrides)
     sources = _sources(paths, camera)
     detector = TrainedDetector(restore(workdir, checkpoint, overrides), workdir)
+    limits = read_limits(threshold, class_thresholds, classes, detector.class_names)
     if slices is not None:
         tile_size(slices, detector.image_size)  # says before anything is written if it is none
     batch_size = batch_size or jax.device_count()
@@ -91,7 +97,8 @@ def predict_videos(
     outputs.claim([LINES, *filter(None, names)], [one.file for one in sources if not one.live])
 
     def detect(images: Iterator[np.ndarray]) -> Iterator[Result]:
-        return detector.predict(images, threshold, batch_size, slices)
+        for result in detector.predict(images, limits.lowest, batch_size, slices):
+            yield result[result.scores >= limits.scores[result.labels]]
 
     for source in sources:
         if not source.live:
