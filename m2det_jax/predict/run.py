@@ -136,15 +136,12 @@ def predict(
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
-    bad, how = (
-        "error" if strict else "skip",
-        {"num_workers": num_workers, "num_threads": num_threads},
-    )
+    bad = "error" if strict else "skip"
+    how = {"num_workers": num_workers, "num_threads": num_threads}
     batches = detect_batches(restored, index, limits.lowest, batch_size, bad, tile, **how)
     wanted = _wanted([names[i] for i in kept], pictures, crops, restored.class_names)
     undrawn = _write_images(batches, record, limits, outputs, index, wanted, batch_size)
-    if not record.images:
-        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
+    _refuse_nothing(record, inputs)
     write_results(outputs)
     _save_labels(outputs, forms, index, kept)
     files = LINES, RESULTS, *([labels.TABLE] if "csv" in forms else [])
@@ -176,6 +173,11 @@ def _claim(
     for folder in [form for form in forms if form in labels.DATASETS] + [CROPS] * crops:
         labels.clear_folder(outputs, folder)
     return downloads
+
+
+def _refuse_nothing(record: Record, inputs: Inputs) -> None:
+    if not record.images:
+        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
 
 
 def _wanted(names: list[str], pictures: bool, crops: bool, class_names: tuple[str, ...]) -> Wanted:
