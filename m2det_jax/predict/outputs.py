@@ -150,17 +150,6 @@ class Wanted:
     class_folders: Sequence[str] = ()
 
 
-def wanted_files(
-    names: Sequence[str], class_names: Sequence[str], pictures: bool, crops: bool
-) -> Wanted:
-    """Returns what is drawn of images that have these names, each its own, without suffix."""
-    return Wanted(
-        pictures=[f"{name}.jpg" for name in names] if pictures else (),
-        crops=names if crops else (),
-        class_folders=class_folders(class_names),
-    )
-
-
 class Drawer:
     """Draws pictures in threads; the number of waiting pictures is bounded.
 

@@ -32,8 +32,8 @@ from m2det_jax.predict.outputs import (
     RESULTS,
     Record,
     Wanted,
+    class_folders,
     drawing,
-    wanted_files,
     write_results,
 )
 from m2det_jax.run import devices, memory, readers
@@ -127,21 +127,21 @@ def predict(
     outputs = Outputs(output or workdir / "predictions", "predict")
     refuse_checkpoints(outputs.folder, workdir)
     inputs = find_inputs(paths, root, outputs, list_file)
-    names, downloads = _claim(outputs, inputs, forms, pictures, crops)
+    names = image_names(inputs.paths)
+    downloads = _claim(outputs, inputs, names, forms, pictures, crops)
     local, problems = download_images(inputs.paths, downloads, outputs)
     index, kept, problems = _readable_images(inputs, local, problems, restored, strict)
-    batch_size = devices.no_larger_batch(batch_size, index.num_images)
+    # Of tiles there are more than images.
+    batch_size = batch_size if tile else devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.remove(RESULTS)
-    wanted = wanted_files([names[i] for i in kept], restored.class_names, pictures, crops)
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
-    how: dict[str, Any] = {"on_bad_image": "error" if strict else "skip"}
-    how |= {"tile": tile} if tile else {"num_workers": num_workers, "num_threads": num_threads}
-    detect = sliced_batches if tile else detect_batches
-    batches = detect(restored, index, limits.lowest, batch_size, **how)
-    undrawn = _write_batches(batches, batch_size, index, limits, record, outputs, wanted)
-    if not record.images:
-        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
+    bad = "error" if strict else "skip"
+    how = {"num_workers": num_workers, "num_threads": num_threads}
+    batches = detect_batches(restored, index, limits.lowest, batch_size, bad, tile, **how)
+    wanted = _wanted([names[i] for i in kept], pictures, crops, restored.class_names)
+    undrawn = _write_images(batches, record, limits, outputs, index, wanted, batch_size)
+    _refuse_nothing(record, inputs)
     write_results(outputs)
     _save_labels(outputs, forms, index, kept)
     files = LINES, RESULTS, *([labels.TABLE] if "csv" in forms else [])
@@ -151,16 +151,53 @@ def predict(
     return done
 
 
-def _write_batches(
-    batches: Generator[list[ImageDetections]],
-    batch_size: int,
-    index: DetectionIndex,
-    limits: Limits,
-    record: Record,
+def _claim(
     outputs: Outputs,
+    inputs: Inputs,
+    names: Sequence[str],
+    forms: Sequence[str],
+    pictures: bool,
+    crops: bool,
+) -> dict[int, str]:
+    """Checks that all files may be written, and clears the folders of an earlier run.
+
+    Returns:
+        The output name of the download of each URL, by its position.
+    """
+    downloads = download_names(inputs.paths, names)
+    files = [LINES, RESULTS, *downloads.values()]
+    files += [labels.TABLE] if "csv" in forms else []
+    files += [f"{name}.jpg" for name in names] if pictures else []
+    local = [path for i, path in enumerate(inputs.paths) if i not in downloads]
+    outputs.claim(files, [*local, *inputs.lists])
+    for folder in [form for form in forms if form in labels.DATASETS] + [CROPS] * crops:
+        labels.clear_folder(outputs, folder)
+    return downloads
+
+
+def _refuse_nothing(record: Record, inputs: Inputs) -> None:
+    if not record.images:
+        raise InputError(_too_bad(record.problems, len(inputs.paths), strict=False))
+
+
+def _wanted(names: list[str], pictures: bool, crops: bool, class_names: tuple[str, ...]) -> Wanted:
+    return Wanted(
+        pictures=[f"{name}.jpg" for name in names] if pictures else (),
+        crops=names if crops else (),
+        class_folders=class_folders(class_names),
+    )
+
+
+def _write_images(
+    batches: Generator[list[ImageDetections]],
+    record: Record,
+    limits: Limits,
+    outputs: Outputs,
+    index: DetectionIndex,
     wanted: Wanted,
+    batch_size: int,
 ) -> int:
-    """Writes the lines and pictures of all batches; returns the number of images not drawn."""
+    """Writes the lines and pictures of each batch; returns how many images could not be drawn."""
     with (
         memory.batch_explained("prediction", "--batch_size", batch_size),
         contextlib.closing(batches),
@@ -178,37 +215,13 @@ def _write_batches(
     return draw.undrawn
 
 
-def _claim(
-    outputs: Outputs,
-    inputs: Inputs,
-    forms: Sequence[str],
-    pictures: bool,
-    crops: bool,
-) -> tuple[list[str], dict[int, str]]:
-    """Checks that all files may be written, and clears the folders of an earlier run.
-
-    Returns:
-        (a name of its own for each image, without suffix; the output name of the download of each
-        URL, by its position).
-    """
-    names = image_names(inputs.paths)
-    downloads = download_names(inputs.paths, names)
-    files = [LINES, RESULTS, *downloads.values()]
-    files += [labels.TABLE] if "csv" in forms else []
-    files += [f"{name}.jpg" for name in names] if pictures else []
-    local = [path for i, path in enumerate(inputs.paths) if i not in downloads]
-    outputs.claim(files, [*local, *inputs.lists])
-    for folder in [form for form in forms if form in labels.DATASETS] + [CROPS] * crops:
-        labels.clear_folder(outputs, folder)
-    return names, downloads
-
-
 def detect_batches(
     restored: Restored,
     index: DetectionIndex,
     threshold: float,
     batch_size: int,
     on_bad_image: str = "error",
+    tile: tuple[int, int] | None = None,
     **reading: int,
 ) -> Generator[list[ImageDetections]]:
     """Yields the detections of each batch of an index, in order, with the views of the config.
@@ -219,8 +232,12 @@ def detect_batches(
         threshold: lowest score, 0..1.
         batch_size: images per call, over all devices.
         on_bad_image: "error", or "skip": images that cannot be read are missing in the result.
+        tile: (height, width) of tiles in which images are seen, too, pixels; None: they are not.
         reading: num_workers and num_threads of `Reading`.
     """
+    if tile:
+        yield from _sliced_batches(restored, index, threshold, batch_size, on_bad_image, tile)
+        return
     suppression = restored.detector.suppression.at_threshold(threshold)
     detector = dataclasses.replace(restored.detector, suppression=suppression)
     replicated, by_batch = devices.data_mesh()
@@ -244,7 +261,7 @@ def detect_batches(
             yield to_original(jax.device_get(found), placing, index)
 
 
-def sliced_batches(
+def _sliced_batches(
     restored: Restored,
     index: DetectionIndex,
     threshold: float,
@@ -254,9 +271,7 @@ def sliced_batches(
 ) -> Generator[list[ImageDetections]]:
     """Yields what `detect_batches` does, of images that are seen in tiles, too.
 
-    Args:
-        batch_size: tiles per call, over all devices; and the images of a list.
-        tile: (height, width) of a tile, pixels of the images.
+    The batch size is that of the tiles, and the number of images in a list.
     """
     options: dict[str, Any] = {
         "tile": tile,

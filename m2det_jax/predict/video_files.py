@@ -27,6 +27,7 @@ _SILENCE = 10.0  # seconds that a stream may send nothing
 _PLAIN_RATE = Fraction(30)  # frames a second where a file says nothing
 _CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that this FFmpeg has
 _OPTIONS = {"libx264": {"preset": "veryfast", "crf": "20"}}
+_BT709 = 1  # FFmpeg's number of the colour space of HD video; without it, players guess
 # A container may name a duration that is longer than its last frame, by some frames.
 _SLACK = 1.0  # seconds
 
@@ -268,7 +269,7 @@ class VideoWriter:
         if self._stream is None:
             self._stream = self._add_stream(frame.width, frame.height)
         size = {"width": self._stream.width, "height": self._stream.height}
-        frame = frame.reformat(**size, format="yuv420p")
+        frame = frame.reformat(**size, format="yuv420p", dst_colorspace=_BT709)
         frame.pts, frame.time_base = pts, self._time_base
         self._container.mux(self._stream.encode(frame))
 
@@ -284,7 +285,7 @@ class VideoWriter:
         codec = next(name for name in _CODECS if name in self._av.codecs_available)
         stream = self._container.add_stream(codec, rate=self._rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = self._time_base
+        stream.codec_context.time_base, stream.codec_context.colorspace = self._time_base, _BT709
         stream.options = _OPTIONS.get(codec, {})
         return stream
 

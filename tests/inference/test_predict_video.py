@@ -149,6 +149,20 @@ def test_lines_and_drawn_video(workdir, tmp_path, capsys):
     assert 2 * abs(found - expected).mean() < abs(frame.image - expected).mean()
 
 
+def test_colours_stay(tmp_path):
+    path = film(tmp_path / "a.mp4", 1)
+    with open_video(file_source(str(path))) as opened:
+        writer = video_files.VideoWriter(tmp_path / "b", opened)
+        writer.write(Image.new("RGB", (96, 64), LEFT), 0)
+        writer.write(Image.new("RGB", (48, 32), RIGHT), 512)  # of a stream that changes its size
+        writer.close()
+    red, blue = written(tmp_path / "b")
+    for frame, colour in ((red, LEFT), (blue, RIGHT)):
+        assert (frame.width, frame.height, frame.colorspace) == (96, 64, 1)
+        found = frame.to_ndarray(format="rgb24").reshape(-1, 3)
+        np.testing.assert_allclose(found, [colour] * len(found), atol=8)
+
+
 def test_the_form_is_that_of_images(workdir, tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
     of_image = predict(workdir, [str(tmp_path / "a.png")], output=str(tmp_path / "1"), threshold=0)

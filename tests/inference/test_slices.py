@@ -13,7 +13,7 @@ from m2det_jax.errors import InputError
 from m2det_jax.inference import slices
 from m2det_jax.inference.programs import Programs
 from m2det_jax.inference.slices import detect_sliced, tile_size, tile_windows
-from m2det_jax.predict import predict
+from m2det_jax.predict import predict, run
 
 LOW = 0.3
 
@@ -176,7 +176,7 @@ def test_pictures_before_an_unreadable_one_come_first(detector, tmp_path):
         next(results)
 
 
-def test_the_verb_slices(workdir, tmp_path):
+def test_the_verb_slices(workdir, tmp_path, monkeypatch):
     folder = tmp_path / "in"
     folder.mkdir()
     for name, size in (("a", (64, 96)), ("c", (200, 300))):
@@ -184,7 +184,15 @@ def test_the_verb_slices(workdir, tmp_path):
     whole = (folder / "c.png").read_bytes()
     (folder / "b.png").write_bytes(whole[: len(whole) // 2])
     options = dict(output=str(tmp_path / "out"), threshold=LOW, pictures=False)
-    done = predict(workdir, [str(folder)], slices="auto", batch_size=8, **options)
+    batches = []
+
+    def detect(*args, batch_size, **more):
+        batches.append(batch_size)
+        return detect_sliced(*args, batch_size=batch_size, **more)
+
+    monkeypatch.setattr(run, "detect_sliced", detect)
+    done = predict(workdir, [str(folder)], slices="auto", batch_size=16, **options)
+    assert set(batches) == {16}  # of tiles: more than there are images
     assert (done.images, done.skipped) == (2, 1)
     detector = m2det_jax.load(workdir)
     a, b, c = done.lines()
