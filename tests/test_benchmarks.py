@@ -419,3 +419,15 @@ def test_wording_prints_the_pairs_that_a_seed_chooses(monkeypatch, capsys):
     assert [one.count("  before: old") for one in printed] == [3, 3, 3]
     assert printed[0].count("  after:  tree") == 3 and "3 of 30 texts that differ" in printed[0]
     assert printed[0].rpartition("seed")[0] != printed[2].rpartition("seed")[0]
+
+
+def test_metrics_times_two_evaluators_with_equal_figures(capsys, monkeypatch):
+    metrics = importlib.import_module("benchmarks.metrics")
+    monkeypatch.setattr(metrics, "TARGET", np.inf)  # a time of a loaded machine proves nothing
+    metrics.main(["--images", "20", "--detections", "30", "--rounds", "1"])
+    printed = capsys.readouterr().out
+    first, second = re.findall(r"\(AP (0\.\d+)\)", printed)
+    assert first == second and float(first) > 0.05
+    monkeypatch.setattr(metrics, "by_hotcoco", lambda *data: metrics.by_pycocotools(data[0], []))
+    with pytest.raises(SystemExit, match="not reached"):
+        metrics.main(["--images", "20", "--detections", "30", "--rounds", "1"])

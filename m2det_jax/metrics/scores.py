@@ -172,7 +172,7 @@ def _mean(precision: np.ndarray) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _pairwise_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
+def pairwise_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     """Returns the IoU [n, m] of boxes [n, 4] and [m, 4]; 0 where both are empty."""
     low = np.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
     high = np.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
@@ -194,7 +194,7 @@ def _claims(index: DetectionIndex, found: ImageDetections, iou_threshold: float)
     rows = np.arange(index.offsets[found.image_id], index.offsets[found.image_id + 1])
     # One more object, that nothing overlaps, so that an image without any needs no case of its own.
     iou = np.full((len(boxes), len(rows) + 1), -1.0)
-    iou[:, :-1] = _pairwise_iou(boxes, index.boxes[rows].astype(np.float64))
+    iou[:, :-1] = pairwise_iou(boxes, index.boxes[rows].astype(np.float64))
     iou[:, :-1][labels != index.labels[rows]] = -1.0
     claims = np.where(iou.max(1) >= iou_threshold, np.append(rows, -1)[iou.argmax(1)], -1)
     claims[np.append(index.difficult, False)[claims]] = -2
