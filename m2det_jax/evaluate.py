@@ -17,7 +17,9 @@ from absl.flags import argparse_flags
 from m2det_jax import runtime
 from m2det_jax.config.dotted import to_dict
 from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
+from m2det_jax.detector.evaluation import only_read
 from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
+from m2det_jax.metrics.details import details, format_details
 from m2det_jax.metrics.scores import coco_results, format_table
 from m2det_jax.pages.markup import printable, without_nan
 from m2det_jax.run import readers
@@ -77,11 +79,13 @@ def evaluate_checkpoint(
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     reading = {"num_workers": num_workers, "num_threads": num_threads}
     metrics, detections = evaluate_restored(restored, index, batch_size, "--batch_size", **reading)
-    record = without_nan(metrics) | {"step": restored.step, "data": source}
+    figures = details(*only_read(index, detections))
+    record = without_nan(metrics | figures) | {"step": restored.step, "data": source}
     record["eval"] = to_dict(restored.config.eval)
     outputs.write(names[0], json.dumps(record, indent=2) + "\n")
     outputs.write(names[1], json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))
+    print(f"\n{format_details(metrics, figures)}")
     print(printable(f"written: {target} and {names[1]}"))
     if document:
         files = [str(target.with_name(name)) for name in names]

@@ -57,7 +57,7 @@ ALLOWED = {
     "ops": {"jax", "numpy", "jaxtyping"},
     "model": {"jax", "numpy", "jaxtyping", "flax"},
     "data": {"numpy", "PIL", "grain", "absl", "yaml"},
-    "metrics": {"numpy", "pycocotools"},
+    "metrics": {"hotcoco", "numpy", "pycocotools"},
     "detector": {"jax", "numpy", "tqdm", "jaxtyping"},
     "weights": {"numpy", "jax", "flax", "orbax", "safetensors", "torch"},
     "pages": {"numpy", "PIL"},

@@ -443,3 +443,15 @@ def test_resident_memory_counts_the_children(tmp_path):
         grown = predict_rate.resident() - before
         child.communicate(b"\n")
     assert 1e8 < grown < 2e8
+
+
+def test_metrics_times_two_evaluators_with_equal_figures(capsys, monkeypatch):
+    metrics = importlib.import_module("benchmarks.metrics")
+    monkeypatch.setattr(metrics, "TARGET", np.inf)  # a time of a loaded machine proves nothing
+    metrics.main(["--images", "20", "--detections", "30", "--rounds", "1"])
+    printed = capsys.readouterr().out
+    first, second = re.findall(r"\(AP (0\.\d+)\)", printed)
+    assert first == second and float(first) > 0.05
+    monkeypatch.setattr(metrics, "by_hotcoco", lambda *data: metrics.by_pycocotools(data[0], []))
+    with pytest.raises(SystemExit, match="not reached"):
+        metrics.main(["--images", "20", "--detections", "30", "--rounds", "1"])

@@ -3,12 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import support
 from PIL import Image
 
 from m2det_jax import demo
-from m2det_jax.data import read_classes
+from m2det_jax.data import read_classes, read_csv
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.predict import predict
 
@@ -42,6 +43,13 @@ def test_evaluate_prints_the_table_and_writes_it(whole, drawn_files, capsys):
     assert set(COCO_FIGURES) <= written.keys() and "VOC_AP50" in written
     assert set(written["per_class"]) == set(read_classes(drawn_files.classes))
     assert written["step"] == 6
+    index = read_csv(drawn_files.val, drawn_files.classes)
+    counts = {name: one["objects"] for name, one in written["class_details"].items()}
+    assert counts == dict(zip(index.class_names, np.bincount(index.labels).tolist(), strict=True))
+    for groups in (written["recall_by_size"], written["recall_by_crowding"]):
+        assert sum(one["objects"] for one in groups.values()) == len(index.labels)
+    assert {"VOC07_AP50", "weighted_AP50", "box_errors"} <= written.keys()
+    assert "best F1" in printed and "recall by size: small" in printed
     for name in ("loss", "AP", "AP50", "AR_100"):
         assert metrics[name] == pytest.approx(trained[name], rel=1e-4, abs=1e-6), name
     detections = json.loads((workdir / "evaluation" / "00000006_detections.json").read_text())

@@ -123,5 +123,12 @@ def without_unreadable(
     names = shown([index.image_paths[i] for i in unreadable])
     log.warning("%d of %d images cannot be read and are left out of the evaluation: %s",
                 len(unreadable), index.num_images, names)  # fmt: skip
-    moved = [dataclasses.replace(d, image_id=i) for i, d in enumerate(detections)]
-    return index.subset(kept), moved
+    return only_read(index, detections)
+
+
+def only_read(
+    index: DetectionIndex, detections: list[ImageDetections]
+) -> tuple[DetectionIndex, list[ImageDetections]]:
+    """Returns the index of the images that have an entry, and the entries counted anew."""
+    moved = [dataclasses.replace(found, image_id=i) for i, found in enumerate(detections)]
+    return index.subset([found.image_id for found in detections]), moved
