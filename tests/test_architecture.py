@@ -16,7 +16,10 @@ from m2det_jax import ops
 from m2det_jax.__main__ import VERBS as TABLE
 
 PACKAGE = pathlib.Path(ops.__file__).parent.parent
-VERBS = {"main", "evaluate", "predict", "check", "convert", "convert_dataset", "demo", "doctor"}
+VERBS = {
+    "main", "evaluate", "report", "predict", "check", "convert", "convert_dataset", "demo",
+    "doctor",
+}  # fmt: skip
 # What else may stand at the root; `experiment` is where experiments of users find load_experiment.
 # `__main__` is the command m2det, which names the verbs.
 ROOT_MODULES = {
@@ -43,7 +46,8 @@ FLOORS = (
     {"training", "inference"},
     {"train"},
     {"fitting"},
-    VERBS - {"demo"},
+    VERBS - {"demo", "report"},
+    {"report"},
     {"demo"},
     {"__main__"},
 )

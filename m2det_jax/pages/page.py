@@ -32,7 +32,9 @@ def render_page(contents: Contents) -> str:
     template = string.Template((package / "template.html").read_text(encoding="utf-8"))
     sections = {
         "style": (package / "report.css").read_text(encoding="utf-8"),
-        "script": (package / "report.js").read_text(encoding="utf-8"),
+        "script": "".join(
+            (package / name).read_text(encoding="utf-8") for name in ("report.js", "common.js")
+        ),
         "name": escape(contents.name),
         "facts": _facts(contents),
         "verdict": _verdict(contents),

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,15 @@ def reduce(image: Image.Image) -> Image.Image:
     return image
 
 
-def encode(pictures: Sequence[Picture], budget: int) -> list[str]:
+class Pictured(Protocol):
+    """Anything with an image."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, RGB."""
+
+
+def encode(pictures: Sequence[Pictured], budget: int) -> list[str]:
     """Returns data URIs of as many pictures, from the first on, as fit into `budget` characters.
 
     All are reduced alike before one is left out.

@@ -120,6 +120,74 @@ def scatter(
     return _figure(title, grid + axis + "".join(paths), parts, "")
 
 
+def lines(
+    series: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    *,
+    title: str,
+    axis: str,
+    value: str,
+    limits: tuple[float, float] | None = None,
+    top: float | None = None,
+) -> str:
+    """Returns a figure of at most 4 lines from 0 upwards, told apart by colour and by dashes.
+
+    Points that are not finite are left out. At most 400 points of a line are drawn, and 60 are in
+    the table.
+
+    Args:
+        series: (name, x [n], y [n]) of each line.
+        axis, value: what x and y are.
+        limits: ends of the x axis; None: those of the points.
+        top: end of the y axis; None: the largest value.
+    """
+    kept = []
+    for name, x, y in series:
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        fine = np.isfinite(x) & np.isfinite(y)
+        kept.append((name, x[fine], y[fine]))
+    every_x = np.concatenate([x for _, x, _ in kept])
+    every_y = np.concatenate([y for _, _, y in kept])
+    low, high = limits or (every_x.min(initial=np.inf), every_x.max(initial=-np.inf))
+    if not low < high:
+        low, high = (low - 1, low + 1) if low == high else (0.0, 1.0)
+    top = top or float(every_y.max(initial=0)) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            _LEFT + (_RIGHT - _LEFT) * (x - low) / (high - low),
+            _BOTTOM - (_BOTTOM - _TOP) * min(max(y / top, 0), 1),
+        )
+
+    grid = "".join(
+        f'<path class="grid" d="M{_LEFT} {place(low, v)[1]:.1f}H{_RIGHT}"/>'
+        f'<text class="tick" x="{_LEFT - 5}" y="{place(low, v)[1] + 3.5:.1f}" text-anchor="end">'
+        f"{v:.2g}</text>"
+        for v in (0, top / 2, top)
+    )
+    grid += f'<text class="tick" x="{_LEFT + 4}" y="{_TOP - 4}">{escape(value)}</text>'
+    ticks = [(place(v, 0)[0], f"{v:.4g}") for v in np.linspace(low, high, 5)]
+    paths, rows = [], []
+    for i, (_, x, y) in enumerate(kept):
+        some = np.unique(np.linspace(0, max(len(x) - 1, 0), min(len(x), 400)).astype(int))
+        points = [place(a, b) for a, b in zip(x[some], y[some], strict=True)]
+        text = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+        paths.append(f'<polyline class="line line{i}" points="{text}"/>')
+        if len(points) <= 12:
+            paths += [
+                f'<circle class="line{i}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in points
+            ]
+        for j in np.unique(np.linspace(0, max(len(x) - 1, 0), min(len(x), 60)).astype(int)):
+            cells = ["" if k != i else f"{y[j]:.4g}" for k in range(len(kept))]
+            rows.append((x[j], cells))
+    merged: dict[float, list[str]] = {}
+    for x_value, cells in rows:
+        have = merged.setdefault(float(x_value), [""] * len(kept))
+        merged[float(x_value)] = [a or b for a, b in zip(have, cells, strict=True)]
+    parts = [(name, f"line{i}") for i, (name, _, _) in enumerate(kept)]
+    numbers = _data_table(axis, "", parts, [(f"{x:.6g}", merged[x]) for x in sorted(merged)])
+    return _figure(title, grid + _x_axis(ticks, axis, "") + "".join(paths), parts, numbers)
+
+
 def _figure(title: str, inside: str, parts: Sequence[tuple[str, str]], details: str) -> str:
     name = f"plot{next(_IDS)}"
     legend = ""

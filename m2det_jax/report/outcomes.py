@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from m2det_jax.data import DetectionIndex
+from m2det_jax.metrics.details import best_f1
 from m2det_jax.metrics.detections import ImageDetections, check_detections
 from m2det_jax.ops.coverage import aligned_iou
 
@@ -164,8 +165,7 @@ class Curve:
     Attributes:
         precision, recall: float64 [n]; empty without truths or detections.
         truths: how many there are to find.
-        threshold, f1, precision_there, recall_there: the score of the best F1, and the values
-            there; NaN without truths or detections.
+        threshold, f1, precision_there, recall_there: as `metrics.details.best_f1` gives them.
     """
 
     precision: np.ndarray
@@ -186,14 +186,10 @@ def curve(judged: Outcomes, index: DetectionIndex, label: int | None = None) -> 
     truths = int(wanted.sum())
     scores, hits = judged.scores[chosen], judged.kinds[chosen] == CORRECT
     order = np.argsort(-scores, kind="stable")
-    scores, hits = scores[order], np.cumsum(hits[order])
-    last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]  # equal scores go together
-    scores, hits, tried = scores[last], hits[last], np.flatnonzero(last) + 1
-    if not truths or not len(scores):
-        nan = float("nan")
-        return Curve(np.zeros(0), np.zeros(0), truths, nan, nan, nan, nan)
-    precision, recall = hits / tried, hits / truths
-    f1 = 2 * hits / (tried + truths)
-    at = int(f1.argmax())
-    there = float(f1[at]), float(precision[at]), float(recall[at])
-    return Curve(precision, recall, truths, float(scores[at]), *there)
+    scores, hits = scores[order], hits[order]
+    best = best_f1(scores, hits, truths)
+    there = [best[name] for name in ("threshold", "best_F1", "precision", "recall")]
+    if not truths:
+        return Curve(np.zeros(0), np.zeros(0), truths, *there)
+    total = np.cumsum(hits)
+    return Curve(total / np.arange(1, len(hits) + 1), total / truths, truths, *there)
