@@ -161,11 +161,12 @@ def lines(
     grid = "".join(
         f'<path class="grid" d="M{_LEFT} {place(low, v)[1]:.1f}H{_RIGHT}"/>'
         f'<text class="tick" x="{_LEFT - 5}" y="{place(low, v)[1] + 3.5:.1f}" text-anchor="end">'
-        f"{v:.2g}</text>"
+        f"{_tick(v)}</text>"
         for v in (0, top / 2, top)
     )
     grid += f'<text class="tick" x="{_LEFT + 4}" y="{_TOP - 4}">{escape(value)}</text>'
     ticks = [(place(v, 0)[0], f"{v:.4g}") for v in np.linspace(low, high, 5)]
+    ticks = [(min(x, _WIDTH - 3.2 * len(text)), text) for x, text in ticks]
     paths, rows = [], []
     for i, (_, x, y) in enumerate(kept):
         some = np.unique(np.linspace(0, max(len(x) - 1, 0), min(len(x), 400)).astype(int))
@@ -247,6 +248,14 @@ def _mark(x: float, text: str) -> str:
         f'<path class="mark" d="M{x:.1f} {_TOP - 4}V{_BOTTOM}"/>'
         f'<text class="marktext" x="{x + 4:.1f}" y="{_TOP + 4}">{escape(text)}</text>'
     )
+
+
+def _tick(value: float) -> str:
+    """Returns a value in few letters: 0.9, 0.00089 as 8.9e-4."""
+    if value and value < 0.01:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _nice_ceiling(value: int) -> int:

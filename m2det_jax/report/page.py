@@ -14,7 +14,6 @@ from m2det_jax.pages import MAX_BYTES
 from m2det_jax.pages.markup import (
     count,
     escape,
-    number,
     percent,
     printable,
     shorten,
@@ -23,8 +22,8 @@ from m2det_jax.pages.markup import (
 from m2det_jax.pages.pictures import encode
 from m2det_jax.report import sections
 from m2det_jax.report.gallery import KINDS, MISSED, Shot
+from m2det_jax.report.outcomes import IGNORED, Outcomes
 from m2det_jax.report.outcomes import KINDS as OUTCOMES
-from m2det_jax.report.outcomes import Outcomes
 
 _LONGEST_NAME = 60
 _RESERVE = 300_000
@@ -147,11 +146,11 @@ def _verdict(report: Report) -> str:
 def _tiles(report: Report) -> str:
     judged, index = report.judged, report.index
     truths, right = int(judged.counted.sum()), int((judged.found >= report.threshold).sum())
-    tried = int(((judged.scores >= report.threshold) & (judged.kinds != 5)).sum())
+    tried = int(((judged.scores >= report.threshold) & (judged.kinds != IGNORED)).sum())
     nan = math.nan
     tiles = [
-        (number(report.metrics["AP"], 3), "AP", "mean over IoU 0.50 to 0.95"),
-        (number(report.metrics["AP50"], 3), "AP50", "at IoU 0.50"),
+        (sections.score(report.metrics["AP"]), "AP", "mean over IoU 0.50 to 0.95"),
+        (sections.score(report.metrics["AP50"]), "AP50", "at IoU 0.50"),
         (f"{report.threshold:.2f}", "threshold to use", "where F1 is best"),
         (percent(right / tried if tried else nan), "precision", "detections that are right, there"),
         (percent(right / truths if truths else nan), "recall", "objects that are found, there"),

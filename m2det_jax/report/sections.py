@@ -9,7 +9,7 @@ import numpy as np
 from m2det_jax.data import DetectionIndex
 from m2det_jax.metrics.scores import COCO_FIGURES
 from m2det_jax.pages import plots
-from m2det_jax.pages.markup import count, escape, number, percent, shorten, table
+from m2det_jax.pages.markup import count, escape, percent, shorten, table
 from m2det_jax.pages.tables import MAX_CLASSES
 from m2det_jax.report.outcomes import CORRECT, IGNORED, KINDS, Outcomes, confusion, curve
 
@@ -25,7 +25,7 @@ def figures(
 ) -> str:
     """Returns the 12 figures in words, the table of classes and the precision-recall curves."""
     rows = [
-        (escape(name), number(metrics[name], 3), escape(meaning))
+        (escape(name), score(metrics[name]), escape(meaning))
         for name, meaning in COCO_FIGURES.items()
     ]
     headings = ("Figure", "Value", "Meaning")
@@ -43,6 +43,11 @@ def figures(
         f'found, and more detections are wrong.</p><div class="plots">{"".join(plotted)}</div>'
         f"{note if more else ''}"
     )
+
+
+def score(value: float, digits: int = 3) -> str:
+    """Returns a figure between 0 and 1 with a fixed number of digits, or a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def most_objects(index: DetectionIndex) -> list[int]:
@@ -82,7 +87,7 @@ def _classes(
         boxes = math.nan if training is None else float(training[k])
         values = [boxes, float(found.truths), own["AP"], own["AP50"], found.f1, found.threshold]
         texts = ["–" if math.isnan(v) else count(int(v)) for v in values[:2]]
-        texts += [number(v, 3) for v in values[2:4]] + [number(v, 2) for v in values[4:]]
+        texts += [score(v) for v in values[2:4]] + [score(v, 2) for v in values[4:]]
         values += [found.precision_there, found.recall_there]
         texts += [percent(v) for v in values[6:]]
         cells = "".join(
