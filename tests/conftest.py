@@ -1,5 +1,6 @@
 """Test environment: typed ops and step, no implicit rank promotion, parsed flags, a cache."""
 
+import functools
 import logging
 import os
 import pathlib
@@ -30,6 +31,7 @@ install_import_hook(["m2det_jax.ops", "m2det_jax.training.step"], "beartype.bear
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+from absl.flags import argparse_flags  # noqa: E402
 
 from m2det_jax import runtime  # noqa: E402
 
@@ -47,6 +49,13 @@ def _directory(variable: str, default: str) -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no folder {path}; set {variable}")
     return path
+
+
+@pytest.fixture
+def plain_parsers(monkeypatch):
+    """Parsers of verbs take no flags of verbs that were imported by tests before."""
+    plain = functools.partial(argparse_flags.ArgumentParser, inherited_absl_flags=None)
+    monkeypatch.setattr(argparse_flags, "ArgumentParser", plain)
 
 
 @pytest.fixture

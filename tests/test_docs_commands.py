@@ -106,6 +106,7 @@ def all_commands() -> list[tuple[str, str, tuple[str, ...]]]:
     return sorted(set(found))
 
 
+pytestmark = pytest.mark.usefixtures("plain_parsers")
 COMMANDS = all_commands()
 # Verbs with absl flags can be parsed once in a process only.
 FLAGS_OF_ABSL = ("train", "check")

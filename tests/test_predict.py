@@ -1,6 +1,5 @@
 """Predict on folders as they are: odd photographs, broken files, image lists, interruptions."""
 
-import functools
 import json
 import logging
 import os
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.flags import argparse_flags
 from PIL import Image
 
 from m2det_jax import runtime
@@ -18,6 +16,8 @@ from m2det_jax.predict import __main__, outputs, predict
 from m2det_jax.predict import run as verb
 from m2det_jax.predict.inputs import picture_names
 from m2det_jax.trained import restore
+
+pytestmark = pytest.mark.usefixtures("plain_parsers")
 
 
 def photo(path: Path, size=(60, 40), mode="RGB", **options) -> Path:
@@ -108,9 +108,6 @@ def test_images_that_cannot_be_read_are_skipped_by_several_views_too(whole, fold
 def run(monkeypatch, *arguments) -> int:
     """The exit status of the command."""
     monkeypatch.setattr(runtime, "start", lambda: None)
-    # Flags of verbs that were imported by tests before are no part of it.
-    plain = functools.partial(argparse_flags.ArgumentParser, inherited_absl_flags=None)
-    monkeypatch.setattr(argparse_flags, "ArgumentParser", plain)
     try:
         __main__.main(__main__._parser().parse_args([str(argument) for argument in arguments]))
     except SystemExit as ended:

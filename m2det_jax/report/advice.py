@@ -100,12 +100,12 @@ def _examples(facts: Facts) -> list[tuple[str, str]]:
         few = np.flatnonzero(facts.training < FEW_BOXES)
         few = few[np.argsort(facts.training[few], kind="stable")]
         if len(few):
-            names = [f"{facts.names[k]} ({count(int(facts.training[k]))})" for k in few]
+            names = [f"{facts.names[k]} ({count(int(facts.training[k]))})" for k in few.tolist()]
             text = f"Fewer than {FEW_BOXES} training boxes: {_listed(names)}. Add images of them."
             found.append(("Few examples", text))
     empty = np.flatnonzero(facts.truths == 0)
     if len(empty):
-        names = [facts.names[k] for k in empty]
+        names = [facts.names[k] for k in empty.tolist()]
         text = f"No object was evaluated of {_listed(names)}: nothing is known of how well they "
         found.append(("Not evaluated", text + "are found. Add some to the validation set."))
     known = np.flatnonzero(np.isfinite(facts.ap50) & (facts.truths > 0))
@@ -167,7 +167,7 @@ def _confusions(facts: Facts) -> list[tuple[str, str]]:
     np.fill_diagonal(matrix, 0)
     if not matrix.size or not matrix.max():
         return []
-    true, said = np.unravel_index(matrix.argmax(), matrix.shape)
+    true, said = divmod(int(matrix.argmax()), matrix.shape[1])
     text = f"{shorten(facts.names[true], 60)} is most often taken for "
     times = int(matrix[true, said])
     text += f"{shorten(facts.names[said], 60)}: {count(times)} time{'' if times == 1 else 's'}."

@@ -129,14 +129,12 @@ def _shot(
     picture: Image.Image,
 ) -> Shot:
     if kind == MISSED:
-        truth, focus, labels = row, index.boxes[row].astype(float), (int(index.labels[row]),)
+        truth, focus = row, index.boxes[row].astype(float)
+        labels: tuple[int, ...] = (int(index.labels[row]),)
         score = float(judged.found[row])
     else:
-        truth, focus, labels = (
-            int(judged.truths[row]),
-            judged.boxes[row],
-            (int(judged.labels[row]),),
-        )
+        truth, focus = int(judged.truths[row]), judged.boxes[row]
+        labels = (int(judged.labels[row]),)
         score = float(judged.scores[row])
         if truth >= 0:
             other = index.boxes[truth].astype(float)

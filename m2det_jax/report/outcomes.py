@@ -69,8 +69,11 @@ def outcomes(index: DetectionIndex, detections: Sequence[ImageDetections]) -> Ou
     parts = [_of_image(index, one, found) for one in sorted(detections, key=lambda d: d.image_id)]
     whole, real = np.zeros(0, np.int64), np.zeros(0)
     empty = (whole, np.zeros((0, 4)), real, whole, whole, whole, real)
-    columns = [np.concatenate(column) for column in zip(empty, *parts, strict=True)]
-    return Outcomes(*columns, found, ~index.difficult)
+    images, boxes, scores, labels, kinds, truths, ious = (
+        np.concatenate(column) for column in zip(empty, *parts, strict=True)
+    )
+    counted = ~index.difficult
+    return Outcomes(images, boxes, scores, labels, kinds, truths, ious, found, counted)
 
 
 def _of_image(index: DetectionIndex, one: ImageDetections, found: np.ndarray) -> tuple:

@@ -201,4 +201,5 @@ def training(history: Sequence[dict]) -> str:
 
 def _series(history: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     points = [(r["step"], r[key]) for r in history if isinstance(r.get(key), int | float)]
-    return tuple(np.array(points, float).reshape(-1, 2).T)
+    steps, values = np.array(points, float).reshape(-1, 2).T
+    return steps, values

@@ -27,6 +27,7 @@ from m2det_jax.predict.labels import read_forms, whole_pixels
 from m2det_jax.predict.outputs import class_folders, crop_of
 
 LOW = 0.05
+pytestmark = pytest.mark.usefixtures("plain_parsers")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # it would rather have OpenCV

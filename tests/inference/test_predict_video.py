@@ -1,7 +1,6 @@
 """Predict on videos and cameras: frames, times, turns, damage, interruptions and drawn videos."""
 
 import builtins
-import functools
 import json
 import pathlib
 from fractions import Fraction
@@ -9,7 +8,6 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from absl.flags import argparse_flags
 from PIL import Image
 
 import m2det_jax
@@ -27,6 +25,8 @@ from m2det_jax.predict.video_files import (
 
 SIZE = (96, 64)  # width, height
 LEFT, RIGHT = (220, 30, 30), (30, 30, 220)
+
+pytestmark = pytest.mark.usefixtures("plain_parsers")
 
 
 def picture(i: int) -> np.ndarray:
@@ -387,8 +387,6 @@ def test_a_camera_that_is_not_there(workdir, tmp_path):
 def run(monkeypatch, *arguments) -> int:
     """The exit status of the command."""
     monkeypatch.setattr(runtime, "start", lambda: None)
-    plain = functools.partial(argparse_flags.ArgumentParser, inherited_absl_flags=None)
-    monkeypatch.setattr(argparse_flags, "ArgumentParser", plain)
     try:
         __main__.main(__main__._parse(["predict", *map(str, arguments)]))
     except SystemExit as ended:
@@ -413,11 +411,11 @@ def test_the_command_tells_videos_by_their_suffix(workdir, tmp_path, monkeypatch
 
 
 def test_the_command_takes_a_camera(workdir, tmp_path, monkeypatch, stand_in, capsys):
-    interrupting(monkeypatch, 9)
     common = ["--workdir", workdir, "--output", tmp_path / "out"]
-    assert run(monkeypatch, *common, "--camera", "0") == 0
+    with monkeypatch.context() as patch:
+        interrupting(patch, 9)
+        assert run(patch, *common, "--camera", "0") == 0
     assert "detections in 9 frames, " in capsys.readouterr().out
-    monkeypatch.undo()
     interrupting(monkeypatch, 9)
     assert run(monkeypatch, *common, film(tmp_path / "a.mp4", 20)) == 130
 
