@@ -95,7 +95,8 @@ def network_alone(detector: TrainedDetector, images: str) -> Callable[[], float]
     """Returns a function that detects objects in the first images; it returns seconds an image."""
     inner = detector.restored.detector.at_threshold(0.5)
     outputs = Outputs(pathlib.Path(tempfile.gettempdir(), "m2det_jax_no_output"), "predict")
-    index = index_inputs(find_inputs([images], "", outputs), detector.class_names, ())[0]
+    inputs = find_inputs([images], "", outputs)
+    index = index_inputs(inputs, dict(enumerate(inputs.paths)), detector.class_names, ())[0]
     batches = []
     with open_batches(index, [inner.resize], Reading(jax.device_count())) as read:
         for (batch,) in read:
