@@ -2,15 +2,18 @@
 
     python -m benchmarks.predict_rate --workdir runs/mine --images photos [--pictures] [--rounds 3]
 
-Each round runs `predict` on the folder, from its first line of JSON to its last, and then, on the
-first images of the folder, the compiled network with its suppression alone: the share of the time
-that the network needs is the ratio of both. Memory is that of the process and its readers; it is
-compared at a quarter of the images and at the end. Then a call of `load(...).predict` on an array
-of 640 x 480 pixels and the compiled function take turns: the function alone, on an input that has
-its size already, and behind Pillow's resize of the array, which no call can do without.
+Each round runs `predict` on the folder, from its first line of JSON to its last. "The network
+runs" is the share of this time in which the device has a batch to compute. Then the compiled
+network with its suppression runs alone on the first images: what it needs with the whole machine
+for itself, as a share of the time of `predict`, in which readers compute on the same cores of a
+CPU. Memory is that of the process and its readers; it is compared at a quarter of the images and at
+the end. Then a call of `load(...).predict` on an array of 640 x 480 pixels and the compiled
+function take turns: the function alone, on an input that has its size already, and behind Pillow's
+resize of the array, which no call can do without.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import pathlib
 import statistics
@@ -18,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
 
 import jax
 import numpy as np
@@ -25,6 +29,7 @@ import numpy as np
 import m2det_jax
 from benchmarks import timing
 from m2det_jax import runtime
+from m2det_jax.detector.detector import Detector
 from m2det_jax.detector.reading import Reading, open_batches
 from m2det_jax.inference.pictures import look_at
 from m2det_jax.inference.trained_detector import TrainedDetector
@@ -76,6 +81,44 @@ def watched(lines: pathlib.Path) -> Iterator[list[tuple[float, int, int]]]:
         thread.join()
 
 
+class Busy:
+    """The time in which a device computes, from the calls of a function to their results.
+
+    Attributes:
+        seconds: of all calls but the first, which compiles.
+        elapsed: from the end of the first call to that of the last.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = self.elapsed = 0.0
+        self._first = self._last = 0.0
+        self._waiting = concurrent.futures.ThreadPoolExecutor(1)
+
+    def of(self, function: Callable) -> Callable:
+        """Returns the same function, whose calls are counted."""
+
+        def counted(*args: object) -> object:
+            begin = time.perf_counter()
+            result = function(*args)
+            self._waiting.submit(self._wait, begin, result)
+            return result
+
+        return counted
+
+    def _wait(self, begin: float, result: object) -> None:
+        jax.block_until_ready(result)
+        end = time.perf_counter()
+        if self._first:
+            self.seconds += end - max(begin, self._last)
+            self.elapsed = end - self._first
+        self._first, self._last = self._first or end, end
+
+    def share(self) -> float:
+        """Returns the share of the time, when all calls have ended."""
+        self._waiting.shutdown()
+        return self.seconds / self.elapsed
+
+
 def rate_of(samples: Sequence[tuple[float, int, int]]) -> float:
     """Returns lines a second, from the first sample with lines to the first with all of them."""
     last = samples[-1][1]
@@ -118,12 +161,15 @@ def network_alone(detector: TrainedDetector, images: str) -> Callable[[], float]
 def measure_folder(detector: TrainedDetector, images: str, *, pictures: bool, rounds: int) -> None:
     """Prints rate, share of the network and memory of prediction on a folder."""
     network = network_alone(detector, images)
-    shares, rates, seconds, grown = [], [], [], []
+    runs, shares, rates, seconds, grown = [], [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             output = pathlib.Path(folder, str(number))
-            with watched(output / LINES) as samples:
+            busy, plain = Busy(), Detector.detect_fn
+            counted = mock.patch.object(Detector, "detect_fn", lambda one: busy.of(plain(one)))  # noqa: B023
+            with watched(output / LINES) as samples, counted:
                 predict(detector.workdir, [images], output=str(output), pictures=pictures)
+            runs.append(busy.share())
             seconds.append(network())
             rates.append(rate_of(samples))
             shares.append(seconds[-1] * rates[-1])
@@ -131,7 +177,8 @@ def measure_folder(detector: TrainedDetector, images: str, *, pictures: bool, ro
     what = "with pictures" if pictures else "without pictures"
     timing.print_figure(f"images/s, {what}", spread(rates, 1))
     timing.print_figure("network alone, an image", timing.spread(seconds))
-    timing.print_figure("share of the network", spread(shares, 3))
+    timing.print_figure("the network runs, share", spread(runs, 3))
+    timing.print_figure("its time alone, share", spread(shares, 3))
     for first, most in grown:
         text = f"{first / 2**20:.0f} MiB, then at most {most / 2**20:.0f} ({most / first - 1:+.1%})"
         timing.print_figure("memory at a quarter of the images", text)

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import jax
@@ -428,6 +429,16 @@ def test_the_rate_of_prediction_is_between_its_first_and_its_last_line():
     assert predict_rate.rate_of(samples) == 20 / 2
     assert predict_rate.growth_of(samples) == (110, 110)
     assert predict_rate.growth_of([*samples[:3], (11.0, 22, 140)]) == (110, 140)
+
+
+def test_a_device_is_busy_from_a_call_to_its_result():
+    predict_rate = importlib.import_module("benchmarks.predict_rate")
+    busy = predict_rate.Busy()
+    work = busy.of(lambda seconds: time.sleep(seconds))
+    for seconds in (0.3, 0.1, 0.1):  # the first one compiles
+        work(seconds)
+        time.sleep(0.1)
+    assert 0.3 < busy.share() < 0.7  # two of four tenths
 
 
 def test_resident_memory_counts_the_children(tmp_path):
