@@ -39,18 +39,20 @@ def read_forms(save: Sequence[str]) -> list[str]:
     return [form for form in FORMS if form in asked and form != "json"]
 
 
-def clear_folder(outputs: Outputs, name: str) -> None:
-    """Removes what an earlier run wrote into a folder of the outputs.
+def earlier_files(outputs: Outputs, folders: Sequence[str]) -> list[str]:
+    """Returns the names of the files in some folders of the outputs, all of an earlier run.
 
     Raises:
-        InputError: if there is a file that may not be replaced; then nothing is removed.
+        InputError: if one of them may not be replaced.
     """
-    folder = outputs.folder / name
-    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    names = [path.relative_to(outputs.folder).as_posix() for path in files]
+    names = [
+        path.relative_to(outputs.folder).as_posix()
+        for folder in folders
+        for path in sorted((outputs.folder / folder).rglob("*"))
+        if path.is_symlink() or not path.is_dir()
+    ]
     outputs.claim(names)
-    for found in names:
-        outputs.remove(found)
+    return names
 
 
 def write_table(outputs: Outputs) -> None:

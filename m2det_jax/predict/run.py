@@ -128,13 +128,13 @@ def predict(
     refuse_checkpoints(outputs.folder, workdir)
     inputs = find_inputs(paths, root, outputs, list_file)
     names = image_names(inputs.paths)
-    downloads = _claim(outputs, inputs, names, forms, pictures, crops)
+    downloads, earlier = _claim(outputs, inputs, names, forms, pictures, crops)
     local, problems = download_images(inputs.paths, downloads, outputs)
     index, kept, problems = _readable_images(inputs, local, problems, restored, strict)
     # Of tiles there are more than images.
     batch_size = batch_size if tile else devices.no_larger_batch(batch_size, index.num_images)
     outputs.folder.mkdir(parents=True, exist_ok=True)
-    outputs.remove(RESULTS)
+    outputs.remove(RESULTS, *earlier)
     record = Record(index, kept, inputs.ids or range(len(inputs.paths)), inputs.paths, problems)
     bad = "error" if strict else "skip"
     how = {"num_workers": num_workers, "num_threads": num_threads}
@@ -145,8 +145,8 @@ def predict(
     write_results(outputs)
     _save_labels(outputs, forms, index, kept)
     files = LINES, RESULTS, *([labels.TABLE] if "csv" in forms else [])
-    skipped = len(record.problems)
-    done = Predicted(record.images, record.detections, skipped, undrawn, outputs.folder, files)
+    numbers = record.images, record.detections, len(record.problems), undrawn
+    done = Predicted(*numbers, outputs.folder, files)
     _say(done, ["pictures"] * pictures + [CROPS] * crops + [f for f in forms if f != "csv"])
     return done
 
@@ -158,11 +158,12 @@ def _claim(
     forms: Sequence[str],
     pictures: bool,
     crops: bool,
-) -> dict[int, str]:
-    """Checks that all files may be written, and clears the folders of an earlier run.
+) -> tuple[dict[int, str], list[str]]:
+    """Checks that all files may be written; nothing is removed yet.
 
     Returns:
-        The output name of the download of each URL, by its position.
+        (output name of the download of each URL, by its position; labels and crops of an earlier
+        run, to be removed).
     """
     downloads = download_names(inputs.paths, names)
     files = [LINES, RESULTS, *downloads.values()]
@@ -170,9 +171,8 @@ def _claim(
     files += [f"{name}.jpg" for name in names] if pictures else []
     local = [path for i, path in enumerate(inputs.paths) if i not in downloads]
     outputs.claim(files, [*local, *inputs.lists])
-    for folder in [form for form in forms if form in labels.DATASETS] + [CROPS] * crops:
-        labels.clear_folder(outputs, folder)
-    return downloads
+    folders = [form for form in forms if form in labels.DATASETS] + [CROPS] * crops
+    return downloads, labels.earlier_files(outputs, folders)
 
 
 def _refuse_nothing(record: Record, inputs: Inputs) -> None:

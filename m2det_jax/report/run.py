@@ -18,6 +18,7 @@ from m2det_jax.data.classes import use_classes
 from m2det_jax.datasets import record
 from m2det_jax.datasets.evaluation import DataChoice, read_data, refuse_untrusted
 from m2det_jax.datasets.loading import describe, read_split
+from m2det_jax.detector.evaluation import only_read
 from m2det_jax.errors import InputError
 from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
 from m2det_jax.metrics.detections import ImageDetections
@@ -83,6 +84,7 @@ def report(
     metrics, detections = evaluate_restored(restored, index, batch_size, "--batch_size", **reading)
     boxes = training_boxes(restored, workdir, trust)
     history = read_history(workdir)
+    index, detections = only_read(index, detections)
     contents = assemble(restored, workdir.resolve().name, index, source, metrics, detections,
                         boxes, history)  # fmt: skip
     outputs.folder.mkdir(parents=True, exist_ok=True)

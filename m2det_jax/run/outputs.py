@@ -172,15 +172,16 @@ class Outputs:
             finally:
                 self.record(name)
 
-    def remove(self, name: str) -> None:
-        """Removes the file of an earlier run, if there is one.
+    def remove(self, *names: str) -> None:
+        """Removes files of an earlier run, those that are there.
 
         Raises:
-            InputError: if a file of that name exists that may not be replaced.
+            InputError: if a file of such a name exists that may not be replaced.
         """
-        if os.path.lexists(self.folder / name):
-            self._refuse_foreign(name)
-            (self.folder / name).unlink()
+        for name in names:
+            if os.path.lexists(self.folder / name):
+                self._refuse_foreign(name)
+                (self.folder / name).unlink()
 
     def record(self, *names: str) -> None:
         """Notes that this command wrote files, in their present state."""

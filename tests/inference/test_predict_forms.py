@@ -361,8 +361,17 @@ def test_folders_with_files_of_the_user_are_left_alone(run, pictures, tmp_path, 
     with pytest.raises(InputError, match="mine.jpg: exists already"):
         run([str(pictures / "a0.jpg")], **options)
     assert (tmp_path / "out" / name).read_bytes() == b"mine"
-    if name.startswith("yolo"):  # refused before anything was removed
-        assert all(path.exists() for path in before)
+    assert all(path.exists() for path in before)  # refused before anything was removed
+
+
+def test_a_run_without_an_image_removes_nothing(run, pictures, tmp_path):
+    options = {"threshold": LOW, "save": ["yolo"], "crops": True}
+    run([str(pictures)], **options)
+    before = sorted((tmp_path / "out").rglob("*.*"))
+    (tmp_path / "bad.jpg").write_bytes(b"none")
+    with pytest.raises(InputError, match="nothing to predict on"):
+        run([str(tmp_path / "bad.jpg")], **options)
+    assert sorted((tmp_path / "out").rglob("*.*")) == before
 
 
 def test_pictures_of_the_user_are_not_written_to_through_links(run, pictures, tmp_path):
