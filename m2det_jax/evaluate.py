@@ -16,9 +16,9 @@ from absl.flags import argparse_flags
 
 from m2det_jax import runtime
 from m2det_jax.config.dotted import to_dict
-from m2det_jax.datasets.evaluation import DataChoice, add_flags, read_data
+from m2det_jax.datasets.evaluation import DataChoice, read_data
 from m2det_jax.detector.evaluation import only_read
-from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
+from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch, evaluation_parser
 from m2det_jax.metrics.details import details, format_details
 from m2det_jax.metrics.scores import coco_results, format_table
 from m2det_jax.pages.markup import printable, without_nan
@@ -94,26 +94,11 @@ def evaluate_checkpoint(
 
 
 def _parser() -> argparse_flags.ArgumentParser:
-    parser = argparse_flags.ArgumentParser(
-        prog="m2det evaluate",
-        description="Evaluate a trained detector on annotated images.",
-        conflict_handler="resolve",  # if training is imported too, absl has a flag --trust
+    return evaluation_parser(
+        "m2det evaluate",
+        "Evaluate a trained detector on annotated images.",
+        "default: WORKDIR/evaluation/STEP.json",
     )
-    parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="folder of the training run"
-    )
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
-    parser.add_argument(
-        "--batch_size", type=int, default=0, help="images per call; default: as in the config"
-    )
-    parser.add_argument("--output", default="", help="default: WORKDIR/evaluation/STEP.json")
-    readers.add_flags(parser)
-    trust = "import the Python module that the run names as config.data.format"
-    parser.add_argument("--trust", action="store_true", help=trust)
-    runtime.add_overrides(parser)
-    runtime.add_json_flag(parser)
-    add_flags(parser)
-    return parser
 
 
 def main(args: argparse.Namespace) -> None:

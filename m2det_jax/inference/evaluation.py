@@ -8,17 +8,49 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl.flags import argparse_flags
 
+from m2det_jax import runtime
 from m2det_jax.build import make_views, step_settings
 from m2det_jax.data import DetectionIndex
-from m2det_jax.datasets.evaluation import DataChoice
+from m2det_jax.datasets.evaluation import DataChoice, add_flags
 from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
 from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
 from m2det_jax.metrics.detections import ImageDetections
-from m2det_jax.run import devices, memory
+from m2det_jax.run import devices, memory, readers
 from m2det_jax.trained import Restored
+
+
+def evaluation_parser(prog: str, description: str, output: str) -> argparse_flags.ArgumentParser:
+    """Returns the parser of a verb that evaluates a run.
+
+    Args:
+        prog: how the verb is called.
+        description: what it does.
+        output: help of the flag --output.
+    """
+    parser = argparse_flags.ArgumentParser(
+        prog=prog,
+        description=description,
+        conflict_handler="resolve",  # if training is imported too, absl has a flag --trust
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="folder of the training run"
+    )
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
+    parser.add_argument(
+        "--batch_size", type=int, default=0, help="images per call; default: as in the config"
+    )
+    parser.add_argument("--output", default="", help=output)
+    readers.add_flags(parser)
+    trust = "import the Python module that the run names as config.data.format"
+    parser.add_argument("--trust", action="store_true", help=trust)
+    runtime.add_overrides(parser)
+    runtime.add_json_flag(parser)
+    add_flags(parser)
+    return parser
 
 
 def data_choice(data: str | os.PathLike | Mapping[str, Any] | None) -> DataChoice:
