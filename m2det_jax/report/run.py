@@ -21,12 +21,14 @@ from m2det_jax.datasets.loading import describe, read_split
 from m2det_jax.detector.evaluation import only_read
 from m2det_jax.errors import InputError
 from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
+from m2det_jax.metrics.details import details
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.pages.markup import count, printable, without_nan
 from m2det_jax.report.advice import Facts, advice
 from m2det_jax.report.gallery import OF_EACH_KIND, choose, shots
 from m2det_jax.report.outcomes import confusion, curve, kind_counts, outcomes
 from m2det_jax.report.page import Report, render
+from m2det_jax.report.suspects import suspects, suspects_csv
 from m2det_jax.run import readers
 from m2det_jax.run.history import read_history
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
@@ -34,7 +36,7 @@ from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
 
-PAGE = "report.html"
+PAGE, SUSPECTS = "report.html", "suspects.csv"
 
 
 def report(
@@ -51,6 +53,8 @@ def report(
     **data: Any,
 ) -> pathlib.Path:
     """Evaluates a checkpoint and writes report.html, one page that needs no other file.
+
+    suspects.csv beside it lists the boxes whose label is most likely wrong.
 
     Args:
         workdir: the --workdir of the training run.
@@ -75,9 +79,9 @@ def report(
     restored = restore(workdir, checkpoint, overrides)
     outputs = Outputs(pathlib.Path(output or workdir), "report")
     refuse_checkpoints(outputs.folder, workdir)
-    outputs.claim([PAGE], choice.files)
+    outputs.claim([PAGE, SUSPECTS], choice.files)
     index, source = read_data(choice, restored, workdir, trust=trust)
-    outputs.claim([PAGE], index.image_paths)
+    outputs.claim([PAGE, SUSPECTS], index.image_paths)
     batch_size = evaluation_batch(restored, index, batch_size, "--batch_size")
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     reading = {"num_workers": num_workers, "num_threads": num_threads}
@@ -89,6 +93,7 @@ def report(
                         boxes, history)  # fmt: skip
     outputs.folder.mkdir(parents=True, exist_ok=True)
     outputs.write(PAGE, render(contents))
+    outputs.write(SUSPECTS, suspects_csv(contents.suspected, index, contents.judged))
     page = outputs.folder / PAGE
     print(f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
     for heading, text in contents.advice:
@@ -105,7 +110,8 @@ def _document(
     figures = {name: contents.metrics[name] for name in ("AP", "AP50")}
     advice = [{"subject": heading, "text": text} for heading, text in contents.advice]
     more = {"step": restored.step, "data": source, "threshold": contents.threshold}
-    return without_nan(figures) | more | {"advice": advice, "files": [str(page)]}
+    files = [str(page), str(page.with_name(SUSPECTS))]
+    return without_nan(figures) | more | {"advice": advice, "files": files}
 
 
 def training_boxes(restored: Restored, workdir: pathlib.Path, trust: bool) -> np.ndarray | None:
@@ -142,6 +148,7 @@ def assemble(
 ) -> Report:
     """Returns the contents of the page."""
     config, judged = restored.config, outcomes(index, detections)
+    suspected, figures = suspects(index, judged), details(index, detections)
     best = curve(judged, index)
     threshold = 0.5 if math.isnan(best.threshold) else math.floor(best.threshold * 100) / 100
     anchors, size = config_anchors(config), len(index.class_names)
@@ -161,12 +168,16 @@ def assemble(
         counts=kind_counts(judged, size, threshold),
         missed=int(judged.missed(threshold).sum()),
         confused=confusion(judged, index, threshold),
+        details=figures,
+        suspected=suspected.likely(),
     )
-    pictures = shots(judged, index, choose(judged, index, threshold))
+    chosen = choose(judged, index, threshold, suspected)
+    pictures = shots(judged, index, chosen, suspected)
     return Report(
-        name=name, facts=_facts(restored, source, training), metrics=metrics, index=index,
-        judged=judged, training=training, history=history, advice=advice(facts),
-        threshold=threshold, shots=pictures, notes=_notes(config.eval.score_threshold),
+        name=name, facts=_facts(restored, source, training), metrics=metrics, details=figures,
+        index=index, judged=judged, suspected=suspected, training=training, history=history,
+        advice=advice(facts), threshold=threshold, shots=pictures,
+        notes=_notes(config.eval.score_threshold),
     )  # fmt: skip
 
 
@@ -189,8 +200,9 @@ def _facts(restored: Restored, source: str, training: np.ndarray | None) -> list
 def _notes(score_threshold: float) -> list[str]:
     return [
         f"Pictures: at most {OF_EACH_KIND} of each kind and 2 of one image; false alarms, "
-        "confusions, duplicates and poor boxes with the highest scores, the largest misses, and "
-        "the best by score and overlap. Classes take turns.",
+        "confusions, duplicates and poor boxes with the highest scores, the largest misses, the "
+        "most suspicious labels, and the best by score and overlap. Classes take turns, but for "
+        "likely label errors, which the threshold does not change.",
         f"Detections below a score of {score_threshold:g} (config.eval.score_threshold) do not "
         "exist for this page.",
         "Difficult objects and detections in regions (crowds) do not count.",
