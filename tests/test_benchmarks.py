@@ -1,5 +1,6 @@
 """The benchmarks start, and what they compute besides times is right. Nothing heavy is run."""
 
+import dataclasses
 import importlib
 import io
 import pathlib
@@ -466,3 +467,33 @@ def test_metrics_times_two_evaluators_with_equal_figures(capsys, monkeypatch):
     monkeypatch.setattr(metrics, "by_hotcoco", lambda *data: metrics.by_pycocotools(data[0], []))
     with pytest.raises(SystemExit, match="not reached"):
         metrics.main(["--images", "20", "--detections", "30", "--rounds", "1"])
+
+
+def test_label_errors_are_planted_apart_and_counted():
+    benchmark = importlib.import_module("benchmarks.label_errors")
+    clean, found = importlib.import_module("benchmarks.metrics").drawn(20, 7)
+    planted = benchmark.plant(clean, 3)
+    assert len(planted.index.labels) == 133 and len(planted.left_out) == 7
+    before = clean.boxes[planted.rows], clean.labels[planted.rows]
+    changed = np.flatnonzero(planted.index.labels != before[1])
+    assert changed.tolist() == planted.swapped.tolist() and len(changed) == 7
+    moved = np.flatnonzero((planted.index.boxes != before[0]).any(1))
+    assert moved.tolist() == planted.moved.tolist() and not set(moved) & set(changed)
+    owners = [np.repeat(np.arange(20), one.counts) for one in (clean, planted.index)]
+    assert (owners[1] == owners[0][planted.rows]).all()
+    box, size = np.float32([40, 40, 60, 50]), np.array([100, 90])
+    for seed in range(20):
+        step = benchmark.move(box, size, np.random.default_rng(seed)) - box
+        assert 0.249 < np.hypot(step[0] / 20, step[1] / 10) < 0.501
+        np.testing.assert_allclose(step[:2], step[2:], atol=1e-4)
+    judged = benchmark.outcomes(planted.index, found)
+    ranked = benchmark.suspects(planted.index, judged)
+    nothing = benchmark.shares(planted, clean, judged, ranked, (set(), set()))
+    assert nothing["boxes"] == nothing["clean"]
+    every = dataclasses.replace(
+        ranked, **{f.name: getattr(ranked, f.name)[::-1] for f in dataclasses.fields(ranked)}
+    )
+    ends = benchmark.shares(planted, clean, judged, every, (set(), set()))
+    assert max(ends["boxes"]) <= 0.5
+    whole = benchmark._found(planted, clean, judged, ranked, np.arange(len(ranked.rows)))
+    assert whole[:2] == [1, 1]
