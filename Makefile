@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_SEED ?= 0
 
-.PHONY: demo test test-proofs check test-torch docs install clean
+.PHONY: demo test test-proofs check test-torch test-trackers docs install clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
@@ -28,6 +28,10 @@ check: $(VENV)/.installed-test
 test-torch: $(VENV)/.installed-torch
 	M2DET_REQUIRE_TORCH=1 $(RUN) -m pytest tests/weights tests/test_convert.py
 
+# The tests with W&B, MLflow and trackio, in an environment of their own: MLflow alone brings 80 packages.
+test-trackers: $(VENV)-trackers/.installed
+	M2DET_REQUIRE_TRACKERS=1 $(VENV)-trackers/bin/python -m pytest tests/test_trackers.py
+
 # The pages of docs/ as a site, build/docs/index.html. A broken link is an error.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --clean
@@ -49,6 +53,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-torch: $(VENV)/.installed-test
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,torch]' torchvision
+	touch $@
+
+# Without constraints.txt: MLflow bounds packages that have other versions there.
+$(VENV)-trackers/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,wandb,mlflow,trackio]'
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

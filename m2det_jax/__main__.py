@@ -29,6 +29,7 @@ VERBS = {
     "train": Verb("main", "train a detector, or continue a run"),
     "evaluate": Verb("evaluate", "average precision of a trained detector on annotated images"),
     "report": Verb("report", "what a detector has learnt and where it fails, on one HTML page"),
+    "replay": Verb("replay", "repeat a step whose loss is not finite; name the layer and image"),
     "predict": Verb("predict", "detect objects in images: pictures and JSON"),
     "check": Verb("check", "check a data set before training, on one HTML page"),
     "convert": Verb("convert", "weights of other programs in and out"),

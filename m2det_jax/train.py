@@ -90,7 +90,7 @@ def train(
             train_step = programs[batch["image"].shape[1:3]]  # [B, H, W, 3]
             inputs = put_batch({name: batch[name] for name in INPUTS}, run.by_batch)
             state, step_metrics = train_step(state, inputs)
-            progress.after_step(step, step_metrics, batch["image_id"], batch.get("replaced"))
+            progress.after_step(step, step_metrics, batch)
             check_last_save(manager)  # a full disk stops the run now, not a save later
             validation.read_images()
             problem = validation.problem()  # likewise what an evaluation would stumble over
