@@ -20,19 +20,27 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 Arrays = dict[str, jax.Array]
 
 
-def network_of(restored: Restored) -> Callable[[jax.Array], Arrays]:
-    """Returns uint8 [B, H, W, 3] -> class_logits [B, A, _] and box_deltas [B, A, 4]."""
+def network_of(restored: Restored, *, grouped: bool = False) -> Callable[[jax.Array], Arrays]:
+    """Returns uint8 [B, H, W, 3] -> class_logits [B, A, _] and box_deltas [B, A, 4].
+
+    Args:
+        grouped: see `model.folding.apply_folded`.
+    """
     detector, variables = _plain(restored.detector), jax.device_get(restored.variables)
 
     def network(images: jax.Array) -> Arrays:
-        return apply_folded(detector.model, variables, detector.normalize(images))
+        images = detector.normalize(images)
+        return apply_folded(detector.model, variables, images, grouped=grouped)
 
     return network
 
 
 def boxes_and_scores_of(restored: Restored) -> Callable[[jax.Array], Arrays]:
-    """Returns images [B, H, W, 3] -> boxes [B, A, 4] xyxy in their pixels, and scores [B, A, C]."""
-    detector, network = restored.detector, network_of(restored)
+    """Returns images [B, H, W, 3] -> boxes [B, A, 4] xyxy in their pixels, and scores [B, A, C].
+
+    It is for other runtimes than XLA's.
+    """
+    detector, network = restored.detector, network_of(restored, grouped=True)
 
     def boxes_and_scores(images: jax.Array) -> Arrays:
         outputs = network(images)
