@@ -11,7 +11,7 @@ from absl.flags import argparse_flags
 
 from m2det_jax import runtime
 
-FORMATS = ("stablehlo",)
+FORMATS = ("stablehlo", "onnx")
 
 
 def _parser() -> argparse_flags.ArgumentParser:
@@ -23,7 +23,12 @@ def _parser() -> argparse_flags.ArgumentParser:
     )
     add = parser.add_argument
     add("--workdir", required=True, type=pathlib.Path, help="folder of the training run")
-    add("--format", required=True, choices=FORMATS, help="stablehlo: a file of jax.export")
+    add(
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="stablehlo: a file of jax.export; onnx: for ONNX Runtime and others",
+    )
     add("--checkpoint", default="latest", help="latest (default), best, or a step")
     add("--output", default="", metavar="DIR", help="default: WORKDIR/export")
     add("--check_images", nargs="+", default=(), metavar="PATH",

@@ -36,11 +36,20 @@ def check(request: dict[str, Any]) -> None:
         seen = [detect.read_picture(path, description) for path in paths]
         pixels, scale, offset = (np.stack(column) for column in list(zip(*seen, strict=True))[:3])
         found = dict(artefact(pixels, np.float32(request["threshold"])))
+        if "valid" not in found:
+            found = _above(found["boxes"], found["scores"], request["threshold"])
         found |= {"scale": scale, "offset": offset}
         if number < request["checked"]:
-            raw = network(pixels) if request["network"] else found
+            raw = network(pixels)
             found |= {f"raw_{name}": raw[name] for name in request["raw"]} | {"pixels": pixels}
         np.savez(folder / f"batch_{number}.npz", **found)
+
+
+def _above(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
+    """Returns the anchors with a score above a threshold: of others no suppression has need."""
+    image, anchor = np.nonzero((scores > threshold).any(axis=2))
+    kept = {"kept_boxes": boxes[image, anchor], "kept_scores": scores[image, anchor]}
+    return kept | {"image": image, "anchor": anchor, "shape": np.array(scores.shape)}
 
 
 def _example(path: str) -> Any:

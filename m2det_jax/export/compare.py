@@ -5,6 +5,7 @@ B pictures of a batch, A anchors, C classes, K detections.
 
 import collections
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ import numpy as np
 from m2det_jax import ops
 from m2det_jax.data import DetectionIndex
 from m2det_jax.export.matching import BOX, SCORE, Candidates, Found, Match, match
+from m2det_jax.inference.exported import suppress
 from m2det_jax.inference.pictures import Picture, View, look_at
 from m2det_jax.inference.stream import ahead, in_batches
 from m2det_jax.metrics.detections import ImageDetections, original_boxes
@@ -142,7 +144,7 @@ def compare(
         native = _Native(restored, threshold)
         for number, seen in enumerate(_look(batches, restored)):
             with np.load(folder / f"batch_{number}.npz") as file:
-                other = dict(file)
+                other = _suppressed(dict(file), native)
             pairs = _add_batch(tally, seen, other, native, artefact.raw)
             found |= dict(zip(batches[number], pairs, strict=True))
     result: dict[str, Any] = {
@@ -232,6 +234,7 @@ class _Native:
             return dict(outputs) | {"boxes": boxes, "scores": scores}
 
         self._network = network
+        self._suppress = jax.jit(functools.partial(suppress, detector.suppression))
 
     def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the outputs for images [B, H, W, 3], and boxes and scores [B, A, ...]."""
@@ -242,8 +245,24 @@ class _Native:
         found = self._detect(self._variables, self._put(images), self._threshold)
         return jax.device_get(found)._asdict()
 
+    def suppress(self, boxes: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns boxes, scores, labels, valid [B, K, ...] of those of all anchors, [B, A, ...]."""
+        found = self._suppress(self._put(boxes), self._put(scores), self._threshold)
+        return jax.device_get(found)._asdict()
+
     def _put(self, images: np.ndarray) -> jax.Array:
         return jax.device_put(images, self._device)
+
+
+def _suppressed(other: dict[str, np.ndarray], native: _Native) -> dict[str, np.ndarray]:
+    """Returns what alone.py wrote, with detections: those of an artefact that does not suppress."""
+    if "valid" in other:
+        return other
+    scores = np.zeros(other["shape"], np.float32)
+    boxes = np.zeros((*scores.shape[:2], 4), np.float32)
+    where = other["image"], other["anchor"]
+    boxes[where], scores[where] = other["kept_boxes"], other["kept_scores"]
+    return other | native.suppress(boxes, scores)
 
 
 def _cpu() -> jax.Device:

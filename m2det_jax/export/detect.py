@@ -1,6 +1,7 @@
-"""Detection with an exported M2Det detector; needs numpy, Pillow and jax, and no other package.
+"""Detection with an exported M2Det detector; needs numpy, Pillow, and jax or ONNX Runtime alone.
 
     python detect.py detector.stablehlo photo.jpg [more.jpg ...]
+    python detect.py detector_nms.onnx photo.jpg [more.jpg ...]
 
 It prints a line of JSON for each picture. Use it as it is, or as an example.
 """
@@ -19,16 +20,61 @@ def open_artefact(path: str) -> tuple[Any, dict]:
 
     Returns:
         (function, description). The function takes uint8 images [B, H, W, 3] and the lowest score,
-        and returns boxes [B, K, 4], scores, labels and valid [B, K], by name. A number of images B
-        is compiled once.
+        and returns boxes [B, K, 4], scores, labels and valid [B, K], by name. detector.onnx gives
+        boxes [B, A, 4] and scores [B, A, C] of all anchors instead, for a suppression of your own.
     """
-    import jax
-
     with open(f"{path}.json", encoding="utf-8") as file:
         description = json.load(file)
+    if description["format"] == "onnx":
+        return _open_onnx(path, description), description
+    import jax
+
     with open(path, "rb") as file:
         exported = jax.export.deserialize(bytearray(file.read()))
     return jax.jit(exported.call), description
+
+
+def _open_onnx(path: str, description: dict) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    providers = onnxruntime.get_available_providers()
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+
+    def run(images: np.ndarray, threshold: float = 0.0) -> dict:
+        if not description["suppression_inside"]:
+            boxes, scores = session.run(["boxes", "scores"], {"images": images})
+            return {"boxes": boxes, "scores": scores}
+        inputs = {"images": images, "threshold": np.array([threshold], np.float32)}
+        boxes, scores, selected = session.run(["boxes", "scores", "selected"], inputs)
+        return _highest(boxes, scores, selected, description["suppression"]["max_detections"])
+
+    return run
+
+
+def _highest(boxes: np.ndarray, scores: np.ndarray, selected: np.ndarray, count: int) -> dict:
+    """Returns the boxes [B, count, 4] that a NonMaxSuppression node selected, the surest first.
+
+    Args:
+        boxes, scores: [B, A, 4] and [B, A, C], of all anchors.
+        selected: [n, 3], image, class and anchor.
+    """
+    number = len(boxes)
+    found = {
+        "boxes": np.zeros((number, count, 4), np.float32),
+        "scores": np.zeros((number, count), np.float32),
+        "labels": np.full((number, count), -1, np.int32),
+        "valid": np.zeros((number, count), bool),
+    }
+    for i in range(number):
+        _, labels, anchors = selected[selected[:, 0] == i].T
+        order = np.argsort(-scores[i, anchors, labels], kind="stable")[:count]
+        labels, anchors, kept = labels[order], anchors[order], slice(len(order))
+        found["boxes"][i, kept] = boxes[i, anchors]
+        found["scores"][i, kept] = scores[i, anchors, labels]
+        found["labels"][i, kept], found["valid"][i, kept] = labels, True
+    return found
 
 
 def read_picture(
@@ -83,6 +129,8 @@ def detect(path: str, artefact: Any, description: dict, threshold: float = 0.5) 
     """Returns class, score and box (x1, y1, x2, y2 in pixels) of the objects in a picture."""
     pixels, scale, offset, size = read_picture(path, description)
     found = artefact(pixels[None], np.float32(threshold))
+    if "valid" not in found:
+        raise SystemExit("this artefact has no suppression inside; use detector_nms.onnx")
     boxes, scores, labels, valid = (
         np.asarray(found[name])[0] for name in ("boxes", "scores", "labels", "valid")
     )

@@ -1,28 +1,33 @@
 """Export of a run's detector for use without this package, compared with the native detector."""
 
-import hashlib
-import importlib.metadata
+import dataclasses
+import functools
 import json
 import logging
 import pathlib
-import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
 
-from m2det_jax import __version__, runtime
+from m2det_jax import runtime
 from m2det_jax.build import make_views
 from m2det_jax.data import DetectionIndex
 from m2det_jax.data.images import IMAGE_SUFFIXES
 from m2det_jax.datasets.evaluation import DataChoice, read_data
 from m2det_jax.errors import InputError
 from m2det_jax.export.compare import Artefact, Pictures, compare, summary
+from m2det_jax.export.description import describe, onnx_facts, stablehlo_facts
 from m2det_jax.export.programs import detection_of, export_stablehlo, network_of
-from m2det_jax.inference.exported import FOLDER, NAMES, description_path, suppression_values
+from m2det_jax.inference.exported import (
+    FOLDER,
+    NAMES,
+    ONNX_NMS,
+    description_path,
+)
 from m2det_jax.pages.markup import printable
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import Restored, restore
@@ -31,11 +36,6 @@ log = logging.getLogger("m2det_jax")
 
 EXAMPLE = "detect.py"
 CHECKED = 50  # pictures that are compared one by one, at most
-_RESIZE = (
-    "EXIF orientation is applied and transparency laid over white. 'stretch' fills the input; "
-    "'letterbox' keeps the aspect and centres the picture on the fill colour (RGB). Pillow's "
-    "bilinear resize, antialiased. read_picture in detect.py does it."
-)
 
 
 def export(
@@ -55,7 +55,7 @@ def export(
 
     Args:
         workdir: the --workdir of the training run.
-        format: "stablehlo".
+        format: "stablehlo" or "onnx".
         checkpoint: "latest", "best" (by validation AP), or a step.
         output: folder of the files; "": WORKDIR/export.
         check_images: files and folders of pictures to compare on, the first CHECKED of them; ():
@@ -67,7 +67,7 @@ def export(
         document: a file that also receives the comparison and the names of the files, as JSON.
 
     Returns:
-        The comparison, see `compare.compare`.
+        The comparison of each artefact by its name, see `compare.compare`.
 
     Raises:
         InputError: if the checkpoint or an argument is not valid, a file of the user would be
@@ -76,8 +76,9 @@ def export(
     restored = restore(workdir, checkpoint, overrides)
     outputs = Outputs(output or workdir / FOLDER, "export")
     refuse_checkpoints(outputs.folder, workdir)
-    name = NAMES[format]
-    names = [name, f"{name}.json", f"{name}.comparison.json", EXAMPLE]
+    artefacts = [NAMES[format]] + [ONNX_NMS] * (format == "onnx")
+    names = [f"{name}{end}" for name in artefacts for end in ("", ".json", ".comparison.json")]
+    names.append(EXAMPLE)
     outputs.claim(names)
     pictures = _pictures(restored, workdir, check_images, trust)
     outputs.claim(names, pictures.checked)
@@ -86,23 +87,27 @@ def export(
     log.info("exporting step %d", restored.step)
     example = pathlib.Path(__file__).with_name(EXAMPLE).read_text(encoding="utf-8")
     outputs.write(EXAMPLE, example)
-    description = _write_stablehlo(outputs, restored, weights_license)
+    results = {}
     with tempfile.TemporaryDirectory(prefix="m2det-export-") as folder:
-        network = _write_network(pathlib.Path(folder), restored, description)
-        raw = ("class_logits", "box_deltas")
-        artefact = Artefact(outputs.folder / name, outputs.folder / EXAMPLE, network, raw)
-        result = compare(artefact, restored, pictures, check_python or sys.executable)
-    outputs.write(names[2], json.dumps(result, indent=2) + "\n")
-    print(summary(result))
+        for artefact, native in _write(
+            format, workdir, outputs, restored, weights_license, pathlib.Path(folder)
+        ):
+            result = compare(artefact, native, pictures, check_python or sys.executable)
+            name = artefact.path.name
+            outputs.write(f"{name}.comparison.json", json.dumps(result, indent=2) + "\n")
+            print(summary(result))
+            results[name] = result
     print(printable(f"written: {outputs.folder}: {', '.join(names)}"))
     if document:
-        runtime.write_json(document, result | {"files": [str(outputs.folder / n) for n in names]})
-    if not result["within"]:
-        raise InputError(
-            f"{outputs.folder / name}: it differs from the native detector by more than it should "
-            f"(see {names[2]}); do not use it, and report this"
-        )
-    return result
+        files = [str(outputs.folder / name) for name in names]
+        runtime.write_json(document, {"comparisons": list(results.values()), "files": files})
+    for name, result in results.items():
+        if not result["within"]:
+            raise InputError(
+                f"{outputs.folder / name}: it differs from the native detector by more than it "
+                f"should (see {name}.comparison.json); do not use it, and report this"
+            )
+    return results
 
 
 def _pictures(
@@ -143,24 +148,69 @@ def _files(given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))[:CHECKED]
 
 
-def _write_stablehlo(outputs: Outputs, restored: Restored, weights_license: str) -> dict[str, Any]:
-    """Writes the artefact and its description; returns the description."""
-    size = restored.detector.resize.image_size
+def _write(
+    format: str,
+    workdir: pathlib.Path,
+    outputs: Outputs,
+    restored: Restored,
+    weights_license: str,
+    folder: pathlib.Path,
+) -> Iterator[tuple[Artefact, Restored]]:
+    """Writes artefacts and their descriptions; yields each with the detector to compare it with.
+
+    Args:
+        folder: for what only the comparison needs.
+    """
+    example, described = outputs.folder / EXAMPLE, functools.partial(describe, restored)
+    if format == "stablehlo":
+        name = NAMES[format]
+        content, facts = _stablehlo(restored)
+        description = described(content, weights_license, facts)
+        _write_described(outputs, name, content, description)
+        network = write_network(folder, restored, description)
+        raw = ("class_logits", "box_deltas")
+        yield Artefact(outputs.folder / name, example, network, raw), restored
+        return
+    from m2det_jax.export import onnx_files
+
+    log.info("converting by jax2onnx, in a process of its own")
+    model, raw = onnx_files.convert(workdir, restored.step), ("boxes", "scores")
+    content = model.SerializeToString()
+    facts = onnx_facts(restored, onnx_files.OPSET, inside=False)
+    _write_described(outputs, NAMES[format], content, described(content, weights_license, facts))
+    plain = outputs.folder / NAMES[format]
+    yield Artefact(plain, example, None, raw), restored
+    hard = hard_suppression(restored)
+    how = hard.detector.suppression
+    content = onnx_files.with_suppression(model, how).SerializeToString()
+    facts = onnx_facts(restored, onnx_files.OPSET, inside=True)
+    _write_described(outputs, ONNX_NMS, content, describe(hard, content, weights_license, facts))
+    yield Artefact(outputs.folder / ONNX_NMS, example, plain, raw), hard
+
+
+def hard_suppression(restored: Restored) -> Restored:
+    """Returns the same with the suppression that an ONNX node can do: hard, each class alone."""
+    how = dataclasses.replace(restored.detector.suppression, nms="hard", class_agnostic=False)
+    detector = dataclasses.replace(restored.detector, suppression=how)
+    return dataclasses.replace(restored, detector=detector)
+
+
+def _write_described(
+    outputs: Outputs, name: str, content: bytes, description: dict[str, Any]
+) -> None:
+    outputs.write(name, content)
+    outputs.write(f"{name}.json", json.dumps(description, indent=2) + "\n")
+
+
+def _stablehlo(restored: Restored) -> tuple[bytes, dict[str, Any]]:
+    """Returns the artefact and what its description says of this format."""
     threshold = jax.ShapeDtypeStruct((), jnp.float32)
+    size = restored.detector.resize.image_size
     exported = export_stablehlo(detection_of(restored), size, threshold)
-    content = bytes(exported.serialize())
-    description = describe(restored, "stablehlo", content, weights_license) | {
-        "platforms": list(exported.platforms),
-        "calling_convention_version": exported.calling_convention_version,
-        "readable_by": f"jax.export.deserialize of jax {jax.__version__} and later; jax promises "
-        "it for six months. An earlier jax may refuse it.",
-    }
-    outputs.write(NAMES["stablehlo"], content)
-    outputs.write(f"{NAMES['stablehlo']}.json", json.dumps(description, indent=2) + "\n")
-    return description
+    return bytes(exported.serialize()), stablehlo_facts(restored, exported)
 
 
-def _write_network(
+def write_network(
     folder: pathlib.Path, restored: Restored, description: dict[str, Any]
 ) -> pathlib.Path:
     """Writes the network alone, for the comparison; returns its path."""
@@ -169,53 +219,3 @@ def _write_network(
     path.write_bytes(exported.serialize())
     description_path(path).write_text(json.dumps(description), encoding="utf-8")
     return path
-
-
-def describe(
-    restored: Restored, format: str, content: bytes, weights_license: str
-) -> dict[str, Any]:
-    """Returns the description of an artefact: what one must know to use it, for JSON."""
-    detector, config = restored.detector, restored.config
-    height, width = detector.resize.image_size
-    count = detector.suppression.max_detections
-    return {
-        "format": format,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "class_names": list(restored.class_names),
-        "class_ids": list(restored.class_ids),
-        "image_size": [height, width],
-        "input": {
-            "images": f"uint8 [b, {height}, {width}, 3], RGB; any b",
-            "threshold": "float32 [], lowest score, 0..1",
-        },
-        "output": {
-            "boxes": f"float32 [b, {count}, 4], x1, y1, x2, y2 in pixels of the input",
-            "scores": f"float32 [b, {count}], 0..1, the highest first",
-            "labels": f"int32 [b, {count}], position in class_names",
-            "valid": f"bool [b, {count}], which of them are detections",
-        },
-        "resize": {
-            "mode": detector.resize.mode, "fill": list(detector.resize.fill), "how": _RESIZE,
-        },
-        "preprocessing": {
-            "inside": True,
-            "mean": list(detector.mean),
-            "std": list(detector.std),
-            "channel_order": detector.channel_order,
-        },
-        "suppression": suppression_values(detector.suppression),
-        "step": restored.step,
-        "backbone": config.model.backbone,
-        "license": {
-            "program": "Apache-2.0",
-            "weights": weights_license
-            or "not stated; it follows from the training images and the starting weights",
-        },
-        "versions": _versions(),
-    }  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "numpy", "pillow")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"m2det_jax": __version__, "python": platform.python_version()} | found

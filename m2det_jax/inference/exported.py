@@ -26,7 +26,8 @@ from m2det_jax.inference.result import Result
 from m2det_jax.metrics.detections import original_boxes
 
 FOLDER = "export"  # in a workdir, where `m2det export` writes unless told otherwise
-NAMES = {"stablehlo": "detector.stablehlo"}  # by backend, the file to open
+NAMES = {"stablehlo": "detector.stablehlo", "onnx": "detector.onnx"}  # by backend
+ONNX_NMS = "detector_nms.onnx"  # the variant of NAMES["onnx"] with suppression inside
 
 
 def find_artefact(path: pathlib.Path, backend: str | None) -> pathlib.Path | None:
@@ -97,12 +98,13 @@ class ExportedDetector(PictureDetector):
     Attributes:
         path: the artefact.
         description: content of ARTEFACT.json: class names, input, suppression, versions.
+        programs: what detects, for those who bring pictures to the input size themselves.
     """
 
     def __init__(
         self, path: pathlib.Path, description: dict[str, Any], programs: "ExportedPrograms"
     ) -> None:
-        self.path, self.description, self._opened = path, description, programs
+        self.path, self.description, self.programs = path, description, programs
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class ExportedDetector(PictureDetector):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the network input, pixels; images of any size are brought to it."""
-        return self._opened.resizes[0].image_size
+        return self.programs.resizes[0].image_size
 
     @property
     def step(self) -> int:
@@ -133,7 +135,7 @@ class ExportedDetector(PictureDetector):
 
     @property
     def _programs(self) -> "ExportedPrograms":
-        return self._opened
+        return self.programs
 
     def _sliced(
         self,
@@ -215,7 +217,62 @@ class StableHLOPrograms(ExportedPrograms):
         return jax.jit(exported.call)
 
 
-_BACKENDS = {"stablehlo": StableHLOPrograms}
+class ONNXPrograms(ExportedPrograms):
+    """Detects with ONNX Runtime, and suppresses as the run does, soft suppression too, with jax."""
+
+    def __init__(self, path: pathlib.Path, description: Mapping[str, Any]) -> None:
+        super().__init__(description)
+        if description["suppression_inside"]:
+            raise InputError(
+                f"{path}: its suppression is inside, per class and hard, for programs of your own; "
+                f"load {NAMES['onnx']} beside it, which the suppression of the run follows"
+            )
+        self._path = path
+
+    def network(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns boxes [B, A, 4] and scores [B, A, C] of uint8 images [B, H, W, 3]."""
+        boxes, scores = self._session.run(["boxes", "scores"], {"images": np.asarray(images)})
+        return boxes, scores
+
+    def suppress(
+        self, boxes: np.ndarray, scores: np.ndarray, threshold: Threshold
+    ) -> ops.Detections:
+        """Starts the suppression of what `network` gives; returns Detections [B, K]."""
+        return self._suppress(boxes, scores, np.float32(threshold))
+
+    def detect_images(self, images: np.ndarray, threshold: Threshold) -> ops.Detections:
+        """Detects; see `ExportedPrograms`."""
+        return self.suppress(*self.network(images), threshold)
+
+    @functools.cached_property
+    def _session(self) -> Any:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError(f"{self._path}: {error}; pip install 'm2det_jax[onnx]'") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        available = onnxruntime.get_available_providers()
+        return onnxruntime.InferenceSession(str(self._path), options, providers=available)
+
+    @functools.cached_property
+    def _suppress(self) -> Any:
+        return jax.jit(functools.partial(suppress, self.suppression))
+
+
+def suppress(
+    suppression: Suppression, boxes: jax.Array, scores: jax.Array, threshold: jax.Array
+) -> ops.Detections:
+    """Returns Detections [B, K] of boxes [B, A, 4] and scores [B, A, C] of all anchors."""
+    above = suppression.at_threshold(threshold)
+
+    def one_image(boxes: jax.Array, scores: jax.Array) -> ops.Detections:
+        return above.detections(above.candidates(boxes, scores))
+
+    return jax.vmap(one_image)(boxes, scores)
+
+
+_BACKENDS = {"stablehlo": StableHLOPrograms, "onnx": ONNXPrograms}
 
 
 def suppression_values(suppression: Suppression) -> dict[str, Any]:
