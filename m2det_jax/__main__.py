@@ -32,6 +32,7 @@ VERBS = {
     "replay": Verb("replay", "repeat a step whose loss is not finite; name the layer and image"),
     "predict": Verb("predict", "detect objects in images: pictures and JSON"),
     "check": Verb("check", "check a data set before training, on one HTML page"),
+    "export": Verb("export", "a detector for use without this package, compared with the native"),
     "convert": Verb("convert", "weights of other programs in and out"),
     "convert-dataset": Verb("convert_dataset", "CSV, COCO, VOC, KITTI, Open Images, YOLO"),
     "demo": Verb("demo", "draw a data set, train on it, evaluate, predict"),

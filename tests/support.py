@@ -105,15 +105,16 @@ def warnings_of_run():
         log.removeHandler(handler)
 
 
-def import_or_skip(name: str):
-    """Returns torch or torchvision, or skips the test if it is not installed.
+def import_or_skip(name: str, target: str = "test-torch"):
+    """Returns a module that `make test` does not install, or skips the test.
 
-    They are several GiB, so `make test` does not install them. `make test-torch` does, and sets
-    M2DET_REQUIRE_TORCH; a missing module is then an error.
+    torch and torchvision are several GiB; jax2onnx is installed without its dependencies. The
+    target of the Makefile installs them and sets M2DET_REQUIRE_TORCH or M2DET_REQUIRE_EXPORTS; a
+    missing module is then an error.
     """
-    if os.environ.get("M2DET_REQUIRE_TORCH"):
+    if os.environ.get(f"M2DET_REQUIRE_{target.removeprefix('test-').upper()}"):
         return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"{name} is not installed; `make test-torch` has it")
+    return pytest.importorskip(name, reason=f"{name} is not installed; `make {target}` has it")
 
 
 # Compiles faster than TINY; only the pyramid has BatchNorms. With ten times the learning rate,
