@@ -30,6 +30,7 @@ VERBS = {
     "evaluate": Verb("evaluate", "average precision of a trained detector on annotated images"),
     "report": Verb("report", "what a detector has learnt and where it fails, on one HTML page"),
     "predict": Verb("predict", "detect objects in images: pictures and JSON"),
+    "serve": Verb("serve", "answer images over HTTP, with a page to try a detector"),
     "check": Verb("check", "check a data set before training, on one HTML page"),
     "convert": Verb("convert", "weights of other programs in and out"),
     "convert-dataset": Verb("convert_dataset", "CSV, COCO, VOC, KITTI, Open Images, YOLO"),
