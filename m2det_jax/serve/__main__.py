@@ -86,6 +86,13 @@ def _number(text: str, what: str, low: float, high: float = math.inf) -> float:
     return value
 
 
+def _whole(text: str, what: str, low: int, high: float = math.inf) -> int:
+    value = _number(text, what, low, high)
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give {what}")
+    return int(value)
+
+
 def _score(text: str) -> float:
     return _number(text, "a score from 0 to 1", 0, 1)
 
@@ -95,11 +102,11 @@ def _positive(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    return int(_number(text if text.isdecimal() else "", "a whole number, 1 or more", 1))
+    return _whole(text, "a whole number, 1 or more", 1)
 
 
 def _port(text: str) -> int:
-    return int(_number(text if text.isdecimal() else "", "a port from 0 to 65535", 0, 65535))
+    return _whole(text, "a port from 0 to 65535", 0, 65535)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -109,10 +116,11 @@ def main(options: argparse.Namespace) -> None:
             from m2det_jax.serve.problems import Limits
             from m2det_jax.serve.server import serve
         except ModuleNotFoundError as error:
-            if error.name not in _PACKAGES:
+            name = (error.name or "").partition(".")[0]
+            if name not in _PACKAGES:
                 raise
             raise InputError(
-                f"the service needs {error.name}, which is not installed: "
+                f"the service needs {name}, which is not installed: "
                 "pip install 'm2det_jax[serve]' (or pip install starlette uvicorn "
                 "prometheus_client)"
             ) from error
