@@ -31,6 +31,7 @@ VERBS = {
     "report": Verb("report", "what a detector has learnt and where it fails, on one HTML page"),
     "replay": Verb("replay", "repeat a step whose loss is not finite; name the layer and image"),
     "predict": Verb("predict", "detect objects in images: pictures and JSON"),
+    "serve": Verb("serve", "answer images over HTTP, with a page to try a detector"),
     "check": Verb("check", "check a data set before training, on one HTML page"),
     "export": Verb("export", "a detector for use without this package, compared with the native"),
     "convert": Verb("convert", "weights of other programs in and out"),

@@ -9,6 +9,7 @@ from typing import Any, overload
 import jax
 import numpy as np
 
+from m2det_jax.data import ResizeSettings
 from m2det_jax.errors import InputError
 from m2det_jax.inference.pictures import ImageLike, Picture, View, look_at, one_by_one
 from m2det_jax.inference.programs import PicturePrograms
@@ -20,7 +21,7 @@ from m2det_jax.run import memory, readers
 
 THRESHOLD = 0.5  # lowest score, as that of the predict verb
 
-_Seen = tuple[Picture, list[View]]  # an image, at every input size
+Seen = tuple[Picture, list[View]]  # an image at all input sizes, as `look_at` gives it
 
 
 class PictureDetector(abc.ABC):
@@ -48,6 +49,11 @@ class PictureDetector(abc.ABC):
     @abc.abstractmethod
     def step(self) -> int:
         """Optimiser step of the checkpoint."""
+
+    @property
+    def resizes(self) -> tuple[ResizeSettings, ...]:
+        """Input sizes at which every image is seen, and how it is brought to them."""
+        return self._programs.resizes
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a sequence of texts, too
@@ -120,8 +126,8 @@ class PictureDetector(abc.ABC):
             found = self._sliced(several, threshold, batch_size, tile)
             return found if isinstance(several, Iterator) else list(found)
         if several is None:
-            seen = look_at(images, self._programs.resizes)
-            return self._detect([seen], threshold, batch_size or 1)()[0]
+            seen = look_at(images, self.resizes)
+            return self.start_batch([seen], threshold, batch_size or 1)()[0]
         results = self._stream(several, threshold, batch_size or jax.local_device_count())
         return results if isinstance(several, Iterator) else list(results)
 
@@ -160,6 +166,38 @@ class PictureDetector(abc.ABC):
         scores = np.where(found.valid, found.scores, np.float32(-1))
         return boxes, scores, np.where(found.valid, found.labels, np.int32(-1))
 
+    def start_batch(
+        self, seen: Sequence[Seen], threshold: float, batch_size: int
+    ) -> Callable[[], list[Result]]:
+        """Starts the device on up to `batch_size` images that `look_at` has decoded.
+
+        For programs that decode images themselves; all others use `predict`.
+
+        Args:
+            seen: the images, at the input sizes of `resizes`.
+            threshold: lowest score, 0..1.
+            batch_size: images of the compiled function; what is missing is filled.
+
+        Returns:
+            A function that waits for the device and returns a Result for each image.
+
+        Raises:
+            OutOfMemory: here or in the function, if the batch does not fit into a device.
+        """
+        explained = functools.partial(
+            memory.batch_explained, "prediction", "batch_size", batch_size
+        )
+        with explained():
+            views = [views for _, views in seen]
+            dispatched = self._programs.detect_views(views, threshold, batch_size)
+
+        def fetch() -> list[Result]:
+            with explained():
+                found = jax.device_get(dispatched)
+            return [self._result(found, i, *one) for i, one in enumerate(seen)]
+
+        return fetch
+
     @property
     @abc.abstractmethod
     def _programs(self) -> PicturePrograms:
@@ -185,38 +223,20 @@ class PictureDetector(abc.ABC):
     ) -> Iterator[Result]:
         """Yields the results of images: decoding is ahead of the device, fetching one behind."""
 
-        def look(numbered: tuple[int, ImageLike]) -> _Seen:
+        def look(numbered: tuple[int, ImageLike]) -> Seen:
             number, image = numbered
-            return look_at(image, self._programs.resizes, f"images[{number}]")
+            return look_at(image, self.resizes, f"images[{number}]")
 
         errors: list[Exception] = []
         most = batch_size + self._threads
         seen = ahead(look, enumerate(images), threads=self._threads, most=most)
         with contextlib.closing(seen):
             batches = in_batches(until_error(seen, errors), batch_size)
-            dispatched = (self._detect(batch, threshold, batch_size) for batch in batches)
+            dispatched = (self.start_batch(batch, threshold, batch_size) for batch in batches)
             for fetch in one_behind(dispatched):
                 yield from fetch()
         if errors:
             raise errors[0]
-
-    def _detect(
-        self, seen: Sequence[_Seen], threshold: float, batch_size: int
-    ) -> Callable[[], list[Result]]:
-        """Starts the device on a batch; returns what waits for it and gives the results."""
-        explained = functools.partial(
-            memory.batch_explained, "prediction", "batch_size", batch_size
-        )
-        with explained():
-            views = [views for _, views in seen]
-            dispatched = self._programs.detect_views(views, threshold, batch_size)
-
-        def fetch() -> list[Result]:
-            with explained():
-                found = jax.device_get(dispatched)
-            return [self._result(found, i, *one) for i, one in enumerate(seen)]
-
-        return fetch
 
     def _result(self, found: Any, i: int, picture: Picture, views: Sequence[View]) -> Result:
         valid = found.valid[i]
