@@ -15,9 +15,9 @@ from m2det_jax.data.images import (
     UnreadableImage,
     count_pixels,
 )
+from m2det_jax.inference.picture_detector import Seen
 from m2det_jax.inference.pictures import look_at
 from m2det_jax.inference.result import Result
-from m2det_jax.inference.trained_detector import Seen
 from m2det_jax.serve.problems import Limits, Problem
 
 _QUALITY = 90  # of a drawn JPEG
