@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from m2det_jax.inference.picture_detector import PictureDetector, Seen
+from m2det_jax.inference.picture_detector import Seen
 from m2det_jax.inference.pictures import look_at
 from m2det_jax.inference.result import Result
+from m2det_jax.inference.trained_detector import TrainedDetector
 from m2det_jax.serve.figures import Figures
 
 log = logging.getLogger("m2det_jax")
@@ -61,7 +62,7 @@ class Device:
         failure: what ended the thread; None: nothing did.
     """
 
-    def __init__(self, detector: PictureDetector, batch_size: int, figures: Figures) -> None:
+    def __init__(self, detector: TrainedDetector, batch_size: int, figures: Figures) -> None:
         self.detector, self.sizes = detector, batch_sizes(batch_size)
         self.ready = threading.Event()
         self.failure: BaseException | None = None
