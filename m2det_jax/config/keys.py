@@ -321,6 +321,7 @@ class Log:
     #   many steps
     sample_images: int = free_key(8, not_negative)  # augmented training pictures with boxes, saved
     #   as the run starts
+    report: bool = free_key(True)  # report.html when the run ends (docs/report.md)
 
 
 @dataclasses.dataclass(frozen=True)
