@@ -44,10 +44,10 @@ FLOORS = (
     {"trained"},
     {"datasets"},
     {"training", "inference"},
+    {"report"},  # written by training too
     {"train"},
     {"fitting"},
     VERBS - {"demo", "report"},
-    {"report"},
     {"demo"},
     {"__main__"},
 )

@@ -326,6 +326,7 @@ class Log:
     #   as the run starts
     trackers: tuple[str, ...] = free_key((), names_of(*TRACKERS))  # get the history too: "wandb",
     #   "mlflow", "trackio"; docs/training.md
+    report: bool = free_key(True)  # report.html when the run ends (docs/report.md)
 
 
 @dataclasses.dataclass(frozen=True)

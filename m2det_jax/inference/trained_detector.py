@@ -10,7 +10,7 @@ from m2det_jax import runtime
 from m2det_jax.config import Config
 from m2det_jax.datasets.evaluation import read_data
 from m2det_jax.errors import InputError
-from m2det_jax.inference.evaluation import data_choice, evaluate_restored, evaluation_batch
+from m2det_jax.inference.evaluation import data_choice, evaluate_restored
 from m2det_jax.inference.exported import ExportedDetector, find_artefact, open_artefact
 from m2det_jax.inference.picture_detector import THRESHOLD, PictureDetector
 from m2det_jax.inference.pictures import ImageLike
@@ -160,7 +160,6 @@ class TrainedDetector(PictureDetector):
         """
         choice = data_choice(data)
         index, _ = read_data(choice, self.restored, self.workdir, trust=trust)
-        batch_size = evaluation_batch(self.restored, index, batch_size, "batch_size")
         reading = {"num_workers": num_workers, "num_threads": num_threads}
         return evaluate_restored(self.restored, index, batch_size, "batch_size", **reading)[0]
 
