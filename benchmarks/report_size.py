@@ -20,6 +20,7 @@ from PIL import Image
 
 from m2det_jax.config import default_config, resolve
 from m2det_jax.data import DetectionIndex
+from m2det_jax.metrics.details import details
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.scores import coco_metrics
 from m2det_jax.pages import MAX_BYTES
@@ -94,9 +95,9 @@ def build(index: DetectionIndex, found: list[ImageDetections]) -> tuple[str, dic
         training=np.bincount(index.labels, minlength=len(index.class_names)), history=[],
     )  # fmt: skip
     begin = time.perf_counter()
-    metrics = coco_metrics(index, found)
+    metrics, figures = coco_metrics(index, found), details(index, found)
     middle = time.perf_counter()
-    contents = assemble(subject, index, found, metrics)
+    contents = assemble(subject, index, found, metrics, figures)
     later = time.perf_counter()
     page = render(contents)
     end = time.perf_counter()

@@ -23,7 +23,7 @@ from m2det_jax.inference.evaluation import evaluate_restored, evaluation_parser
 from m2det_jax.metrics.details import details, format_details
 from m2det_jax.metrics.scores import coco_results, format_table
 from m2det_jax.pages.markup import printable, without_nan
-from m2det_jax.report.run import assemble, subject_of, write_page
+from m2det_jax.report.run import assemble, page_files, subject_of, write_page
 from m2det_jax.run import readers
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
 from m2det_jax.trained import restore
@@ -79,7 +79,7 @@ def evaluate_checkpoint(
     if report:
         if target.name == page:
             raise InputError(f"--output {target}: give a .json file; the page beside it is {page}")
-        names.append(page)
+        names += page_files(page)
     outputs = Outputs(target.parent, "evaluate")
     refuse_checkpoints(outputs.folder, workdir)
     outputs.claim(names, choice.files)
@@ -100,7 +100,7 @@ def evaluate_checkpoint(
     print(printable(f"written: {target} and {names[1]}"))
     if report:
         subject = subject_of(restored, workdir, source, trust)
-        write_page(outputs, page, assemble(subject, *read, metrics))
+        write_page(outputs, page, assemble(subject, *read, metrics, figures))
         print(printable(f"report: {target.with_name(page)}; open it in a browser"))
     if document:
         files = [str(target.with_name(name)) for name in names]

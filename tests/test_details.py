@@ -167,7 +167,7 @@ def test_without_anything_figures_are_nan_and_the_table_says_so():
     index = make_index([[], []])
     figures = details(index, [])
     assert math.isnan(figures["VOC07_AP50"]) and math.isnan(figures["weighted_AP50"])
-    assert format_details(coco_metrics(index, []), figures).count("n/a") == 2 * 6 + 6 + 2
+    assert format_details(coco_metrics(index, []), figures).count("n/a") == 2 * 6 + 6 + 2 + 6 + 2
 
 
 def test_the_table_has_a_line_a_class_and_the_groups():

@@ -1,7 +1,7 @@
 """Details of an evaluation: figures of each class, recall by size and crowding, errors of boxes.
 
-All of them are at IoU 0.50 by the rule of PASCAL VOC, that of `scores.rank`. A figure without
-objects or without hits is NaN.
+All but AP by size and the costs of errors are at IoU 0.50 by the rule of PASCAL VOC, that of
+`scores.rank`. A figure without objects or without hits is NaN.
 """
 
 import math
@@ -12,9 +12,12 @@ import numpy as np
 
 from m2det_jax.data import DetectionIndex
 from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.diagnosis import calibration, error_costs, format_diagnosis
 from m2det_jax.metrics.scores import (
     Ranked,
     average_precision,
+    coco_evaluation,
+    mean_precision,
     objects_of,
     pairwise_iou,
     rank,
@@ -133,6 +136,17 @@ def _class_figures(ranked: Ranked, label: int, num_objects: int) -> dict[str, fl
     }
 
 
+def _ap_by_size(
+    index: DetectionIndex, detections: Sequence[ImageDetections]
+) -> list[dict[str, float]]:
+    """Returns COCO's AP of small, medium and large objects of each class."""
+    precision = coco_evaluation(index, detections).eval["precision"][..., -1]
+    return [
+        {f"AP_{size}": mean_precision(precision[:, :, k, i]) for i, size in enumerate(SIZES, 1)}
+        for k in range(len(index.class_names))
+    ]
+
+
 def details(index: DetectionIndex, detections: Sequence[ImageDetections]) -> dict[str, Any]:
     """Returns figures beside those of `coco_metrics`, for an evaluation once trained.
 
@@ -140,16 +154,20 @@ def details(index: DetectionIndex, detections: Sequence[ImageDetections]) -> dic
         VOC07_AP50: mean over the classes with objects, 11 points.
         weighted_AP50: mean of VOC AP50, each class weighted by its objects (keras-retinanet's mAP).
         class_details: {class name: objects, VOC_AP50, VOC07_AP50, best_F1, threshold, precision,
-        recall}; the last three at the threshold of the best F1.
+        recall, AP_small, AP_medium, AP_large}; precision and recall at the threshold of the best
+        F1, the last three by COCO's rule.
         recall_by_size, recall_by_crowding: {group: {"objects", "recall"}}, with each class's
         detections from its threshold up. Sizes are COCO's, by the areas of the index.
         box_errors: that of `box_errors`, for the hits from those thresholds up.
+        error_costs, calibration: those of `diagnosis`.
 
     Raises:
         ValueError: if detections do not fit the index or are malformed.
     """
     ranked, counts = rank(index, detections), objects_of(index)
     classes = [_class_figures(ranked, k, int(n)) for k, n in enumerate(counts)]
+    for one, by_size in zip(classes, _ap_by_size(index, detections), strict=True):
+        one |= by_size
     # NaN, of a class without objects or detections, lets nothing pass.
     used = ranked.scores >= np.array([one["threshold"] for one in classes])[ranked.labels]
     hits = ranked.hits & used
@@ -173,6 +191,8 @@ def details(index: DetectionIndex, detections: Sequence[ImageDetections]) -> dic
         "recall_by_size": _recall_of_groups(sizes, asked, found),
         "recall_by_crowding": _recall_of_groups(crowds, asked, found),
         "box_errors": box_errors(ranked.boxes[hits], index.boxes[objects]),
+        "error_costs": error_costs(index, detections),
+        "calibration": calibration(ranked),
     }
 
 
@@ -207,4 +227,5 @@ def format_details(metrics: dict[str, Any], figures: dict[str, Any]) -> str:
         f"error of {errors['matched']} matched boxes: position {_number(errors['position'], 0)}"
         f" and size {_number(errors['size'], 0)} of the object's side"
     )
+    lines.append(format_diagnosis(figures["error_costs"], figures["calibration"]))
     return "\n".join(lines)

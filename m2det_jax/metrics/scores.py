@@ -10,10 +10,10 @@ cannot ignore difficult objects; where there are some, pycocotools computes them
 """
 
 import contextlib
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import hotcoco
@@ -196,7 +196,17 @@ def _finished(evaluation: Any, *, evaluated: bool = False) -> Any:
     return evaluation
 
 
-def _mean(precision: np.ndarray) -> float:
+def coco_evaluation(index: DetectionIndex, detections: Sequence[ImageDetections]) -> Any:
+    """Returns COCO's evaluation, finished, by the library that can do it.
+
+    Raises:
+        ValueError: if detections do not fit the index or are malformed.
+    """
+    check_detections(index, detections)
+    return (by_pycocotools if index.difficult.any() else figures_by_hotcoco)(index, detections)
+
+
+def mean_precision(precision: np.ndarray) -> float:
     """Returns the mean of entries with ground truth (COCOeval marks others -1); NaN without."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else math.nan
@@ -258,7 +268,7 @@ def average_precision(hits: np.ndarray, num_objects: int) -> float:
     return float(envelope[np.asarray(hits, bool)].sum() / num_objects)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Ranked:
     """The detections of a data set that count, best score first.
 
@@ -304,6 +314,40 @@ def rank(
     return Ranked(rows[order, 5], rows[order, 6].astype(np.int64), hits, claims, boxes[order])
 
 
+def without_ignored(
+    index: DetectionIndex, detections: Sequence[ImageDetections], *, iou_threshold: float = 0.5
+) -> tuple[DetectionIndex, list[ImageDetections]]:
+    """Returns an index without difficult objects and regions, and the detections that count.
+
+    The detections are those of `rank`.
+    """
+    objects = np.flatnonzero(~index.difficult)
+    kept = dataclasses.replace(
+        index,
+        boxes=index.boxes[objects],
+        labels=index.labels[objects],
+        offsets=np.searchsorted(objects, index.offsets).astype(np.int64),
+        difficult=index.difficult[objects],
+        areas=index.areas[objects],
+        regions=index.regions[:0],
+        region_labels=index.region_labels[:0],
+        region_offsets=np.zeros_like(index.region_offsets),
+        places=None,
+    )
+    counted = []
+    for found in detections:
+        some = _claims(index, found, iou_threshold) > -2
+        counted.append(
+            ImageDetections(
+                found.image_id,
+                np.asarray(found.boxes)[some],
+                np.asarray(found.scores)[some],
+                np.asarray(found.labels)[some],
+            )
+        )
+    return kept, counted
+
+
 def objects_of(index: DetectionIndex) -> np.ndarray:
     """Returns the number of objects of each class that are asked for, int64 [classes]."""
     return np.bincount(index.labels[~index.difficult], minlength=len(index.class_names))
@@ -347,16 +391,17 @@ def coco_metrics(index: DetectionIndex, detections: Sequence[ImageDetections]) -
     Raises:
         ValueError: as `coco_results`.
     """
-    check_detections(index, detections)
-    evaluator = by_pycocotools if index.difficult.any() else figures_by_hotcoco
-    evaluation: Any = evaluator(index, detections)
+    evaluation = coco_evaluation(index, detections)
     figures = [float(value) if value >= 0 else math.nan for value in evaluation.stats]
     precision = evaluation.eval["precision"][..., 0, -1]  # [IoU, recall, class]: any area, 100 best
     return {
         **dict(zip(COCO_FIGURES, figures, strict=True)),
         **{name: score(index, detections) for name, (_, score) in OTHER_FIGURES.items()},
         "per_class": {
-            name: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])}
+            name: {
+                "AP": mean_precision(precision[..., k]),
+                "AP50": mean_precision(precision[0, :, k]),
+            }
             for k, name in enumerate(index.class_names)
         },
     }

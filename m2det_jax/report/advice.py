@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from m2det_jax.metrics.diagnosis import COSTS
 from m2det_jax.pages.markup import count, percent, shorten
 from m2det_jax.report.outcomes import BACKGROUND, CORRECT, DUPLICATE, POOR, WRONG
 
@@ -31,6 +33,8 @@ class Facts:
         counts: int [C, kinds] at that threshold.
         missed: truths that are missed at it.
         confused: int [C + 1, C + 1], as outcomes.confusion.
+        details: as metrics.details.details.
+        suspected: how many likely label errors of each kind there are, by name.
     """
 
     names: Sequence[str]
@@ -46,11 +50,15 @@ class Facts:
     counts: np.ndarray
     missed: int
     confused: np.ndarray
+    details: dict[str, Any]
+    suspected: dict[str, int]
 
 
 def advice(facts: Facts) -> list[tuple[str, str]]:
     """Returns (heading, sentences), the most useful first."""
-    parts = (_threshold, _length, _examples, _anchors, _errors, _confusions)
+    parts = (
+        _threshold, _length, _labels, _examples, _anchors, _errors, _costs, _scores, _confusions,
+    )  # fmt: skip
     return [(heading, text) for part in parts for heading, text in part(facts)]
 
 
@@ -160,6 +168,63 @@ def _errors(facts: Facts) -> list[tuple[str, str]]:
         text = f"{count(facts.missed)} of {count(int(facts.truths.sum()))} objects are missed at "
         found.append(("Misses", text + "this threshold."))
     return found
+
+
+_COSTLY = 0.01  # of AP50
+_COST_REMEDIES = {
+    "wrong_class": "Look whether the labels of these classes agree",
+    "poor_box": "Check how tight the labels are, and train longer",
+    "wrong_class_and_poor_box": "Look at the pictures of wrong classes and of poor boxes",
+    "duplicate": "Lower config.eval.iou_threshold",
+    "background": "Look whether some are objects without a label",
+    "missed": "Look at the misses: more images like them help, or a larger config.data.image_size",
+}
+
+
+def _costs(facts: Facts) -> list[tuple[str, str]]:
+    lost = {kind: facts.details["error_costs"][kind]["AP50_lost"] for kind in COSTS}
+    kind = max(lost, key=lambda name: np.nan_to_num(lost[name]))
+    if not lost[kind] > _COSTLY:
+        return []
+    text = f"Without the errors of the kind {kind.replace('_', ' ')} AP50 would be "
+    text += f"{lost[kind]:.3f} higher, more than without any other kind. {_COST_REMEDIES[kind]}."
+    return [("Most costly errors", text)]
+
+
+_FAR = 0.1  # between score and precision
+
+
+def _scores(facts: Facts) -> list[tuple[str, str]]:
+    bins = [
+        one
+        for one in facts.details["calibration"]["bins"]
+        if one["detections"] and one["to"] > facts.threshold
+    ]
+    if not bins:
+        return []
+    weights = [one["detections"] for one in bins]
+    said, right = (
+        float(np.average([one[key] for one in bins], weights=weights))
+        for key in ("score", "precision")
+    )
+    if abs(right - said) < _FAR:
+        return []
+    side = "low" if right > said else "high"
+    text = f"Above the threshold the mean score is {said:.2f}, and {percent(right)} of the "
+    text += f"detections are right: scores are too {side} to be read as probabilities. "
+    return [("Scores", text + "Order by them, and look at Calibration for what they mean.")]
+
+
+def _labels(facts: Facts) -> list[tuple[str, str]]:
+    number = sum(facts.suspected.values())
+    if not number:
+        return []
+    kinds = ", ".join(f"{count(n)} {kind}" for kind, n in facts.suspected.items() if n)
+    text = f"{count(number)} labels look wrong ({kinds}). Look at the pictures of likely label "
+    text += (
+        "errors, mend the labels, and evaluate again. The CSV file of suspects beside this page "
+    )
+    return [("Labels", text + "lists all boxes, the most suspicious first.")]
 
 
 def _confusions(facts: Facts) -> list[tuple[str, str]]:

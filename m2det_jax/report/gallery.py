@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,12 +18,13 @@ from m2det_jax.report.outcomes import (
     WRONG,
     Outcomes,
 )
+from m2det_jax.report.suspects import LIKELY, Suspects, in_words
 
 log = logging.getLogger("m2det_jax")
 
 OF_EACH_KIND, OF_ONE_IMAGE = 12, 2
 MAX_BOXES = 80  # detections, and as many truths, of one picture
-MISSED = "missed"
+MISSED, SUSPECT = "missed", "suspect"
 # Kinds of pictures in the order of the page: (name in the address, heading).
 KINDS = {
     "background": "False alarm",
@@ -31,6 +32,7 @@ KINDS = {
     "wrong": "Wrong class",
     "duplicate": "Duplicate",
     "poor": "Poor box",
+    SUSPECT: "Likely label error",
     "best": "Best",
 }
 _NUMBERS = {"background": BACKGROUND, "wrong": WRONG, "duplicate": DUPLICATE, "poor": POOR}
@@ -46,10 +48,11 @@ class Shot:
         kind: a key of KINDS.
         labels: the classes that it is about.
         score: of the detection that it is about; of a miss: of the detection that finds it at a
-            lower threshold, NaN: none.
+            lower threshold, NaN: none. NaN of a suspect.
         file: name of the image.
         found: rows [x1, y1, x2, y2, score, label, kind, is it about this one] in the cut.
         truths: rows [x1, y1, x2, y2, label, score of its detection or None, is it about this one].
+        note: what the page says of it; "": the score.
     """
 
     image: Image.Image
@@ -60,17 +63,29 @@ class Shot:
     file: str
     found: list[list[Any]]
     truths: list[list[Any]]
+    note: str = ""
 
 
-def choose(judged: Outcomes, index: DetectionIndex, threshold: float) -> list[tuple[str, int]]:
-    """Returns (kind, detection) of the gallery; for misses (kind, truth), in the order of KINDS.
+def choose(
+    judged: Outcomes, index: DetectionIndex, threshold: float, suspected: Suspects | None = None
+) -> list[tuple[str, int]]:
+    """Returns (kind, row) of the gallery, in the order of KINDS.
+
+    The row is a detection; of misses a truth; of likely label errors one of the suspects.
 
     False alarms, confusions, duplicates and poor boxes with the highest scores come first, the
-    largest misses, and the best by score and IoU. Classes take turns.
+    largest misses, the most suspicious labels, and the best by score and IoU. Classes take turns,
+    but for suspects.
     """
     chosen = []
     owners = np.repeat(np.arange(index.num_images), index.counts)
     for kind in KINDS:
+        if kind == SUSPECT:
+            if suspected is None:
+                continue
+            likely = np.flatnonzero(suspected.suspicion >= LIKELY)
+            chosen += [(kind, k) for k in few_of_an_image(likely, suspected.images)]
+            continue
         if kind == MISSED:
             some, images = np.flatnonzero(judged.missed(threshold)), owners
             weights, labels = index.areas[some], index.labels
@@ -110,42 +125,65 @@ def few_of_an_image(rows: np.ndarray, images: np.ndarray) -> list[int]:
     return kept
 
 
-def shots(judged: Outcomes, index: DetectionIndex, chosen: list[tuple[str, int]]) -> list[Shot]:
+def shots(
+    judged: Outcomes,
+    index: DetectionIndex,
+    chosen: list[tuple[str, int]],
+    suspected: Suspects | None = None,
+) -> list[Shot]:
     """Returns the pictures; those whose file can no longer be read are left out with a warning."""
-    owners = np.repeat(np.arange(index.num_images), index.counts)
     made = []
     for kind, row in chosen:
-        image = int(owners[row] if kind == MISSED else judged.images[row])
+        about = _about(judged, index, suspected, kind, row)
         try:
-            picture = load_image(index.image_paths[image])
+            picture = load_image(index.image_paths[about.image])
         except UnreadableImage as error:
             log.warning("left out of the report: %s", error)
             continue
-        made.append(_shot(judged, index, kind, row, image, picture))
+        made.append(_shot(judged, index, kind, about, picture))
     return made
 
 
-def _shot(
-    judged: Outcomes,
-    index: DetectionIndex,
-    kind: str,
-    row: int,
-    image: int,
-    picture: Image.Image,
-) -> Shot:
+class _About(NamedTuple):
+    """What a picture is about: a truth, a row of the index, and a detection; -1: none."""
+
+    image: int
+    truth: int
+    found: int
+    score: float
+    note: str
+
+
+def _about(
+    judged: Outcomes, index: DetectionIndex, suspected: Suspects | None, kind: str, row: int
+) -> _About:
+    if kind == SUSPECT and suspected is not None:
+        image, truth, found = (
+            int(column[row]) for column in (suspected.images, suspected.rows, suspected.found)
+        )
+        return _About(image, truth, found, np.nan, in_words(suspected, row, index, judged))
     if kind == MISSED:
-        truth, focus = row, index.boxes[row].astype(float)
-        labels: tuple[int, ...] = (int(index.labels[row]),)
+        image = int(np.searchsorted(index.offsets, row, side="right")) - 1
         score = float(judged.found[row])
-    else:
-        truth, focus = int(judged.truths[row]), judged.boxes[row]
-        labels = (int(judged.labels[row]),)
-        score = float(judged.scores[row])
-        if truth >= 0:
-            other = index.boxes[truth].astype(float)
-            focus = np.append(np.minimum(focus[:2], other[:2]), np.maximum(focus[2:], other[2:]))
-            labels = tuple(dict.fromkeys([*labels, int(index.labels[truth])]))
-    cut = cut_around(focus, picture.size)
+        return _About(image, row, -1, score, "no detection at this threshold")
+    return _About(
+        int(judged.images[row]), int(judged.truths[row]), row, float(judged.scores[row]), ""
+    )
+
+
+def _shot(
+    judged: Outcomes, index: DetectionIndex, kind: str, about: _About, picture: Image.Image
+) -> Shot:
+    image, truth, focused = about.image, about.truth, about.found
+    boxes, labels = [], []
+    if focused >= 0:
+        boxes.append(judged.boxes[focused])
+        labels.append(int(judged.labels[focused]))
+    if truth >= 0:
+        boxes.append(index.boxes[truth].astype(float))
+        labels.append(int(index.labels[truth]))
+    low, high = np.min(boxes, 0)[:2], np.max(boxes, 0)[2:]
+    cut = cut_around(np.append(low, high), picture.size)
     left, top, right, bottom = cut
     span = np.arange(index.offsets[image], index.offsets[image + 1])
     span = span[np.argsort(span != truth, kind="stable")]
@@ -153,17 +191,18 @@ def _shot(
         [*box, int(index.labels[k]), _floor(judged.found[k]), int(k == truth)]
         for k, box in inside(index.boxes, span, cut)
     ]
-    low, high = np.searchsorted(judged.images, [image, image + 1])
-    own = np.arange(low, high)
-    own = own[np.argsort((own != row) | (kind == MISSED), kind="stable")]
+    own = np.arange(*np.searchsorted(judged.images, [image, image + 1]))
+    own = own[np.argsort(own != focused, kind="stable")]
     found = [
         [*box, _floor(judged.scores[k]), int(judged.labels[k]), int(judged.kinds[k]),
-         int(kind != MISSED and k == row)]
+         int(k == focused)]
         for k, box in inside(judged.boxes, own, cut)
     ]  # fmt: skip
     name = index.image_paths[image].replace("\\", "/").rpartition("/")[2]
-    size = (right - left, bottom - top)
-    return Shot(reduce(picture.crop(cut)), size, kind, labels, score, name, found, truths)
+    return Shot(
+        reduce(picture.crop(cut)), (right - left, bottom - top), kind,
+        tuple(dict.fromkeys(labels)), about.score, name, found, truths, about.note,
+    )  # fmt: skip
 
 
 def cut_around(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

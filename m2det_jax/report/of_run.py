@@ -11,7 +11,8 @@ from m2det_jax.datasets.loading import describe
 from m2det_jax.datasets.record import names_validation
 from m2det_jax.detector.evaluation import only_read
 from m2det_jax.errors import in_words
-from m2det_jax.report.run import PAGE, Subject, assemble, write_page
+from m2det_jax.metrics.details import details
+from m2det_jax.report.run import PAGE, Subject, assemble, page_files, write_page
 from m2det_jax.run.history import read_history
 from m2det_jax.run.outputs import Outputs
 from m2det_jax.run.signals import Stopped
@@ -56,7 +57,7 @@ def write_report(
 
 def _write(config: Config, run: Run, workdir: pathlib.Path, evaluated: Evaluated) -> None:
     outputs = Outputs(workdir, "report")
-    outputs.claim([PAGE], run.val_index.image_paths)
+    outputs.claim(page_files(PAGE), run.val_index.image_paths)
     own = names_validation(config.data)
     source = describe(config.data, "val") if own else f"part of {describe(config.data, 'train')}"
     subject = Subject(
@@ -68,6 +69,6 @@ def _write(config: Config, run: Run, workdir: pathlib.Path, evaluated: Evaluated
         history=read_history(workdir),
     )
     read = only_read(run.val_index, evaluated.detections)
-    contents = assemble(subject, *read, evaluated.metrics)
+    contents = assemble(subject, *read, evaluated.metrics, details(*read))
     write_page(outputs, PAGE, contents)
     log.info("report: %s; open it in a browser", outputs.folder / PAGE)

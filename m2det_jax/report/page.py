@@ -6,6 +6,7 @@ import json
 import math
 import string
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,11 @@ from m2det_jax.pages.markup import (
     without_nan,
 )
 from m2det_jax.pages.pictures import encode
-from m2det_jax.report import sections
-from m2det_jax.report.gallery import KINDS, MISSED, Shot
+from m2det_jax.report import analyses, sections
+from m2det_jax.report.gallery import KINDS, Shot
 from m2det_jax.report.outcomes import IGNORED, Outcomes
 from m2det_jax.report.outcomes import KINDS as OUTCOMES
+from m2det_jax.report.suspects import Suspects
 
 _LONGEST_NAME = 60
 _RESERVE = 300_000
@@ -37,8 +39,10 @@ class Report:
         name: of the run.
         facts: (label, value) pairs under the heading.
         metrics: as `metrics.scores.coco_metrics`.
+        details: as `metrics.details.details`.
         index: what was evaluated.
         judged: the outcomes of the detections.
+        suspected: the boxes by how likely their label is wrong.
         training: int [C], training boxes by class; None: unknown.
         history: records of the run.
         advice: (heading, sentences).
@@ -50,8 +54,10 @@ class Report:
     name: str
     facts: Sequence[tuple[str, str]]
     metrics: dict
+    details: dict[str, Any]
     index: DetectionIndex
     judged: Outcomes
+    suspected: Suspects
     training: np.ndarray | None
     history: Sequence[dict]
     advice: Sequence[tuple[str, str]]
@@ -82,8 +88,11 @@ def render(report: Report) -> str:
         "verdict": _verdict(report),
         "tiles": _tiles(report),
         "advice": "".join(f"<li><b>{escape(h)}.</b> {escape(t)}</li>" for h, t in report.advice),
-        "figures": sections.figures(report.metrics, report.index, report.judged, report.training),
+        "figures": sections.figures(report.metrics, report.index, report.judged, report.training)
+        + analyses.sizes(report.metrics, report.details, report.index)
+        + analyses.calibration(report.details),
         "errors": sections.counts_table(report.judged, report.index, report.threshold)
+        + analyses.costs(report.details)
         + sections.confusion_table(report.judged, report.index, report.threshold),
         "training": sections.training(report.history),
         "threshold": f"{report.threshold:.2f}",
@@ -167,7 +176,7 @@ def _figure(place: int, shot: Shot, uri: str, names: Sequence[str]) -> str:
     what = " / ".join(names[label] for label in shot.labels)
     title = f"{KINDS[shot.kind]}: {what}"
     score = "" if math.isnan(shot.score) else f"{math.floor(shot.score * 10_000) / 10_000:.4f}"
-    detail = f"score {shot.score:.2f}" if shot.kind != MISSED else "no detection at this threshold"
+    detail = shot.note or f"score {shot.score:.2f}"
     labels = " ".join(map(str, shot.labels))
     style = f"--text:{max(width, height) / 22:.1f}px"
     return (

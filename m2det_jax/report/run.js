@@ -44,7 +44,7 @@
       if (row[6] || !found) texts.push(["truth-text", row, data.names[row[4]], true]);
     }
     for (const row of [...picture.found].reverse()) {
-      if (row[4] < threshold) continue;
+      if (row[4] < threshold && !(row[7] && figure.dataset.kind === "suspect")) continue;
       const title = `${data.names[row[5]]} ${Math.round(100 * row[4])} %, ${data.kinds[row[6]]}`;
       box(layer, `found-box k${row[6]}${row[7] ? " focus" : ""}`, row, title);
       if (row[7] || (row[6] !== CORRECT && row[6] !== IGNORED)) {
@@ -61,7 +61,8 @@
       const { kind, labels, score } = figure.dataset;
       const reached = score !== "" && Number(score) >= threshold;
       const label = form.elements.label.value;
-      figure.hidden = !((kind === "missed" ? !reached : reached)
+      const passes = { missed: !reached, suspect: true }[kind] ?? reached;
+      figure.hidden = !(passes
         && (!form.elements.kind.value || form.elements.kind.value === kind)
         && (!label || labels.split(" ").includes(label)));
       if (!figure.hidden) {

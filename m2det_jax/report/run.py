@@ -22,12 +22,14 @@ from m2det_jax.datasets.loading import describe, read_split
 from m2det_jax.detector.evaluation import only_read
 from m2det_jax.errors import InputError
 from m2det_jax.inference.evaluation import evaluate_restored
+from m2det_jax.metrics.details import details
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.pages.markup import count, printable, without_nan
 from m2det_jax.report.advice import Facts, advice
 from m2det_jax.report.gallery import OF_EACH_KIND, choose, shots
 from m2det_jax.report.outcomes import confusion, curve, kind_counts, outcomes
 from m2det_jax.report.page import Report, render
+from m2det_jax.report.suspects import suspects, suspects_csv
 from m2det_jax.run import readers
 from m2det_jax.run.history import read_history
 from m2det_jax.run.outputs import Outputs, refuse_checkpoints
@@ -35,7 +37,7 @@ from m2det_jax.trained import Restored, restore
 
 log = logging.getLogger("m2det_jax")
 
-PAGE = "report.html"
+PAGE, SUSPECTS = "report.html", "suspects.csv"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +76,8 @@ def report(
 ) -> pathlib.Path:
     """Evaluates a checkpoint and writes report.html, one page that needs no other file.
 
+    suspects.csv beside it lists the boxes whose label is most likely wrong.
+
     Args:
         workdir: the --workdir of the training run.
         checkpoint: "latest", "best" (by validation AP), or a step.
@@ -97,14 +101,15 @@ def report(
     restored = restore(workdir, checkpoint, overrides)
     outputs = Outputs(pathlib.Path(output or workdir), "report")
     refuse_checkpoints(outputs.folder, workdir)
-    outputs.claim([PAGE], choice.files)
+    outputs.claim(page_files(PAGE), choice.files)
     index, source = read_data(choice, restored, workdir, trust=trust)
-    outputs.claim([PAGE], index.image_paths)
+    outputs.claim(page_files(PAGE), index.image_paths)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     reading = {"num_workers": num_workers, "num_threads": num_threads}
     metrics, detections = evaluate_restored(restored, index, batch_size, "--batch_size", **reading)
     subject = subject_of(restored, workdir, source, trust)
-    contents = assemble(subject, *only_read(index, detections), metrics)
+    read = only_read(index, detections)
+    contents = assemble(subject, *read, metrics, details(*read))
     write_page(outputs, PAGE, contents)
     page = outputs.folder / PAGE
     print(f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
@@ -120,7 +125,8 @@ def _document(contents: Report, subject: Subject, page: pathlib.Path) -> dict[st
     figures = {name: contents.metrics[name] for name in ("AP", "AP50")}
     advice = [{"subject": heading, "text": text} for heading, text in contents.advice]
     more = {"step": subject.step, "data": subject.source, "threshold": contents.threshold}
-    return without_nan(figures) | more | {"advice": advice, "files": [str(page)]}
+    files = [str(page.with_name(name)) for name in page_files(PAGE)]
+    return without_nan(figures) | more | {"advice": advice, "files": files}
 
 
 def subject_of(
@@ -172,14 +178,17 @@ def assemble(
     index: DetectionIndex,
     detections: Sequence[ImageDetections],
     metrics: dict[str, Any],
+    figures: dict[str, Any],
 ) -> Report:
     """Returns the contents of the page.
 
     Args:
         index: what was evaluated; images that could not be read are none of it.
         metrics: as `metrics.scores.coco_metrics`.
+        figures: as `metrics.details.details`.
     """
     config, judged = subject.config, outcomes(index, detections)
+    suspected = suspects(index, judged)
     best = curve(judged, index)
     threshold = 0.5 if math.isnan(best.threshold) else math.floor(best.threshold * 100) / 100
     anchors, size = config_anchors(config), len(index.class_names)
@@ -199,23 +208,35 @@ def assemble(
         counts=kind_counts(judged, size, threshold),
         missed=int(judged.missed(threshold).sum()),
         confused=confusion(judged, index, threshold),
+        details=figures,
+        suspected=suspected.likely(),
     )
-    pictures = shots(judged, index, choose(judged, index, threshold))
+    chosen = choose(judged, index, threshold, suspected)
+    pictures = shots(judged, index, chosen, suspected)
     return Report(
-        name=subject.name, facts=_facts(subject), metrics=metrics, index=index, judged=judged,
-        training=subject.training, history=subject.history, advice=advice(facts),
-        threshold=threshold, shots=pictures, notes=_notes(config.eval.score_threshold),
+        name=subject.name, facts=_facts(subject), metrics=metrics, details=figures, index=index,
+        judged=judged, suspected=suspected, training=subject.training, history=subject.history,
+        advice=advice(facts), threshold=threshold, shots=pictures,
+        notes=_notes(config.eval.score_threshold),
     )  # fmt: skip
 
 
+def page_files(name: str) -> list[str]:
+    """Returns the names of a page and of the list of suspects beside it."""
+    return [name, SUSPECTS if name == PAGE else f"{name.removesuffix('.html')}_{SUSPECTS}"]
+
+
 def write_page(outputs: Outputs, name: str, contents: Report) -> None:
-    """Writes a page under a name that is claimed.
+    """Writes a page and the list beside it, whose names (`page_files`) are claimed.
 
     Raises:
         InputError: if a file of that name exists that may not be replaced.
     """
     outputs.folder.mkdir(parents=True, exist_ok=True)
-    outputs.write(name, render(contents))
+    page, suspected = page_files(name)
+    outputs.write(page, render(contents))
+    text = suspects_csv(contents.suspected, contents.index, contents.judged)
+    outputs.write(suspected, text)
 
 
 def _facts(subject: Subject) -> list[tuple[str, str]]:
@@ -237,8 +258,9 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
 def _notes(score_threshold: float) -> list[str]:
     return [
         f"Pictures: at most {OF_EACH_KIND} of each kind and 2 of one image; false alarms, "
-        "confusions, duplicates and poor boxes with the highest scores, the largest misses, and "
-        "the best by score and overlap. Classes take turns.",
+        "confusions, duplicates and poor boxes with the highest scores, the largest misses, the "
+        "most suspicious labels, and the best by score and overlap. Classes take turns, but for "
+        "likely label errors, which the threshold does not change.",
         f"Detections below a score of {score_threshold:g} (config.eval.score_threshold) do not "
         "exist for this page.",
         "Difficult objects and detections in regions (crowds) do not count.",

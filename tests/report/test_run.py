@@ -13,6 +13,7 @@ from m2det_jax.config import default_config, resolve
 from m2det_jax.data import DetectionIndex, read_csv
 from m2det_jax.errors import InputError
 from m2det_jax.inference.evaluation import evaluate_restored
+from m2det_jax.metrics.details import details
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.scores import coco_metrics
 from m2det_jax.pages import MAX_BYTES, plots
@@ -59,7 +60,7 @@ def page_of(index, rows):
         config=resolve(default_config()), step=7, name=HOSTILE, source=HOSTILE,
         training=np.array([500, 3, 0]), history=history,
     )  # fmt: skip
-    return assemble(subject, index, found, coco_metrics(index, found))
+    return assemble(subject, index, found, coco_metrics(index, found), details(index, found))
 
 
 def data_of(page: str) -> dict:
@@ -85,7 +86,9 @@ def test_counts_of_the_slider_are_those_of_the_outcomes(index):
 def test_a_page_without_a_correct_detection(index, rows):
     contents = page_of(index, rows)
     page = render(contents)
-    assert "next to nothing" in page and page.count('<figure class="picture"') == 6 + len(rows)
+    assert "next to nothing" in page and "Nothing" not in page
+    # A false alarm is a likely label error, too: a missing one.
+    assert page.count('<figure class="picture"') == 6 + 2 * len(rows)
     assert dict(contents.advice)["Threshold"].startswith("No detection is correct")
 
 
@@ -101,7 +104,7 @@ def test_advice_follows_the_facts(index):
     [([0.1, 0.3, 0.5, 0.5], "still rose"), ([0.1, 0.5, 0.5, 0.5], "did not rise"),
      ([0.1, 0.5, 0.5, 0.3], "--checkpoint best"), ([0.1, 0.5], "fewer than three")],
 )  # fmt: skip
-def test_the_length_of_training(values, words):
+def test_the_length_of_training(index, values, words):
     history = [{"step": k, "val_AP": v} for k, v in zip((1, 2, 4, 5), values, strict=False)]
     if words == "still rose":
         history[2]["val_AP"] = 0.5
@@ -109,18 +112,21 @@ def test_the_length_of_training(values, words):
     facts = types.SimpleNamespace(
         names=(), training=None, truths=none, ap50=none, reached=none, labels=none,
         history=history, step=5, threshold=0.5, f1=0.5, counts=np.zeros((0, 6)), missed=0,
-        confused=np.zeros((1, 1)),
+        confused=np.zeros((1, 1)), suspected={}, details=page_of(index, []).details,
     )  # fmt: skip
     assert words in dict(advice(facts))["Length of training"]
 
 
 def test_choice_and_cut(index):
-    judged = page_of(index, ROWS).judged
+    contents = page_of(index, ROWS)
+    judged = contents.judged
     chosen = choose(judged, index, 0.0)
     kinds = [kind for kind, _ in chosen]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "background": 1, "missed": 5, "wrong": 1, "duplicate": 1, "poor": 1, "best": 1,
     }  # fmt: skip
+    suspects = choose(judged, index, 0.95, contents.suspected)
+    assert [row for kind, row in suspects if kind == "suspect"] == [0, 1]
     images = [row // 2 for kind, row in chosen if kind == "missed"]
     assert max(map(images.count, images)) <= OF_ONE_IMAGE
     for box in ([0, 0, 5, 5], [130, 90, 140, 100], [0, 0, 140, 100]):
@@ -163,6 +169,24 @@ def test_objects_of_images_that_cannot_be_read_are_not_missed(
     assert f"<b>{index.num_images - 1}</b><span>images" in page
 
 
+def look_at_suspects(browser, choose_kind, slide, shown):
+    """Likely label errors stay, with the detection that contradicts, whatever the threshold is."""
+    browser.evaluate(choose_kind % "suspect")
+    own = "document.querySelectorAll('.picture[data-kind=suspect] .found-box.focus').length"
+    for step in (0, 100):
+        slide(step)
+        assert browser.evaluate(shown) == 2 and browser.evaluate(own) == 2
+    browser.evaluate("document.querySelector('.picture[data-kind=suspect] .open').focus(), 1")
+    browser.press("Enter")
+    browser.wait_until("document.querySelector('#viewer').open")
+    caption = browser.evaluate("document.querySelector('#viewer-caption').textContent")
+    assert "Likely label error" in caption and "wrong class?" in caption
+    browser.press("ArrowRight")
+    browser.wait_until("document.querySelector('#viewer-caption').textContent.includes('missing')")
+    browser.press("Escape")
+    browser.wait_until("!document.querySelector('#viewer').open")
+
+
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 def test_in_a_browser(index, tmp_path):
     path = tmp_path / "report.html"
@@ -190,7 +214,8 @@ def test_in_a_browser(index, tmp_path):
         assert [browser.evaluate(cell % k) for k in range(1, 7)] == ["0", "0", "0", "0", "0", "6"]
         assert (
             browser.evaluate(
-                "document.querySelectorAll('.picture:not([hidden]) .found-box').length"
+                "document.querySelectorAll("
+                "'.picture:not([hidden]):not([data-kind=suspect]) .found-box').length"
             )
             == 0
         )
@@ -215,6 +240,7 @@ def test_in_a_browser(index, tmp_path):
         browser.wait_until("!document.querySelector('#viewer').open")
         browser.evaluate(choose_kind % "wrong")
         assert browser.evaluate("document.querySelector('#none').hidden") is False
+        look_at_suspects(browser, choose_kind, slide, shown)
         assert browser.errors == []
         fetched = [u for u in browser.requests if not u.startswith(("data:", "file:", "about:"))]
         assert fetched == []
