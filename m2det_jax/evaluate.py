@@ -17,7 +17,7 @@ from absl.flags import argparse_flags
 from m2det_jax import runtime
 from m2det_jax.config.dotted import to_dict
 from m2det_jax.datasets.evaluation import DataChoice, read_data
-from m2det_jax.detector.evaluation import only_read
+from m2det_jax.detector.evaluation import Stages, format_speed, only_read
 from m2det_jax.errors import InputError
 from m2det_jax.inference.evaluation import evaluate_restored, evaluation_parser
 from m2det_jax.metrics.details import details, format_details
@@ -87,16 +87,20 @@ def evaluate_checkpoint(
     outputs.claim(names, index.image_paths)
     target.parent.mkdir(parents=True, exist_ok=True)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
-    reading = {"num_workers": num_workers, "num_threads": num_threads}
-    metrics, detections = evaluate_restored(restored, index, batch_size, "--batch_size", **reading)
+    reading, stages = {"num_workers": num_workers, "num_threads": num_threads}, Stages()
+    metrics, detections = evaluate_restored(
+        restored, index, batch_size, "--batch_size", stages, **reading
+    )
     read = only_read(index, detections)
     figures = details(*read)
     record = without_nan(metrics | figures) | {"step": restored.step, "data": source}
+    record["speed"] = without_nan(stages.speed())
     record["eval"] = to_dict(restored.config.eval)
     outputs.write(names[0], json.dumps(record, indent=2) + "\n")
     outputs.write(names[1], json.dumps(coco_results(index, detections)) + "\n")
     print(format_table(metrics))
     print(f"\n{format_details(metrics, figures)}")
+    print(format_speed(stages.speed()))
     print(printable(f"written: {target} and {names[1]}"))
     if report:
         subject = subject_of(restored, workdir, source, trust)

@@ -46,7 +46,8 @@ def val(drawn_files):
 def nearly_right(monkeypatch):
     """A model that finds most objects, more or less in place, some of another class, and others."""
 
-    def make_eval_step(detector, settings):
+    def make_staged_step(detector, settings, mark):
+        @jax.jit
         def eval_step(variables, batch):
             boxes, labels, mask = batch["boxes"], batch["labels"], batch["mask"]  # [B, M, ...]
             place, score, other = jax.random.split(jax.random.key(batch["image"][..., 0].sum()), 3)
@@ -68,7 +69,7 @@ def nearly_right(monkeypatch):
 
         return eval_step
 
-    monkeypatch.setattr(evaluation, "make_eval_step", make_eval_step)
+    monkeypatch.setattr(evaluation, "make_staged_step", make_staged_step)
 
 
 def written_by(workdir, output, **options):

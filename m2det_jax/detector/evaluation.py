@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import logging
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,19 @@ log = logging.getLogger("m2det_jax")
 
 ON_DEVICE = ("image", "boxes", "labels", "mask", "image_id")  # of a batch, what the step takes
 _PLACING = ("image_id", "scale", "offset")
+_STAGES = {"load": "load", "network": "network", "nms": "NMS"}
+
+
+def _network(detector: Detector, settings: StepSettings) -> Callable:
+    """Returns network(variables, batch) -> (outputs of the model, loss terms)."""
+
+    def network(variables: dict, batch: dict) -> tuple[Any, dict]:
+        outputs: Any = detector.model.apply(
+            variables, detector.normalize(batch["image"]), train=False
+        )
+        return outputs, eval_losses(detector, settings, outputs, batch)
+
+    return network
 
 
 def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
@@ -33,14 +48,87 @@ def make_eval_step(detector: Detector, settings: StepSettings) -> Callable:
     batch is that of `data.eval_batches`; the images that only fill the last batch (image_id -1)
     count nowhere.
     """
+    network = _network(detector, settings)
 
     def eval_step(variables: dict, batch: dict) -> tuple[ops.Detections, dict]:
-        outputs: Any = detector.model.apply(
-            variables, detector.normalize(batch["image"]), train=False
-        )
-        return detector.postprocess(outputs), eval_losses(detector, settings, outputs, batch)
+        outputs, terms = network(variables, batch)
+        return detector.postprocess(outputs), terms
 
     return eval_step
+
+
+def make_staged_step(
+    detector: Detector, settings: StepSettings, mark: Callable[[str, Any], None]
+) -> Callable:
+    """Returns the eval_step of `make_eval_step` as two jitted programs: network, then suppression.
+
+    Args:
+        mark: called at the end of each stage, as `Stages.mark`.
+    """
+    network, suppress = jax.jit(_network(detector, settings)), jax.jit(detector.postprocess)
+
+    def eval_step(variables: dict, batch: dict) -> tuple[ops.Detections, dict]:
+        mark("load", batch)
+        outputs, terms = network(variables, batch)
+        mark("network", outputs)
+        found = suppress(outputs)
+        mark("nms", found)
+        return found, terms
+
+    return eval_step
+
+
+class Stages:
+    """Time of the stages of an evaluation, after the first batch, for which programs compile.
+
+    load: everything but the next two, above all waiting for images. network: the network and the
+    losses. nms: decoding, candidates and suppression.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(_STAGES, 0.0)
+        self._batches, self._images, self._last = 0, 0, 0.0
+
+    def of(self, num_images: int, batch_size: int) -> "Stages":
+        """Tells how many images there are, and how many the first batch has; returns itself."""
+        self._images = num_images - batch_size
+        return self
+
+    def mark(self, stage: str, value: Any) -> None:
+        """Waits for the arrays of a stage; the time since the last mark is the stage's."""
+        jax.block_until_ready(value)
+        now = time.perf_counter()
+        if self._batches:
+            self._seconds[stage] += now - self._last
+        self._batches += stage == "nms"
+        self._last = now
+
+    def speed(self) -> dict[str, float]:
+        """Returns what is measured when the evaluation has ended; NaN if there was one batch.
+
+        Returns:
+            images: how many were timed. images_per_second. load_ms, network_ms, nms_ms: of an
+            image.
+        """
+        timed, total = self._batches > 1, sum(self._seconds.values())
+        return {
+            "images": self._images if timed else 0,
+            "images_per_second": self._images / total if timed else math.nan,
+        } | {
+            f"{name}_ms": 1e3 * spent / self._images if timed else math.nan
+            for name, spent in self._seconds.items()
+        }
+
+
+def format_speed(speed: dict[str, float]) -> str:
+    """Returns a line of text for the result of `Stages.speed`."""
+    if not speed["images"]:
+        return "speed: not measured, there is one batch only (the first one compiles)"
+    parts = (f"{name} {speed[f'{key}_ms']:.1f}" for key, name in _STAGES.items())
+    return (
+        f"speed: {speed['images_per_second']:.1f} images/s; ms an image: {', '.join(parts)} "
+        f"({speed['images']} images after the first batch)"
+    )
 
 
 def detect(
@@ -56,7 +144,7 @@ def detect(
     """Yields for every batch its images' detections, in original pixels, and its loss terms.
 
     Args:
-        eval_step: that of `make_eval_step`, jitted.
+        eval_step: that of `make_eval_step`, jitted, or of `make_staged_step`.
         sharding: of a batch.
         between: called before each batch; may raise to end the evaluation.
     """

@@ -135,12 +135,17 @@ class MultiScale:
         reading: Reading,
         *,
         sharding: jax.sharding.Sharding,
+        mark: Callable[[str, Any], None] = lambda stage, value: None,
     ) -> Detected:
-        """Yields for every batch its images' detections, in original pixels, and its loss terms."""
+        """Yields for every batch its images' detections, in original pixels, and its loss terms.
+
+        Args:
+            mark: called at the end of each stage, as `evaluation.Stages.mark`.
+        """
         with open_batches(index, self.resizes, reading) as batches:
             dispatched = (
                 self.detect_batch(
-                    variables, dict(zip(self._detectors, images, strict=True)), sharding
+                    variables, dict(zip(self._detectors, images, strict=True)), sharding, mark=mark
                 )
                 for images in batches
             )
@@ -160,6 +165,7 @@ class MultiScale:
         by_size: dict,
         sharding: jax.sharding.Sharding,
         threshold: Threshold | None = None,
+        mark: Callable[[str, Any], None] = lambda stage, value: None,
     ) -> tuple[ops.Detections, jax.Array, dict | None]:
         """Returns detections [B, K] in original pixels, image_id [B] and loss terms of a batch.
 
@@ -167,9 +173,14 @@ class MultiScale:
             by_size: a batch of `data.eval_batches` for each input size; without settings of the
                 losses image, image_id, scale and offset suffice.
             threshold: lowest score, in place of the detector's; compiled once for all.
+            mark: as in `detect`.
         """
+        mark("load", None)
         candidates, ids, terms = self.candidates(variables, by_size, sharding)
-        return self._merge(candidates, threshold), ids, terms
+        mark("network", candidates)
+        found = self._merge(candidates, threshold)
+        mark("nms", found)
+        return found, ids, terms
 
     def candidates(
         self, variables: dict, by_size: dict, sharding: jax.sharding.Sharding

@@ -14,7 +14,7 @@ from m2det_jax import runtime
 from m2det_jax.build import make_views, step_settings
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets.evaluation import DataChoice, add_flags
-from m2det_jax.detector.evaluation import detect, evaluate, make_eval_step
+from m2det_jax.detector.evaluation import Stages, detect, evaluate, make_staged_step
 from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
@@ -85,7 +85,13 @@ def data_choice(data: str | os.PathLike | Mapping[str, Any] | None) -> DataChoic
 
 
 def evaluate_restored(
-    restored: Restored, index: DetectionIndex, batch_size: int, key: str, **reading: int
+    restored: Restored,
+    index: DetectionIndex,
+    batch_size: int,
+    key: str,
+    stages: Stages | None = None,
+    /,
+    **reading: int,
 ) -> tuple[dict, list[ImageDetections]]:
     """Returns (metrics, detections) of a data set with the classes of the detector.
 
@@ -93,6 +99,7 @@ def evaluate_restored(
         batch_size: images per call, over all devices; 0: that of the config. There are no more
             than the data set has.
         key: how the user gives it, for error messages.
+        stages: gets the time of the stages.
         reading: num_workers and num_threads, that read images; -1: what fits the host.
 
     Raises:
@@ -105,12 +112,13 @@ def evaluate_restored(
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
+    mark = (stages or Stages()).of(index.num_images, batch_size).mark
     how = Reading(batch_size, on_bad_image=restored.config.data.on_bad_image, **reading)
     with memory.batch_explained("the evaluation", key, batch_size):
         if views := make_views(restored.config):
             multi = MultiScale(detector, views, settings)
-            found = multi.detect(variables, index, how, sharding=by_batch)
+            found = multi.detect(variables, index, how, sharding=by_batch, mark=mark)
         else:
-            eval_step = jax.jit(make_eval_step(detector, settings))
+            eval_step = make_staged_step(detector, settings, mark)
             found = detect(eval_step, variables, index, detector, how, sharding=by_batch)
         return evaluate(found, index, how.num_batches(index))

@@ -166,9 +166,8 @@ def _about(
         image = int(np.searchsorted(index.offsets, row, side="right")) - 1
         score = float(judged.found[row])
         return _About(image, row, -1, score, "no detection at this threshold")
-    return _About(
-        int(judged.images[row]), int(judged.truths[row]), row, float(judged.scores[row]), ""
-    )
+    image, truth = int(judged.images[row]), int(judged.truths[row])
+    return _About(image, truth, row, float(judged.scores[row]), "")
 
 
 def _shot(
