@@ -32,6 +32,7 @@ VERBS = {
     "predict": Verb("predict", "detect objects in images: pictures and JSON"),
     "check": Verb("check", "check a data set before training, on one HTML page"),
     "export": Verb("export", "a detector for use without this package, compared with the native"),
+    "benchmark": Verb("benchmark", "milliseconds a picture of a detector and of exported files"),
     "convert": Verb("convert", "weights of other programs in and out"),
     "convert-dataset": Verb("convert_dataset", "CSV, COCO, VOC, KITTI, Open Images, YOLO"),
     "demo": Verb("demo", "draw a data set, train on it, evaluate, predict"),
