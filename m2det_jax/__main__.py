@@ -34,6 +34,7 @@ VERBS = {
     "serve": Verb("serve", "answer images over HTTP, with a page to try a detector"),
     "check": Verb("check", "check a data set before training, on one HTML page"),
     "export": Verb("export", "a detector for use without this package, compared with the native"),
+    "benchmark": Verb("benchmark", "milliseconds a picture of a detector and of exported files"),
     "convert": Verb("convert", "weights of other programs in and out"),
     "convert-dataset": Verb("convert_dataset", "CSV, COCO, VOC, KITTI, Open Images, YOLO"),
     "demo": Verb("demo", "draw a data set, train on it, evaluate, predict"),

@@ -18,7 +18,7 @@ from m2det_jax.__main__ import VERBS as TABLE
 PACKAGE = pathlib.Path(ops.__file__).parent.parent
 VERBS = {
     "main", "evaluate", "report", "predict", "check", "convert", "convert_dataset", "demo",
-    "doctor", "replay", "export", "serve",
+    "doctor", "replay", "export", "serve", "benchmark",
 }  # fmt: skip
 # What else may stand at the root; `experiment` is where experiments of users find load_experiment.
 # `__main__` is the command m2det, which names the verbs.

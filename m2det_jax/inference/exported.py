@@ -252,6 +252,8 @@ class ONNXPrograms(ExportedPrograms):
             raise InputError(f"{self._path}: {error}; pip install 'm2det_jax[onnx]'") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
+        # Its threads would wait busily for the next call, while jax suppresses.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()
         return onnxruntime.InferenceSession(str(self._path), options, providers=available)
 

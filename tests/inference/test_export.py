@@ -202,7 +202,12 @@ def test_the_verb_has_the_formats():
 # Families of backbones, with what else is not the same everywhere.
 FAMILIES = {
     "vgg16": {"model.backbone_norm": True},
-    "resnet18": {"model.dtype": "bfloat16", "model.remat": True, "eval.class_agnostic": True},
+    "resnet18": {
+        "model.dtype": "bfloat16",
+        "model.remat": True,
+        "model.sfam_shared": True,
+        "eval.class_agnostic": True,
+    },
     "resnet50": {"model.largest_scale_norm": True, "loss.kind": "softmax"},
     "densenet121": {"model.head": "retinanet", "eval.max_per_class": 3},
     "mobilenet_v1": {"eval.nms": "soft_gaussian"},
