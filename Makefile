@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_SEED ?= 0
 
-.PHONY: demo test test-proofs check test-torch docs install clean
+.PHONY: demo test test-proofs check test-torch test-trackers test-exports docs install clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m m2det_jax.demo --workdir $(DEMO) --seed $(DEMO_SEED)
@@ -28,6 +28,15 @@ check: $(VENV)/.installed-test
 test-torch: $(VENV)/.installed-torch
 	M2DET_REQUIRE_TORCH=1 $(RUN) -m pytest tests/weights tests/test_convert.py
 
+# The tests with W&B, MLflow and trackio, in an environment of their own: MLflow alone brings 80 packages.
+test-trackers: $(VENV)-trackers/.installed
+	M2DET_REQUIRE_TRACKERS=1 $(VENV)-trackers/bin/python -m pytest tests/test_trackers.py
+
+# The tests of ONNX export, which `make test` skips. jax2onnx asks for an older Orbax than this package
+# needs, but only its converter is used; so it comes without its dependencies.
+test-exports: $(VENV)/.installed-exports
+	M2DET_REQUIRE_EXPORTS=1 $(RUN) -m pytest tests/inference/test_export_onnx.py
+
 # The pages of docs/ as a site, build/docs/index.html. A broken link is an error.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --clean
@@ -49,6 +58,17 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-torch: $(VENV)/.installed-test
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,torch]' torchvision
+	touch $@
+
+# Without constraints.txt: MLflow bounds packages that have other versions there.
+$(VENV)-trackers/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,wandb,mlflow,trackio]'
+	touch $@
+
+$(VENV)/.installed-exports: $(VENV)/.installed-test
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,onnx]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps jax2onnx
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -15,7 +15,7 @@ from m2det_jax.config import Config, resolve
 from m2det_jax.config.experiments import load_experiment
 from m2det_jax.detector.detector import Detector
 from m2det_jax.model import init_variables
-from m2det_jax.run.flops import count_flops
+from m2det_jax.run.cost import count_flops
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: str = "vgg512") -> None:

@@ -33,7 +33,7 @@ from m2det_jax.data import DetectionIndex
 from m2det_jax.data.formats.csv_boxes import write_csv
 from m2det_jax.datasets.evaluation import DataChoice, read_data
 from m2det_jax.detector.evaluation import only_read
-from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
+from m2det_jax.inference.evaluation import evaluate_restored
 from m2det_jax.ops.coverage import aligned_iou
 from m2det_jax.report.outcomes import Outcomes, outcomes
 from m2det_jax.report.suspects import Suspects, suspects
@@ -97,8 +97,7 @@ def ranked(
 ) -> tuple[DetectionIndex, Outcomes, Suspects]:
     """Evaluates a data set and ranks its labels."""
     index, _ = read_data(choice, restored, workdir)
-    batch_size = evaluation_batch(restored, index, 0, "config.eval.batch_size")
-    _, detections = evaluate_restored(restored, index, batch_size, "config.eval.batch_size")
+    _, detections = evaluate_restored(restored, index, 0, "config.eval.batch_size")
     index, detections = only_read(index, detections)
     judged = outcomes(index, detections)
     return index, judged, suspects(index, judged)

@@ -5,8 +5,8 @@
         --config.data.classes_csv=classes.csv
 
 Results on 292 photographs of blood cells (BCCD, 3 classes; 72 more for validation), 2,920 steps on
-two cores of an AMD EPYC: AP50 0.885, AP 0.570 after 24 minutes (seed 0); AP50 0.886, AP 0.564 after
-27 minutes, while the machine also ran tests (seed 1).
+two cores of an AMD EPYC: AP50 0.895, AP 0.565 after 14 minutes (seed 0); AP50 0.886, AP 0.564 (seed
+1).
 """
 
 from m2det_jax.config import default_config

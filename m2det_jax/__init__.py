@@ -8,9 +8,10 @@ import importlib
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["Hooks", "Result", "TrainedDetector", "fit", "load", "restore"]
+__all__ = ["ExportedDetector", "Hooks", "Result", "TrainedDetector", "fit", "load", "restore"]
 
 _MODULES = {
+    "ExportedDetector": "m2det_jax.inference.exported",
     "Hooks": "m2det_jax.run.hooks",
     "Result": "m2det_jax.inference.result",
     "TrainedDetector": "m2det_jax.inference.trained_detector",

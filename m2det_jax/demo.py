@@ -1,4 +1,4 @@
-"""Demo on a drawn data set: draws it, trains, evaluates and writes pictures of detections.
+"""Demo on a drawn data set: draws it, trains, evaluates, and writes pictures and a report.
 
     python -m m2det_jax.demo --workdir runs/demo
 
@@ -23,6 +23,7 @@ from m2det_jax.drawing.boxes import contact_sheet, draw_boxes
 from m2det_jax.evaluate import evaluate_checkpoint
 from m2det_jax.predict import predict
 from m2det_jax.predict.outputs import detections_of
+from m2det_jax.report.run import PAGE
 from m2det_jax.run.outputs import Outputs, new_folder
 from m2det_jax.train import train
 
@@ -35,7 +36,7 @@ def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart
     """Runs the demo, or resumes it if it was started with the same workdir before.
 
     Args:
-        workdir: folder for the data, the run and the pictures.
+        workdir: folder for the data, the run, its report and the pictures.
         seed: seed of the drawn data set and of the training.
         config_name: experiment to train.
 
@@ -54,12 +55,14 @@ def demo(workdir: pathlib.Path, *, seed: int = 0, config_name: str = "quickstart
     for name in ("train", "val", "classes"):
         config.data[f"{name}_csv"] = str(data / f"{name}.csv")
     train(config, workdir)
-    metrics = evaluate_checkpoint(workdir)
+    metrics = evaluate_checkpoint(workdir, report=False)  # training has written one
     with outputs.replacing(SHEET) as path:
         draw_sheet(workdir, data, seed).save(path, "JPEG", quality=92)
     minutes = (time.perf_counter() - begin) / 60
     print(f"\nAP50 {metrics['AP50']:.3f}  AP {metrics['AP']:.3f}  after {minutes:.1f} minutes")
     print(f"pictures of detections: {workdir / SHEET} and {workdir / 'predictions'}")
+    if (page := workdir / PAGE).exists():
+        print(f"report: {page}; open it in a browser")
     return metrics
 
 

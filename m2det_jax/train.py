@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from m2det_jax.config import Config, resolve
 from m2det_jax.config.dotted import flatten
 from m2det_jax.config.paths import absolute_paths
+from m2det_jax.report.of_run import write_report
 from m2det_jax.run.checkpoint import check_last_save, open_manager, save
 from m2det_jax.run.devices import put_batch
 from m2det_jax.run.hooks import NO_HOOKS, Hooks
@@ -68,9 +69,9 @@ def train(
         validation = enter(Validation(config, run, manager, progress, signals, hooks))
         enter(not_waiting_for_others(workdir))
         hooks.on_run_start(flatten(config), workdir, start.step, run.plan.steps)
-
         metrics = validation.run(state) if start.pending else {}
         if nothing_to_do(config, run, start):
+            write_report(config, run, workdir, validation, state)
             return metrics
         if stopping := signals.agreed():
             raise Stopped(stopping, start.step)
@@ -78,8 +79,7 @@ def train(
         validation.compile()
         with progress.waiting():
             batch = next(batches)
-        if start.step == 0 and files is not None:  # process 0
-            save_samples(config, files, run, batch, progress.history)
+        save_samples(config, files, run, start.step, batch, progress.history)
         programs = compile_steps(config, run, state, batch, costs)
         all_batches = itertools.chain([batch], batches)
 
@@ -90,7 +90,7 @@ def train(
             train_step = programs[batch["image"].shape[1:3]]  # [B, H, W, 3]
             inputs = put_batch({name: batch[name] for name in INPUTS}, run.by_batch)
             state, step_metrics = train_step(state, inputs)
-            progress.after_step(step, step_metrics, batch["image_id"], batch.get("replaced"))
+            progress.after_step(step, step_metrics, batch)
             check_last_save(manager)  # a full disk stops the run now, not a save later
             validation.read_images()
             problem = validation.problem()  # likewise what an evaluation would stumble over
@@ -111,6 +111,7 @@ def train(
                 metrics = progress.pause(validation.run, state)
                 if stops_early(config, progress.totals, step):
                     break
+        write_report(config, run, workdir, validation, state)
         return metrics
 
 

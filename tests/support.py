@@ -6,12 +6,15 @@ import functools
 import importlib
 import logging
 import os
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+import m2det_jax
 from m2det_jax.build import build_detector, step_settings
 from m2det_jax.config import Config, default_config
 from m2det_jax.config.dotted import freeze, to_dict, with_values
@@ -105,15 +108,16 @@ def warnings_of_run():
         log.removeHandler(handler)
 
 
-def import_or_skip(name: str):
-    """Returns torch or torchvision, or skips the test if it is not installed.
+def import_or_skip(name: str, target: str = "test-torch"):
+    """Returns a module that `make test` does not install, or skips the test.
 
-    They are several GiB, so `make test` does not install them. `make test-torch` does, and sets
-    M2DET_REQUIRE_TORCH; a missing module is then an error.
+    torch and torchvision are several GiB; jax2onnx is installed without its dependencies. The
+    target of the Makefile installs them and sets M2DET_REQUIRE_TORCH or M2DET_REQUIRE_EXPORTS; a
+    missing module is then an error.
     """
-    if os.environ.get("M2DET_REQUIRE_TORCH"):
+    if os.environ.get(f"M2DET_REQUIRE_{target.removeprefix('test-').upper()}"):
         return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"{name} is not installed; `make test-torch` has it")
+    return pytest.importorskip(name, reason=f"{name} is not installed; `make {target}` has it")
 
 
 # Compiles faster than TINY; only the pyramid has BatchNorms. With ten times the learning rate,
@@ -287,3 +291,21 @@ def save_steps(workdir, tiny_run, aps: dict[int, float | None], keep_latest: int
 def leaves(tree) -> list[np.ndarray]:
     """Returns the leaves of a tree as numpy arrays."""
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))]
+
+
+def make_surer(workdir: pathlib.Path, folder: pathlib.Path, factor: float = 60) -> pathlib.Path:
+    """Writes a tiny run's last checkpoint to a folder, with weights of classes times a factor."""
+    restored = m2det_jax.restore(workdir)
+
+    def surer(path, leaf):
+        name = jax.tree_util.keystr(path)
+        if "class_head" not in name:
+            return leaf
+        return factor * leaf if "kernel" in name else leaf * 0 - np.float32(2)
+
+    variables = jax.tree_util.tree_map_with_path(surer, restored.variables)
+    meta = make_meta(to_dict(restored.config), restored.class_names, {})
+    with open_manager(folder) as manager:
+        model, meta = ocp.args.StandardSave(variables), ocp.args.JsonSave(meta)
+        manager.save(6, args=ocp.args.Composite(model=model, meta=meta))
+    return folder

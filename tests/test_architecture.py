@@ -18,7 +18,7 @@ from m2det_jax.__main__ import VERBS as TABLE
 PACKAGE = pathlib.Path(ops.__file__).parent.parent
 VERBS = {
     "main", "evaluate", "report", "predict", "check", "convert", "convert_dataset", "demo",
-    "doctor",
+    "doctor", "replay", "export", "serve", "benchmark",
 }  # fmt: skip
 # What else may stand at the root; `experiment` is where experiments of users find load_experiment.
 # `__main__` is the command m2det, which names the verbs.
@@ -44,10 +44,10 @@ FLOORS = (
     {"trained"},
     {"datasets"},
     {"training", "inference"},
+    {"report"},  # written by training too
     {"train"},
     {"fitting"},
     VERBS - {"demo", "report"},
-    {"report"},
     {"demo"},
     {"__main__"},
 )
@@ -66,6 +66,7 @@ ALLOWED = {
     "weights": {"numpy", "jax", "flax", "orbax", "safetensors", "torch"},
     "pages": {"numpy", "PIL"},
     "drawing": {"numpy", "PIL"},
+    "serve": {"jax", "numpy", "PIL", "h11", "prometheus_client", "starlette", "uvicorn"},
 }
 # Beside config/ only these know a ConfigDict: each makes a Config of it in its first line, or (fit)
 # one for train.

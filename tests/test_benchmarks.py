@@ -22,7 +22,7 @@ COMMANDS = sorted(
     if path.stem not in ("recorded_run", "arrays_of")  # scripts of roads and same
 )
 # One of these is in the help of every command.
-OPTIONS = ("--rounds", "--steps", "--numbers", "--rooms", "--candidates", "--pairs")
+OPTIONS = ("--rounds", "--steps", "--numbers", "--rooms", "--candidates", "--pairs", "--objects")
 
 
 @pytest.fixture(autouse=True)
@@ -497,3 +497,16 @@ def test_label_errors_are_planted_apart_and_counted():
     assert max(ends["boxes"]) <= 0.5
     whole = benchmark._found(planted, clean, judged, ranked, np.arange(len(ranked.rows)))
     assert whole[:2] == [1, 1]
+
+
+def test_report_size_tells_size_time_and_memory(tmp_path, capsys):
+    report_size = importlib.import_module("benchmarks.report_size")
+    page = tmp_path / "a.html"
+    few = ["--images", "30", "--detections", "90", "--objects", "80", "--letters", "300"]
+    report_size.main([*few, "--classes", "1000", "--output", str(page)])
+    line = capsys.readouterr().out
+    assert "30 images, 1000 classes, 2400 objects, 2700 detections: page " in line
+    assert float(line.split("page ")[1].split(" MB")[0]) == pytest.approx(
+        page.stat().st_size / 1e6, abs=0.01
+    )
+    assert page.read_text(encoding="utf-8").count('<figure class="picture"') > 30

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from m2det_jax.data import DetectionIndex
+from m2det_jax.metrics import scores
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.scores import COCO_FIGURES, by_hotcoco, by_pycocotools, coco_metrics
 
@@ -133,3 +134,13 @@ def test_nothing_is_printed(capfd):
     coco_metrics(*drawn(3))
     by_pycocotools(*drawn(3))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_images_matched_in_parts_give_the_same_arrays(ties, monkeypatch):
+    monkeypatch.setattr(scores, "_IMAGES_AT_ONCE", 3)
+    index, detections = drawn(11, images=10, ties=ties)
+    whole, parts = (f(index, detections) for f in (by_hotcoco, scores.figures_by_hotcoco))
+    assert np.array_equal(whole.stats, parts.stats)
+    assert np.array_equal(whole.eval["precision"], parts.eval["precision"])
+    assert whole.stats[0] > 0

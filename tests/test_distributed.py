@@ -181,6 +181,12 @@ def test_only_the_first_process_writes(together):
     trained = [r["step"] for r in read_history(workdir) if "loss" in r]
     assert trained == list(range(1, STEPS + 1))
     assert (workdir / "train_samples.png").exists()
+    page = (workdir / "report.html").read_text(
+        encoding="utf-8"
+    )  # of the start that came to the end
+    assert f"<dd>step {STEPS}</dd>" in page
+    assert "report: " not in starts[0][1][0] and "report: " in starts[1][1][0]
+    assert "report: " not in starts[1][1][1]
     for _, (first, second), _ in starts:
         assert "parameters:" in first and "parameters:" not in second
 

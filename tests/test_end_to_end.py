@@ -144,7 +144,12 @@ def test_early_stopping_keeps_the_best(tmp_path, drawn_files, monkeypatch):
 
     monkeypatch.setattr(validation, "evaluate", scripted)
     config = short_config(
-        drawn_files, epochs=10.0, eval__patience=2, checkpoint__keep_latest=1, log__sample_images=0
+        drawn_files,
+        epochs=10.0,
+        eval__patience=2,
+        checkpoint__keep_latest=1,
+        log__sample_images=0,
+        log__report=False,
     )
     metrics = train.train(config, tmp_path)
     assert metrics["AP"] == 0.25

@@ -428,7 +428,9 @@ def test_the_command_line(whole, val, tmp_path, monkeypatch):
     evaluate.main(evaluate._parser().parse_args(arguments.split()))
     assert (seen["format"], seen["root"], seen["split"]) == ("coco", "r", "val")
     assert seen["class_map"] == ["a=b", "c="] and seen["on_bad_box"] == "clip"
-    assert (seen["num_workers"], seen["num_threads"]) == (3, 4)
+    assert (seen["num_workers"], seen["num_threads"], seen["report"]) == (3, 4, True)
+    evaluate.main(evaluate._parser().parse_args(["--workdir", "w", "--no_report"]))
+    assert seen["report"] is False
     evaluate.DataChoice(
         **{k: v for k, v in seen.items() if k in evaluate.DataChoice.__match_args__}
     )

@@ -193,7 +193,7 @@ def test_console_commands_point_at_functions():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert set(project["scripts"]) == {
         "m2det", "m2det-demo", "m2det-train", "m2det-check", "m2det-evaluate", "m2det-predict",
-        "m2det-report", "m2det-convert", "m2det-convert-dataset",
+        "m2det-report", "m2det-convert", "m2det-convert-dataset", "m2det-replay",
     }  # fmt: skip
     for target in project["scripts"].values():
         module, function = target.split(":")

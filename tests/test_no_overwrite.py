@@ -42,7 +42,7 @@ def _evaluate(whole, root: Path) -> Verb:
     def run(out):
         evaluate_checkpoint(whole, csv=str(csv), output=str(out / "m.json"))
 
-    return Verb(run, ("m.json", "m_detections.json"), root / "a.png")
+    return Verb(run, ("m.json", "m_detections.json", "m.html"), root / "a.png")
 
 
 def _config(root: Path):

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import time
@@ -173,6 +174,9 @@ def test_broken_validation_images_are_left_out_on_demand(own_images, tmp_path, l
     assert metrics.keys() == expected.keys()
     for name in ("AP", "AP50", "loss", "loss_box"):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("run", "other")]
+    objects = [re.findall(r"(\d+) objects to find", page) for page in pages]
+    assert objects[0] == objects[1] and len(objects[0]) == 1
 
 
 def test_all_images_broken_is_no_evaluation(own_images, tmp_path):

@@ -40,6 +40,8 @@ def test_evaluate_prints_the_table_and_writes_it(whole, drawn_files, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("AP50", "VOC", "disc", "00000006.json"))
     written = json.loads((workdir / "evaluation" / "00000006.json").read_text())
+    page = workdir / "evaluation" / "00000006.html"
+    assert str(page) in printed and "<dd>step 6</dd>" in page.read_text(encoding="utf-8")
     assert set(COCO_FIGURES) <= written.keys() and "VOC_AP50" in written
     assert set(written["per_class"]) == set(read_classes(drawn_files.classes))
     assert written["step"] == 6
@@ -62,9 +64,17 @@ def test_evaluate_on_other_annotations_and_another_checkpoint(whole, drawn_files
     metrics = evaluate_checkpoint(whole[0], **arguments)
     written = json.loads(output.read_text())
     assert (written["step"], written["data"]) == (3, str(drawn_files.train))
+    page = (tmp_path / "new" / "train.html").read_text(encoding="utf-8")
+    assert "<dd>step 3</dd>" in page and f"<dd>{drawn_files.train}</dd>" in page
+    assert "<dd>step 6</dd>" in (whole[0] / "report.html").read_text(encoding="utf-8")
     assert metrics["loss"] != pytest.approx(whole[1]["loss"], rel=1e-4)
     with pytest.raises(ValueError, match="--batch_size=3 cannot be split evenly over 8 devices"):
         evaluate_checkpoint(whole[0], batch_size=3)
+    with pytest.raises(ValueError, match="give a .json file"):
+        evaluate_checkpoint(whole[0], output=str(tmp_path / "a.html"))
+    evaluate_checkpoint(whole[0], report=False, output=str(tmp_path / "none" / "a.html"))
+    assert sorted(p.name for p in (tmp_path / "none").glob("a*")) == ["a.html", "a_detections.json"]
+    assert json.loads((tmp_path / "none" / "a.html").read_text())["step"] == 6
 
 
 def test_predict_draws_files_and_folders(whole, drawn_files, tmp_path, capsys):
@@ -117,5 +127,6 @@ def test_the_demo_walks_the_whole_road(whole, drawn_files, tmp_path, capsys):
     assert metrics["AP"] == pytest.approx(whole[1]["AP"], abs=1e-6)
     printed = capsys.readouterr().out
     assert "AP50" in printed and str(workdir / "detections.jpg") in printed
+    assert f"report: {workdir / 'report.html'}; open it in a browser" in printed
     with Image.open(workdir / "detections.jpg") as sheet:
         assert sheet.width > 4 * 64 and sheet.height > 6 * 64

@@ -14,7 +14,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.setup import Setup
 from benchmarks.step_numbers import step_of
 from m2det_jax.model import variable_shapes
-from m2det_jax.run.flops import count_jaxpr_flops
+from m2det_jax.run.cost import count_jaxpr_flops
 
 EXPERIMENTS = {"vgg320": 32, "vgg512": 32, "vgg800": 16}  # and images of a step
 KINDS = {

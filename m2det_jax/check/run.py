@@ -9,8 +9,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from m2det_jax.build import augment_settings
-from m2det_jax.check import statistics as stats
-from m2det_jax.check.anchors import Anchors, config_anchors, fit_to
+from m2det_jax.check.anchors import fit_to
 from m2det_jax.check.boxes import check_boxes, check_classes
 from m2det_jax.check.figures import Found, Split
 from m2det_jax.check.files import check_files, check_repeats
@@ -22,6 +21,7 @@ from m2det_jax.config import Config, resolve
 from m2det_jax.config.checks import validate_classes
 from m2det_jax.data import DetectionIndex
 from m2det_jax.data.errors import EFFECTS
+from m2det_jax.datasets.coverage import Anchors, config_anchors, network_boxes
 from m2det_jax.datasets.loading import check_datasets
 from m2det_jax.pages import Contents, Picture, Remark, render_summary
 from m2det_jax.pages.contents import NOTE, SPLITS
@@ -114,7 +114,7 @@ def decode(
 
 def measure(config: Config, index: DetectionIndex, anchors: Anchors) -> Split:
     """Brings all boxes of a split to the network input and compares them with the anchors."""
-    boxes = stats.network_boxes(index, augment_settings(config))
+    boxes = network_boxes(index, augment_settings(config))
     overlap = anchors.overlaps(boxes)
     return Split(index, boxes, overlap, overlap >= anchors.positive_threshold)
 

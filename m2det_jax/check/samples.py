@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from m2det_jax.build import augment_settings
-from m2det_jax.check.anchors import Anchors
 from m2det_jax.config import Config
 from m2det_jax.data import DetectionIndex, ResizeSettings, TrainSettings, load_image, train_batches
 from m2det_jax.data.augment.drawing import map_image
+from m2det_jax.datasets.coverage import Anchors
 from m2det_jax.ops.coverage import aligned_iou
 from m2det_jax.pages import Picture
 from m2det_jax.pages.contents import SPLITS

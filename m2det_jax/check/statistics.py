@@ -9,9 +9,6 @@ import dataclasses
 import numpy as np
 
 from m2det_jax.data.augment.canvas import areas
-from m2det_jax.data.augment.drawing import map_image
-from m2det_jax.data.augment.settings import ResizeSettings
-from m2det_jax.data.index import DetectionIndex
 
 _SIZE_EDGES = (32.0**2, 96.0**2)
 
@@ -27,17 +24,6 @@ class Histogram:
 
     edges: np.ndarray
     counts: np.ndarray
-
-
-def network_boxes(index: DetectionIndex, resize: ResizeSettings) -> np.ndarray:
-    """Returns all boxes as the network meets them without augmentation: float32 [K, 4], pixels."""
-    sizes, which = np.unique(index.sizes, axis=0, return_inverse=True)
-    maps = [map_image((int(width), int(height)), resize) for width, height in sizes]
-    scale = np.array([pixel_map.scale for pixel_map in maps]).reshape(-1, 2)
-    offset = np.array([pixel_map.offset for pixel_map in maps]).reshape(-1, 2)
-    rows = np.repeat(which.reshape(-1), index.counts)  # [K], into sizes
-    corners = index.boxes.reshape(-1, 2, 2) * scale[rows][:, None] + offset[rows][:, None]
-    return corners.reshape(-1, 4).astype(np.float32)  # [K, 2, 2] -> [K, 4]
 
 
 def size_groups(boxes: np.ndarray) -> np.ndarray:

@@ -107,6 +107,17 @@ def texts(values: tuple) -> str:
     return f"={values!r}: an entry is there twice" if len(set(values)) < len(values) else ""
 
 
+def names_of(*choices: str) -> Check:
+    """Returns a check that takes tuples of different ones of these names."""
+    listed = ", ".join(map(repr, choices))
+
+    def check(values: tuple) -> str:
+        unknown = [value for value in values if value not in choices]
+        return f"={values!r}: give names out of {listed}" if unknown else texts(values)
+
+    return check
+
+
 def pairs_of_texts(pairs: tuple) -> str:
     """Takes tuples of pairs of texts."""
     sound = all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs) and all(

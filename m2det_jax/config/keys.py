@@ -26,6 +26,7 @@ from m2det_jax.config.key_checks import (
     at_least_or_automatic,
     input_size,
     input_sizes,
+    names_of,
     not_negative,
     one_of,
     one_of_or_module,
@@ -50,6 +51,8 @@ BACKBONES = (
 )  # fmt: skip
 # The names in data.formats.sources.FORMATS, not imported either.
 FORMATS = ("csv", "coco", "voc", "kitti", "openimages", "yolo")
+# The services in run.trackers, which have the names of their packages.
+TRACKERS = ("wandb", "mlflow", "trackio")
 
 Pair: TypeAlias = tuple[float, float]
 Rgb: TypeAlias = tuple[float, float, float]
@@ -321,6 +324,9 @@ class Log:
     #   many steps
     sample_images: int = free_key(8, not_negative)  # augmented training pictures with boxes, saved
     #   as the run starts
+    trackers: tuple[str, ...] = free_key((), names_of(*TRACKERS))  # get the history too: "wandb",
+    #   "mlflow", "trackio"; docs/training.md
+    report: bool = free_key(True)  # report.html when the run ends (docs/report.md)
 
 
 @dataclasses.dataclass(frozen=True)

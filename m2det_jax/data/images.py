@@ -17,9 +17,13 @@ So plain JPEG and PNG files are parsed here, several times quicker than by Pillo
 (EXIF or XMP data in a JPEG, a damaged header, another format) is left to Pillow.
 """
 
+import dataclasses
+import functools
+import io
 import os
 import struct
 from collections.abc import Callable
+from typing import IO, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -36,6 +40,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 100_000
 _PROFILE, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs, 0.5 GB as RGB
+
+# Formats of `ImageContent`: those of cameras, phones and browsers. Each decoder is a door.
+CONTENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # What Pillow's plugins let through on broken files, beside OSError.
 BROKEN_FILE = (
@@ -62,12 +69,32 @@ _TURN = {
 }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageContent:
+    """An image file in memory, from somebody who is not trusted: its format and size are limited.
+
+    Attributes:
+        content: the bytes of the file, in one of CONTENT_FORMATS.
+        max_pixels: number of pixels that it may have; what has more is not decoded.
+    """
+
+    content: bytes
+    max_pixels: int = MAX_PIXELS
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | ImageContent
+
+
+class TooManyPixels(ValueError):
+    """An image whose header says that it has more pixels than are decoded."""
+
+
 class UnreadableImage(InputError):
     """An image file that cannot be read; the text names it and says why, `path` is it."""
 
-    def __init__(self, path: str | os.PathLike[str], error: Exception) -> None:
-        super().__init__(_explain(path, error))
-        self.path = os.fspath(path)
+    def __init__(self, source: ImageSource, error: Exception) -> None:
+        super().__init__(_explain(source, error))
+        self.path = "" if isinstance(source, ImageContent) else os.fspath(source)
 
     def __reduce__(self) -> tuple[Callable[..., "UnreadableImage"], tuple[str, str]]:
         # Errors of worker processes are pickled; by default that calls the class with the text.
@@ -80,7 +107,7 @@ def _unreadable(text: str, path: str) -> UnreadableImage:
     return error
 
 
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def read_size(source: ImageSource) -> tuple[int, int]:
     """Reads (width, height) of the upright image from the header, without decoding the pixels.
 
     Raises:
@@ -88,24 +115,36 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             MAX_PIXELS; the text names the file.
     """
     try:
-        size = _plain_size(path)
+        size = None if isinstance(source, ImageContent) else _plain_size(source)
         if size is None:
-            with Image.open(path) as image:
-                _check_format(image)
+            with _open(source) as image:
                 size = _upright_size(image.size, orientation_of(image))
         _check_pixels(size)
         return size
     except BROKEN_FILE as error:
-        raise UnreadableImage(path, error) from error
+        raise UnreadableImage(source, error) from error
+
+
+def count_pixels(content: ImageContent) -> int:
+    """Returns the number of pixels that an image will have, from its header alone.
+
+    Raises:
+        UnreadableImage: if it is no image, or has too many pixels; its cause says which.
+    """
+    try:
+        with _open(content) as image:
+            return image.width * image.height
+    except BROKEN_FILE as error:
+        raise UnreadableImage(content, error) from error
 
 
 def load_image(
-    path: str | os.PathLike[str], *, min_scale_size: tuple[int, int] | None = None
+    source: ImageSource, *, min_scale_size: tuple[int, int] | None = None
 ) -> Image.Image:
     """Decodes an image file to an upright RGB picture.
 
     Args:
-        path: any file that Pillow can read.
+        source: any file that Pillow can read, or the content of one.
         min_scale_size: (width, height) that the whole upright picture must keep. JPEG files are
             then decoded at 1/2, 1/4 or 1/8 of their size where that is no smaller, which is
             several times quicker; `reduction` tells which it was. None: full size.
@@ -114,9 +153,7 @@ def load_image(
         ValueError: as `read_size`, and if the pixels cannot be decoded; the text names the file.
     """
     try:
-        with Image.open(path) as image:
-            _check_format(image)
-            _check_pixels(image.size)
+        with _open(source) as image:
             orientation = orientation_of(image)
             if min_scale_size is not None:
                 image.draft("RGB", _upright_size(min_scale_size, orientation))
@@ -126,7 +163,7 @@ def load_image(
             picture.info = {}
             return picture
     except BROKEN_FILE as error:
-        raise UnreadableImage(path, error) from error
+        raise UnreadableImage(source, error) from error
 
 
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -151,6 +188,23 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
         raise UnreadableImage(name, error) from error
 
 
+def _open(source: ImageSource) -> Image.Image:
+    """Opens an image, whose header may not say too much; its pixels are not decoded yet."""
+    limit = MAX_PIXELS
+    if isinstance(source, ImageContent):
+        limit = source.max_pixels
+        image = Image.open(io.BytesIO(source.content), formats=CONTENT_FORMATS)
+    else:
+        image = Image.open(source)
+    try:
+        _check_format(image)
+        _check_pixels(image.size, limit)
+    except ValueError:
+        image.close()
+        raise
+    return image
+
+
 def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
     picture = _to_rgb(image)
     return picture.transpose(_TURN[orientation]) if orientation in _TURN else picture
@@ -168,10 +222,10 @@ def reduction(full_size: tuple[int, int], size: tuple[int, int]) -> int:
     raise ValueError(f"image size: expected {tuple(full_size)}, got {tuple(size)}")
 
 
-def _check_pixels(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(
-            f"it says that it is {size[0]} x {size[1]} pixels large, the limit is {MAX_PIXELS} "
+def _check_pixels(size: tuple[int, int], limit: int = MAX_PIXELS) -> None:
+    if size[0] * size[1] > limit:
+        raise TooManyPixels(
+            f"it says that it is {size[0]} x {size[1]} pixels large, the limit is {limit} "
             "pixels: make it smaller or cut it into tiles"
         )
 
@@ -185,7 +239,7 @@ def orientation_of(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1..8; 1 for none or where Pillow turns the image itself."""
     try:
         file = getattr(image, "fp", None)  # an ImageFile has one
-        if image.format == "PNG" and file is not None and _exif_chunks(file.fileno())[1]:
+        if image.format == "PNG" and file is not None and _exif_chunks(_reader(file))[1]:
             image.load()  # Pillow sees chunks after the pixels only then
     except BROKEN_FILE:
         return 1
@@ -213,8 +267,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("float pixels have no defined range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.int32)
+        wide += 128
+        wide //= 257  # in place: a large image has many bytes
+        return Image.fromarray(wide.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -235,12 +291,13 @@ def _over_white(image: Image.Image) -> Image.Image:
     return picture
 
 
-def _explain(path: str | os.PathLike[str], error: Exception) -> str:
+def _explain(source: ImageSource, error: Exception) -> str:
+    path = None if isinstance(source, ImageContent) else source
     if isinstance(error, FileNotFoundError):
         reason = "no such file"
-    elif isinstance(error, IsADirectoryError) or os.path.isdir(path):
+    elif path is not None and (isinstance(error, IsADirectoryError) or os.path.isdir(path)):
         reason = "it is a directory"
-    elif isinstance(error, OSError) and _is_empty(path):
+    elif isinstance(error, OSError) and _is_empty(source):
         reason = "the file is empty (0 bytes)"
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = "not an image file that Pillow knows"
@@ -249,11 +306,13 @@ def _explain(path: str | os.PathLike[str], error: Exception) -> str:
     else:
         # An operating system's own text would name the file once more.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"cannot read image {os.fspath(path)}: {reason}"
+    return f"cannot read {'the image' if path is None else f'image {os.fspath(path)}'}: {reason}"
 
 
-def _is_empty(path: str | os.PathLike[str]) -> bool:
-    return os.path.isfile(path) and os.path.getsize(path) == 0
+def _is_empty(source: ImageSource) -> bool:
+    if isinstance(source, ImageContent):
+        return not source.content
+    return os.path.isfile(source) and os.path.getsize(source) == 0
 
 
 def _plain_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -270,7 +329,8 @@ def _plain_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
         if head[:8] == _PNG and head[12:16] == b"IHDR" and len(head) >= 33:
             width, height = struct.unpack(">II", head[16:24])
             # Without an extent it is no image, and Pillow says so.
-            plain = width and height and not any(_exif_chunks(descriptor))
+            chunks = _exif_chunks(functools.partial(os.pread, descriptor))
+            plain = width and height and not any(chunks)
             return (width, height) if plain else None
         return None
     finally:
@@ -296,12 +356,20 @@ def _jpeg_size(descriptor: int, head: bytes) -> tuple[int, int] | None:
         position += 2 + length
 
 
-def _exif_chunks(descriptor: int) -> tuple[bool, bool]:
-    """Returns whether an open PNG file has EXIF or XMP data (before its pixels, after them)."""
+def _reader(file: IO[bytes]) -> Callable[[int, int], bytes]:
+    """Returns a function that reads (bytes, from a position) of an open file, and moves nothing."""
+    if isinstance(file, io.BytesIO):
+        content = file.getvalue()  # no copy
+        return lambda count, position: content[position : position + count]
+    return functools.partial(os.pread, file.fileno())
+
+
+def _exif_chunks(read: Callable[[int, int], bytes]) -> tuple[bool, bool]:
+    """Returns whether a PNG file has EXIF or XMP data (before its pixels, after them)."""
     early, position = False, len(_PNG)
     behind = False
     for _ in range(_MAX_CHUNKS):
-        chunk = os.pread(descriptor, 8 + len(_PROFILE), position)
+        chunk = read(8 + len(_PROFILE), position)
         name, content = chunk[4:8], chunk[8:]
         if len(name) < 4 or name == b"IEND":
             break

@@ -96,15 +96,19 @@ def evaluate_restored(
     """Returns (metrics, detections) of a data set with the classes of the detector.
 
     Args:
-        batch_size: images per call, over all devices.
-        key: how the user gives it, for what is said where memory does not suffice.
+        batch_size: images per call, over all devices; 0: that of the config. There are no more
+            than the data set has.
+        key: how the user gives it, for error messages.
         stages: gets the time of the stages.
         reading: num_workers and num_threads, that read images; -1: what fits the host.
 
     Raises:
-        InputError: if an image cannot be read.
+        InputError: if an image cannot be read, or a batch cannot be split over the devices.
         OutOfMemory: if a batch does not fit into the memory of a device.
     """
+    batch_size = batch_size or restored.config.eval.batch_size
+    devices.check_divisible(key, batch_size)
+    batch_size = devices.no_larger_batch(batch_size, index.num_images)
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
@@ -118,14 +122,3 @@ def evaluate_restored(
             eval_step = make_staged_step(detector, settings, mark)
             found = detect(eval_step, variables, index, detector, how, sharding=by_batch)
         return evaluate(found, index, how.num_batches(index))
-
-
-def evaluation_batch(restored: Restored, index: DetectionIndex, batch_size: int, key: str) -> int:
-    """Returns the images per call: those asked for (0: of the config), no more than there are.
-
-    Raises:
-        InputError: if they cannot be split over the devices; names the key.
-    """
-    batch_size = batch_size or restored.config.eval.batch_size
-    devices.check_divisible(key, batch_size)
-    return devices.no_larger_batch(batch_size, index.num_images)

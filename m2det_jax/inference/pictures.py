@@ -1,7 +1,8 @@
 """Images that a user gives, as upright RGB pictures: files, URLs, PIL images and arrays.
 
-One rule of colours and orientation serves all of them, that of `data.images`. Files go the road
-that evaluation goes: a large JPEG is decoded at a fraction of its size. All else is decoded whole.
+One rule of colours and orientation serves all of them, that of `data.images`. Files, also those in
+memory, go the road that evaluation goes: a large JPEG is decoded at a fraction of its size. All
+else is decoded whole.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from m2det_jax.data.augment.drawing import (
     map_window,
     resize_part,
 )
-from m2det_jax.data.images import BROKEN_FILE, UnreadableImage, upright_rgb
+from m2det_jax.data.images import BROKEN_FILE, ImageContent, UnreadableImage, upright_rgb
 from m2det_jax.errors import InputError
 from m2det_jax.inference.urls import download, is_url
 
@@ -89,19 +90,22 @@ def one_by_one(images: Any) -> Iterable[Any] | None:
 
 
 def look_at(
-    image: ImageLike, resizes: Sequence[ResizeSettings], where: str = "image"
+    image: ImageLike | ImageContent, resizes: Sequence[ResizeSettings], where: str = "image"
 ) -> tuple[Picture, list[View]]:
     """Decodes an image once, and brings it to one or more input sizes.
 
     Args:
-        image: as the user gives it.
+        image: as the user gives it; or the content of a file, which goes the road of files.
         resizes: input sizes of the network, and how an image is brought to them.
         where: stands for the name of an image without one, in errors.
 
     Raises:
         InputError: if it is no image, or cannot be read; says what was expected and got.
     """
-    if isinstance(image, str | os.PathLike) and not is_url(str(image)):
+    if isinstance(image, ImageContent):
+        picture = Picture("", read_size(image), functools.partial(load_image, image))
+        draw = functools.partial(draw_image, image, picture.size)
+    elif isinstance(image, str | os.PathLike) and not is_url(str(image)):
         path = _path(image)
         picture = Picture(path, read_size(path), functools.partial(load_image, path))
         draw = functools.partial(draw_image, path, picture.size)

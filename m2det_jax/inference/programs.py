@@ -5,7 +5,7 @@ B images of a batch, K detections of an image.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -21,11 +21,42 @@ from m2det_jax.run import devices
 from m2det_jax.trained import Restored
 
 
+class PicturePrograms(Protocol):
+    """What `PictureDetector` needs: programs from views of pictures to detections."""
+
+    @property
+    def resizes(self) -> tuple[ResizeSettings, ...]:
+        """Input sizes at which every image is seen, and how it is brought to them."""
+
+    @property
+    def max_detections(self) -> int:
+        """K."""
+
+    @property
+    def score_threshold(self) -> float:
+        """Lowest score of config.eval, 0..1."""
+
+    def detect_images(self, images: np.ndarray, threshold: Threshold) -> ops.Detections:
+        """Detects in uint8 [B, H, W, 3]; returns Detections [B, K], boxes in their pixels."""
+
+    def detect_views(
+        self, views: Sequence[Sequence[View]], threshold: float, batch_size: int
+    ) -> ops.Detections:
+        """Detects in up to `batch_size` pictures; returns Detections [batch_size, K]."""
+
+    def to_picture(
+        self, boxes: np.ndarray, views: Sequence[View], size: tuple[int, int]
+    ) -> np.ndarray:
+        """Returns boxes [n, 4] of `detect_views` in pixels of the picture of (width, height)."""
+
+
 class Programs:
     """Detects by the views of config.eval: each batch size is compiled once, for all thresholds.
 
     Attributes:
         resizes: input sizes at which every image is seen, and how it is brought to them.
+        max_detections: K.
+        score_threshold: that of config.eval.
     """
 
     def __init__(self, restored: Restored) -> None:
@@ -35,6 +66,8 @@ class Programs:
         self.resizes: tuple[ResizeSettings, ...] = (restored.detector.resize,)
         if self._multi:
             self.resizes = self._multi.resizes
+        self.max_detections = restored.config.eval.max_detections
+        self.score_threshold = restored.config.eval.score_threshold
         self._plain = restored.detector.detect_above_fn()
         self._one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
@@ -105,7 +138,7 @@ class Programs:
     ) -> dict[tuple[int, int], dict[str, np.ndarray]]:
         """Returns a batch for each input size."""
         at_sizes = zip(self.resizes, zip(*views, strict=True), strict=True)
-        return {resize.image_size: _batch(seen, batch_size) for resize, seen in at_sizes}
+        return {resize.image_size: batch_of(seen, batch_size) for resize, seen in at_sizes}
 
     def _placing(self, batch_size: int) -> tuple[dict[str, Any], jax.sharding.Sharding]:
         """Where a batch goes: to all devices of this process, or, where it cannot be split, to one.
@@ -123,7 +156,7 @@ class Programs:
         return jax.device_put(self._variables, replicated), by_batch
 
 
-def _batch(views: Sequence[View], batch_size: int) -> dict[str, np.ndarray]:
+def batch_of(views: Sequence[View], batch_size: int) -> dict[str, np.ndarray]:
     """Returns the views of one size as a batch; what is left of it repeats the last."""
     filled = [*views, *[views[-1]] * (batch_size - len(views))]
     return {

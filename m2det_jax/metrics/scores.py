@@ -24,6 +24,7 @@ from pycocotools.cocoeval import COCOeval
 from m2det_jax.data import DetectionIndex
 from m2det_jax.metrics.detections import ImageDetections, check_detections, xywh
 
+_IMAGES_AT_ONCE = 1000  # whose annotations are Python objects at the same time
 COCO_FIGURES = {
     "AP": "mean over IoU 0.50:0.95",
     "AP50": "IoU 0.50",
@@ -138,6 +139,30 @@ def by_hotcoco(index: DetectionIndex, detections: Sequence[ImageDetections]) -> 
     return _finished(evaluation)
 
 
+def figures_by_hotcoco(
+    index: DetectionIndex, detections: Sequence[ImageDetections]
+) -> hotcoco.COCOeval:
+    """Returns what `by_hotcoco` does, with the same numbers, but without the matches of each image.
+
+    Images are matched part by part: 10 million detections take 1 GiB in place of 4.
+    """
+    categories = _dataset(index, [])["categories"]
+    evaluation = hotcoco.StreamingEval(categories, "bbox")
+    by_image = {found.image_id: found for found in detections}
+    for start in range(0, index.num_images, _IMAGES_AT_ONCE):
+        ids = range(start, min(start + _IMAGES_AT_ONCE, index.num_images))
+        part = index.subset(list(ids))
+        truth = _dataset(part, _ground_truth(part))
+        found = _found_rows([by_image[i] for i in ids if i in by_image])
+        # An image is known by its number in the whole index.
+        for image in truth["images"]:
+            image["id"] += start
+        for annotation in truth["annotations"]:
+            annotation["image_id"] += start
+        evaluation.update(truth["images"], truth["annotations"], found)
+    return _finished(evaluation.finalize(), evaluated=True)
+
+
 def by_pycocotools(index: DetectionIndex, detections: Sequence[ImageDetections]) -> COCOeval:
     """Returns the evaluation of boxes by pycocotools, finished; difficult objects are ignored."""
     names = ("image_id", "category_id", "bbox", "area", "score")
@@ -157,10 +182,15 @@ def by_pycocotools(index: DetectionIndex, detections: Sequence[ImageDetections])
     return _finished(evaluation)
 
 
-def _finished(evaluation: Any) -> Any:
-    """Returns a COCO evaluation with its arrays and its twelve figures; prints nothing."""
+def _finished(evaluation: Any, *, evaluated: bool = False) -> Any:
+    """Returns a COCO evaluation with its arrays and its twelve figures; prints nothing.
+
+    Args:
+        evaluated: its images are matched already.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.evaluate()
+        if not evaluated:
+            evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
@@ -173,7 +203,7 @@ def coco_evaluation(index: DetectionIndex, detections: Sequence[ImageDetections]
         ValueError: if detections do not fit the index or are malformed.
     """
     check_detections(index, detections)
-    return (by_pycocotools if index.difficult.any() else by_hotcoco)(index, detections)
+    return (by_pycocotools if index.difficult.any() else figures_by_hotcoco)(index, detections)
 
 
 def mean_precision(precision: np.ndarray) -> float:

@@ -57,20 +57,23 @@
     goBack();
   }
 
-  viewer.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") {
-      event.preventDefault();
-      leave();
-    } else if (event.key in STEPS) {
-      event.preventDefault();
-      show(step(current, STEPS[event.key]));
+  // A page may have no viewer.
+  if (viewer) {
+    viewer.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") {
+        event.preventDefault();
+        leave();
+      } else if (event.key in STEPS) {
+        event.preventDefault();
+        show(step(current, STEPS[event.key]));
+      }
+    });
+    viewer.addEventListener("close", goBack);
+    viewer.addEventListener("click", (event) => { if (event.target === viewer) leave(); });
+    one("#viewer-close").addEventListener("click", leave);
+    for (const button of all("[data-step]", viewer)) {
+      button.addEventListener("click", () => show(step(current, Number(button.dataset.step))));
     }
-  });
-  viewer.addEventListener("close", goBack);
-  viewer.addEventListener("click", (event) => { if (event.target === viewer) leave(); });
-  one("#viewer-close").addEventListener("click", leave);
-  for (const button of all("[data-step]", viewer)) {
-    button.addEventListener("click", () => show(step(current, Number(button.dataset.step))));
   }
 
   // The table of classes, sorted by any column: names upwards, numbers downwards first.

@@ -84,7 +84,7 @@ def choose(
             if suspected is None:
                 continue
             likely = np.flatnonzero(suspected.suspicion >= LIKELY)
-            chosen += [(kind, k) for k in _few_of_an_image(likely, suspected.images)]
+            chosen += [(kind, k) for k in few_of_an_image(likely, suspected.images)]
             continue
         if kind == MISSED:
             some, images = np.flatnonzero(judged.missed(threshold)), owners
@@ -94,12 +94,12 @@ def choose(
             some = np.flatnonzero((judged.kinds == number) & (judged.scores >= threshold))
             weights = judged.scores[some] * (judged.ious[some] if kind == "best" else 1)
             images, labels = judged.images, judged.labels
-        order = _in_turns(labels[some], weights)
-        chosen += [(kind, int(k)) for k in _few_of_an_image(some[order], images)]
+        order = in_turns(labels[some], weights)
+        chosen += [(kind, int(k)) for k in few_of_an_image(some[order], images)]
     return chosen
 
 
-def _in_turns(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def in_turns(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Returns the order in which classes take turns, each with its heaviest first: [n]."""
     order = np.lexsort((-weights, labels))
     starts = np.searchsorted(labels[order], labels[order])
@@ -107,7 +107,12 @@ def _in_turns(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return order[np.lexsort((-weights[order], turn))]
 
 
-def _few_of_an_image(rows: np.ndarray, images: np.ndarray) -> list[int]:
+def few_of_an_image(rows: np.ndarray, images: np.ndarray) -> list[int]:
+    """Returns the first rows, at most OF_ONE_IMAGE of an image and OF_EACH_KIND in all.
+
+    Args:
+        images: of every row, also of those that are not in `rows`.
+    """
     taken: dict[int, int] = {}
     kept = []
     for row in rows.tolist():
@@ -183,14 +188,14 @@ def _shot(
     span = span[np.argsort(span != truth, kind="stable")]
     truths = [
         [*box, int(index.labels[k]), _floor(judged.found[k]), int(k == truth)]
-        for k, box in _inside(index.boxes, span, cut)
+        for k, box in inside(index.boxes, span, cut)
     ]
     own = np.arange(*np.searchsorted(judged.images, [image, image + 1]))
     own = own[np.argsort(own != focused, kind="stable")]
     found = [
         [*box, _floor(judged.scores[k]), int(judged.labels[k]), int(judged.kinds[k]),
          int(k == focused)]
-        for k, box in _inside(judged.boxes, own, cut)
+        for k, box in inside(judged.boxes, own, cut)
     ]  # fmt: skip
     name = index.image_paths[image].replace("\\", "/").rpartition("/")[2]
     return Shot(
@@ -216,7 +221,7 @@ def cut_around(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, i
     return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
 
 
-def _inside(
+def inside(
     boxes: np.ndarray, rows: np.ndarray, cut: tuple[int, int, int, int]
 ) -> list[tuple[int, list[float]]]:
     """Returns (row, box in pixels of the cut) of the first boxes that reach into the cut."""

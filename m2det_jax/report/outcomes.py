@@ -84,36 +84,36 @@ def _of_image(index: DetectionIndex, one: ImageDetections, found: np.ndarray) ->
     labels = np.asarray(one.labels, np.int64)[order]
     rows = np.arange(index.offsets[one.image_id], index.offsets[one.image_id + 1])
     overlap = aligned_iou(boxes[:, None], index.boxes[rows].astype(float)[None])
+    same, difficult = labels[:, None] == index.labels[rows], index.difficult[rows]
+    good = overlap >= GOOD_IOU
+    kinds, at = np.full(len(order), BACKGROUND), np.full(len(order), -1)
+    for kind, fits in (  # the last one that fits counts
+        (POOR, (overlap >= POOR_IOU) & same & ~difficult),
+        (WRONG, good & ~same & ~difficult),
+        (IGNORED, good & same & difficult),
+    ):
+        hit = np.flatnonzero(fits.any(1))
+        kinds[hit] = kind
+        at[hit] = _largest(overlap[hit], fits[hit])
+    # Whether a truth is free depends on the better detections.
+    for i in np.flatnonzero((good & same & ~difficult).any(1)):
+        free = good[i] & same[i] & ~difficult & np.isnan(found[rows])
+        if free.any():
+            kinds[i], at[i] = CORRECT, _largest(overlap[i], free)
+            found[rows[at[i]]] = scores[i]
+        elif kinds[i] != IGNORED:
+            kinds[i], at[i] = DUPLICATE, _largest(overlap[i], good[i] & same[i])
     forgiven = _in_regions(index, one.image_id, boxes, labels)
-    kinds, truths = np.full(len(order), BACKGROUND), np.full(len(order), -1)
-    ious = np.zeros(len(order))
-    difficult = index.difficult[rows]
-    for i, label in enumerate(labels):
-        same, free = index.labels[rows] == label, np.isnan(found[rows])
-        kind, at = _judge(overlap[i], same, free, difficult)
-        kinds[i] = IGNORED if kind in (BACKGROUND, POOR) and forgiven[i] else kind
-        if at >= 0:
-            truths[i], ious[i] = rows[at], overlap[i, at]
-        if kind == CORRECT:
-            found[rows[at]] = scores[i]
+    kinds[forgiven & ((kinds == BACKGROUND) | (kinds == POOR))] = IGNORED
+    meets = at >= 0
+    truths, ious = np.full(len(order), -1), np.zeros(len(order))
+    truths[meets], ious[meets] = rows[at[meets]], overlap[meets, at[meets]]
     return np.full(len(order), one.image_id), boxes, scores, labels, kinds, truths, ious
 
 
-def _judge(
-    overlap: np.ndarray, same: np.ndarray, free: np.ndarray, difficult: np.ndarray
-) -> tuple[int, int]:
-    """Returns the kind of one detection and the truth that it is about, -1: none."""
-    good = overlap >= GOOD_IOU
-    for kind, fits in (
-        (CORRECT, good & same & free & ~difficult),
-        (IGNORED, good & same & difficult),
-        (DUPLICATE, good & same),
-        (WRONG, good & ~same & ~difficult),
-        (POOR, (overlap >= POOR_IOU) & same & ~difficult),
-    ):
-        if fits.any():
-            return kind, int(np.where(fits, overlap, -1).argmax())
-    return BACKGROUND, -1
+def _largest(overlap: np.ndarray, fits: np.ndarray) -> np.ndarray:
+    """Returns the position of the largest overlap among those that fit, along the last axis."""
+    return np.where(fits, overlap, -1).argmax(-1) if overlap.size else np.zeros(0, np.int64)
 
 
 def _in_regions(
@@ -121,6 +121,8 @@ def _in_regions(
 ) -> np.ndarray:
     """Returns which boxes [n, 4] lie by half or more in a region of their class: bool [n]."""
     regions, classes = index.regions_of(image)
+    if not len(regions):
+        return np.zeros(len(boxes), bool)
     low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
     area = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1)[:, None]

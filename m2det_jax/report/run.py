@@ -1,5 +1,6 @@
 """Report of a run: evaluates a checkpoint, judges its detections and writes the page."""
 
+import dataclasses
 import logging
 import math
 import pathlib
@@ -10,17 +11,17 @@ import numpy as np
 
 from m2det_jax import runtime
 from m2det_jax.build import augment_settings
-from m2det_jax.check.anchors import config_anchors
-from m2det_jax.check.statistics import network_boxes
+from m2det_jax.config import Config
 from m2det_jax.config.paths import find_paths, missing_paths
 from m2det_jax.data import DetectionIndex, read_classes
 from m2det_jax.data.classes import use_classes
 from m2det_jax.datasets import record
+from m2det_jax.datasets.coverage import config_anchors, network_boxes
 from m2det_jax.datasets.evaluation import DataChoice, read_data, refuse_untrusted
 from m2det_jax.datasets.loading import describe, read_split
 from m2det_jax.detector.evaluation import only_read
 from m2det_jax.errors import InputError
-from m2det_jax.inference.evaluation import evaluate_restored, evaluation_batch
+from m2det_jax.inference.evaluation import evaluate_restored
 from m2det_jax.metrics.details import details
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.pages.markup import count, printable, without_nan
@@ -37,6 +38,27 @@ from m2det_jax.trained import Restored, restore
 log = logging.getLogger("m2det_jax")
 
 PAGE, SUSPECTS = "report.html", "suspects.csv"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """The run that a page is about.
+
+    Attributes:
+        config: of the run.
+        step: of the checkpoint.
+        name: of the run, for people.
+        source: the data that were evaluated, in words.
+        training: int [C], training boxes by class; None: unknown.
+        history: records of the run.
+    """
+
+    config: Config
+    step: int
+    name: str
+    source: str
+    training: np.ndarray | None
+    history: Sequence[dict]
 
 
 def report(
@@ -79,39 +101,54 @@ def report(
     restored = restore(workdir, checkpoint, overrides)
     outputs = Outputs(pathlib.Path(output or workdir), "report")
     refuse_checkpoints(outputs.folder, workdir)
-    outputs.claim([PAGE, SUSPECTS], choice.files)
+    outputs.claim(page_files(PAGE), choice.files)
     index, source = read_data(choice, restored, workdir, trust=trust)
-    outputs.claim([PAGE, SUSPECTS], index.image_paths)
-    batch_size = evaluation_batch(restored, index, batch_size, "--batch_size")
+    outputs.claim(page_files(PAGE), index.image_paths)
     log.info("evaluating step %d on %d images of %s", restored.step, index.num_images, source)
     reading = {"num_workers": num_workers, "num_threads": num_threads}
     metrics, detections = evaluate_restored(restored, index, batch_size, "--batch_size", **reading)
-    boxes = training_boxes(restored, workdir, trust)
-    history = read_history(workdir)
-    index, detections = only_read(index, detections)
-    contents = assemble(restored, workdir.resolve().name, index, source, metrics, detections,
-                        boxes, history)  # fmt: skip
-    outputs.folder.mkdir(parents=True, exist_ok=True)
-    outputs.write(PAGE, render(contents))
-    outputs.write(SUSPECTS, suspects_csv(contents.suspected, index, contents.judged))
+    subject = subject_of(restored, workdir, source, trust)
+    read = only_read(index, detections)
+    contents = assemble(subject, *read, metrics, details(*read))
+    write_page(outputs, PAGE, contents)
     page = outputs.folder / PAGE
     print(f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
     for heading, text in contents.advice:
         print(printable(f"{heading}: {text}"))
     print(printable(f"written: {page}; open it in a browser"))
     if document:
-        runtime.write_json(document, _document(contents, restored, source, page))
+        runtime.write_json(document, _document(contents, subject, page))
     return page
 
 
-def _document(
-    contents: Report, restored: Restored, source: str, page: pathlib.Path
-) -> dict[str, Any]:
+def _document(contents: Report, subject: Subject, page: pathlib.Path) -> dict[str, Any]:
     figures = {name: contents.metrics[name] for name in ("AP", "AP50")}
     advice = [{"subject": heading, "text": text} for heading, text in contents.advice]
-    more = {"step": restored.step, "data": source, "threshold": contents.threshold}
-    files = [str(page), str(page.with_name(SUSPECTS))]
+    more = {"step": subject.step, "data": subject.source, "threshold": contents.threshold}
+    files = [str(page.with_name(name)) for name in page_files(PAGE)]
     return without_nan(figures) | more | {"advice": advice, "files": files}
+
+
+def subject_of(
+    restored: Restored, workdir: pathlib.Path, source: str, trust: bool = False
+) -> Subject:
+    """Returns what a page about a restored run says of it.
+
+    Args:
+        source: what was evaluated.
+        trust: allow the import of a Python module that the run names as config.data.format.
+
+    Raises:
+        InputError: if the history of the run is not valid.
+    """
+    return Subject(
+        config=restored.config,
+        step=restored.step,
+        name=workdir.resolve().name,
+        source=source,
+        training=training_boxes(restored, workdir, trust),
+        history=read_history(workdir),
+    )
 
 
 def training_boxes(restored: Restored, workdir: pathlib.Path, trust: bool) -> np.ndarray | None:
@@ -137,18 +174,21 @@ def training_boxes(restored: Restored, workdir: pathlib.Path, trust: bool) -> np
 
 
 def assemble(
-    restored: Restored,
-    name: str,
+    subject: Subject,
     index: DetectionIndex,
-    source: str,
-    metrics: dict[str, Any],
     detections: Sequence[ImageDetections],
-    training: np.ndarray | None,
-    history: Sequence[dict],
+    metrics: dict[str, Any],
+    figures: dict[str, Any],
 ) -> Report:
-    """Returns the contents of the page."""
-    config, judged = restored.config, outcomes(index, detections)
-    suspected, figures = suspects(index, judged), details(index, detections)
+    """Returns the contents of the page.
+
+    Args:
+        index: what was evaluated; images that could not be read are none of it.
+        metrics: as `metrics.scores.coco_metrics`.
+        figures: as `metrics.details.details`.
+    """
+    config, judged = subject.config, outcomes(index, detections)
+    suspected = suspects(index, judged)
     best = curve(judged, index)
     threshold = 0.5 if math.isnan(best.threshold) else math.floor(best.threshold * 100) / 100
     anchors, size = config_anchors(config), len(index.class_names)
@@ -156,13 +196,13 @@ def assemble(
     own = [metrics["per_class"].get(n, {}).get("AP50", math.nan) for n in index.class_names]
     facts = Facts(
         names=index.class_names,
-        training=training,
+        training=subject.training,
         truths=np.bincount(index.labels[judged.counted], minlength=size),
         ap50=np.array(own, float),
         reached=overlap >= anchors.positive_threshold,
         labels=index.labels,
-        history=history,
-        step=restored.step,
+        history=subject.history,
+        step=subject.step,
         threshold=threshold if not math.isnan(best.threshold) else math.nan,
         f1=best.f1,
         counts=kind_counts(judged, size, threshold),
@@ -174,23 +214,41 @@ def assemble(
     chosen = choose(judged, index, threshold, suspected)
     pictures = shots(judged, index, chosen, suspected)
     return Report(
-        name=name, facts=_facts(restored, source, training), metrics=metrics, details=figures,
-        index=index, judged=judged, suspected=suspected, training=training, history=history,
+        name=subject.name, facts=_facts(subject), metrics=metrics, details=figures, index=index,
+        judged=judged, suspected=suspected, training=subject.training, history=subject.history,
         advice=advice(facts), threshold=threshold, shots=pictures,
         notes=_notes(config.eval.score_threshold),
     )  # fmt: skip
 
 
-def _facts(restored: Restored, source: str, training: np.ndarray | None) -> list[tuple[str, str]]:
-    config = restored.config
+def page_files(name: str) -> list[str]:
+    """Returns the names of a page and of the list of suspects beside it."""
+    return [name, SUSPECTS if name == PAGE else f"{name.removesuffix('.html')}_{SUSPECTS}"]
+
+
+def write_page(outputs: Outputs, name: str, contents: Report) -> None:
+    """Writes a page and the list beside it, whose names (`page_files`) are claimed.
+
+    Raises:
+        InputError: if a file of that name exists that may not be replaced.
+    """
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    page, suspected = page_files(name)
+    outputs.write(page, render(contents))
+    text = suspects_csv(contents.suspected, contents.index, contents.judged)
+    outputs.write(suspected, text)
+
+
+def _facts(subject: Subject) -> list[tuple[str, str]]:
+    config = subject.config
     height, width = config.data.image_size
     trained = describe(config.data, "train")
-    if training is not None:
-        trained += f", {count(int(training.sum()))} boxes"
+    if subject.training is not None:
+        trained += f", {count(int(subject.training.sum()))} boxes"
     return [
         ("Trained on", trained),
-        ("Evaluated on", source),
-        ("Checkpoint", f"step {restored.step}"),
+        ("Evaluated on", subject.source),
+        ("Checkpoint", f"step {subject.step}"),
         ("Model", f"{config.model.backbone}, {width} x {height} px"),
         ("Batch", str(config.batch_size)),
         ("Epochs", f"{config.epochs:g}"),

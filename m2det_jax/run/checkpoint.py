@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 import m2det_jax
+from m2det_jax.errors import InputError
 from m2det_jax.run import checksums
 from m2det_jax.run.devices import wait_for_all
 from m2det_jax.run.state import TrainState
@@ -213,16 +214,7 @@ def restore_latest(
             but belongs to another model.
     """
 
-    def abstract(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-        )
-
-    args = ocp.args.Composite(
-        model=ocp.args.StandardRestore(abstract(state.eval_variables)),
-        train=ocp.args.StandardRestore(abstract(_train_item(state, running_metrics))),
-        meta=ocp.args.JsonRestore(),
-    )
+    args = _restore_args(state, running_metrics)
     failures = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
@@ -236,15 +228,49 @@ def restore_latest(
             continue
         checksums.set_aside(pathlib.Path(manager.directory), failures)
         manager.reload()
-        running = found.train.pop("running_metrics")
-        ema = found.model
-        restored = TrainState(
-            **found.train, ema_params=ema["params"], ema_batch_stats=ema["batch_stats"]
-        )
-        return restored, running, found.meta
+        return _restored(found)
     if failures:
         raise checksums.none_left(manager.directory, failures)
     return None
+
+
+def restore_step(
+    manager: ocp.CheckpointManager, step: int, state: TrainState, running_metrics: Any
+) -> tuple[TrainState, Any, dict[str, Any]]:
+    """Restores one checkpoint, and changes nothing; arguments and result as `restore_latest`.
+
+    Raises:
+        InputError: if it is damaged or belongs to another model.
+    """
+    folder = checksums.step_folder(pathlib.Path(manager.directory), step)
+    if found := checksums.find_damage(folder):
+        raise InputError(f"checkpoint {step} in {manager.directory} is damaged ({found})")
+    try:
+        return _restored(manager.restore(step, args=_restore_args(state, running_metrics)))
+    except Exception as error:  # a damaged file can raise any type
+        raise InputError(
+            f"checkpoint {step} in {manager.directory} cannot be restored "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def _restore_args(state: TrainState, running_metrics: Any) -> ocp.args.Composite:
+    def abstract(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+        )
+
+    return ocp.args.Composite(
+        model=ocp.args.StandardRestore(abstract(state.eval_variables)),
+        train=ocp.args.StandardRestore(abstract(_train_item(state, running_metrics))),
+        meta=ocp.args.JsonRestore(),
+    )
+
+
+def _restored(found: Any) -> tuple[TrainState, Any, dict[str, Any]]:
+    running, ema = found.train.pop("running_metrics"), found.model
+    state = TrainState(**found.train, ema_params=ema["params"], ema_batch_stats=ema["batch_stats"])
+    return state, running, found.meta
 
 
 def first_line(error: Exception) -> str:

@@ -3,6 +3,8 @@
     workdir/history.jsonl   one object per line: "step" and the scalars of that step
     workdir/tensorboard/    event files with the same scalars, and pictures
 
+The trackers of the run, if there are any, get the same scalars (`trackers`).
+
 A resumed run continues the history. Lines after the step from which it resumes are removed from the
 JSON file and hidden in TensorBoard, so no step appears twice. (If an evaluation is repeated,
 TensorBoard shows both of its points.)
@@ -20,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from m2det_jax.errors import InputError
+from m2det_jax.run.trackers import Trackers
 
 HISTORY = "history.jsonl"
 
@@ -143,6 +146,7 @@ class History:
         start_step: step of the checkpoint that is resumed; 0 for a new run.
         evaluated: False removes the metrics of that step, because it is evaluated again.
         enabled: False makes every method do nothing (all processes except the first).
+        trackers: get the finite scalars too; they are started and ended elsewhere.
     """
 
     def __init__(
@@ -152,9 +156,11 @@ class History:
         *,
         evaluated: bool = True,
         enabled: bool = True,
+        trackers: Trackers | None = None,
     ) -> None:
         self._file: TextIO | None = None
         self._events: _Events | None = None
+        self._trackers = trackers
         if not enabled:
             return
         path = Path(workdir) / HISTORY
@@ -188,7 +194,10 @@ class History:
         self._file.flush()
         os.fsync(self._file.fileno())
         # TensorBoard cannot show NaN, and tensorboardX warns about each.
-        self._events.add_scalars(int(step), {n: v for n, v in finite.items() if v is not None})
+        points = {n: v for n, v in finite.items() if v is not None}
+        self._events.add_scalars(int(step), points)
+        if self._trackers is not None:
+            self._trackers.write(int(step), points)
 
     def write_image(self, step: int, name: str, image: Image.Image | np.ndarray) -> None:
         """Writes a picture, a PIL image or uint8 [H, W, 3], to TensorBoard."""

@@ -5,8 +5,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ log = logging.getLogger("m2det_jax")
 
 MUCH_WAITING = 0.2  # of the time
 _T = TypeVar("_T")
+Batch = Mapping[str, np.ndarray]  # arrays [B, ...] by name
 
 
 @functools.cache
@@ -54,6 +55,7 @@ class Progress:
         every_steps: length of the interval.
         image_paths: of the training set, to name images.
         max_nonfinite: number of steps with a NaN or infinite loss that a run may have.
+        on_failure: is told of each such step before anything else is done about it.
         slow_data: what to do where the loop waits for data, for the log.
     """
 
@@ -69,14 +71,17 @@ class Progress:
         every_steps: int,
         image_paths: Sequence[str],
         max_nonfinite: int = 0,
+        on_failure: Callable[["Failure"], None] = lambda failure: None,
         slow_data: str = "",
     ):
         self.history, self.interval, self.totals = history, interval, totals
         self.image_paths, self.max_nonfinite = image_paths, max_nonfinite
+        self.on_failure = on_failure
         self.slow_data, self.intervals = slow_data, 0
         self.steps, self.batch_size, self.every_steps = steps, batch_size, every_steps
         self.bar = tqdm.tqdm(None, "train", steps, initial=start_step, disable=None, unit="step")
-        self.pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
+        # With its batch, which the loop would drop as the next one comes.
+        self.pending: tuple[int, Batch, dict[str, jax.Array]] | None = None
         self._restart_clock()
 
     def _restart_clock(self) -> None:
@@ -100,13 +105,14 @@ class Progress:
         self,
         step: int,
         metrics: dict[str, jax.Array],
-        image_ids: np.ndarray,
-        replaced: np.ndarray | None = None,
+        batch: Batch,
     ) -> None:
         """Takes note of a finished step; logs at the end of an interval.
 
         Args:
-            replaced: int32 [B], the unreadable image in whose place one stands, or -1.
+            batch: arrays [B, ...] of this process, of which "image_id" is needed here: int32 [B];
+                and "replaced" where it is there: the unreadable image in whose place one stands,
+                or -1.
 
         Raises:
             NonFiniteLoss: loss or gradient of the step before is NaN or infinite, once more than
@@ -114,12 +120,13 @@ class Progress:
                 looks at the last step as well.
         """
         self.check()
-        for image_id in replaced[replaced >= 0] if replaced is not None else ():
+        replaced = batch.get("replaced", np.empty(0, np.int32))
+        for image_id in replaced[replaced >= 0]:
             self.totals["replaced_images"] += 1
             log.warning("step %d: cannot read image %s, another one in its place; %d times so far",
                         step, self.image_paths[image_id],
                         self.totals["replaced_images"])  # fmt: skip
-        self.pending = (step, image_ids, metrics)
+        self.pending = (step, batch, metrics)
         self.interval = _merge(self.interval, metrics)
         self.steps_timed += 1
         self.bar.update()
@@ -130,15 +137,12 @@ class Progress:
         """Looks at loss and gradient of the last step noted: raises NonFiniteLoss, or counts it."""
         if self.pending is None:
             return
-        (step, image_ids, metrics), self.pending = self.pending, None
-        # A finite loss can have a gradient that is not, and weights that are not from it.
-        for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
-            if not math.isfinite(metrics[name]):
-                paths = [self.image_paths[i] for i in image_ids]
-                error = NonFiniteLoss(step, f"{what} is {float(metrics[name])}", image_ids, paths)
-                break
-        else:
+        (step, batch, metrics), self.pending = self.pending, None
+        if not (what := not_finite(metrics)):
             return
+        paths = [self.image_paths[i] for i in batch["image_id"]]
+        error = NonFiniteLoss(step, what, batch["image_id"], paths)
+        self.on_failure(Failure(step, error, metrics, batch))
         if self.totals["nonfinite_steps"] >= self.max_nonfinite:
             raise error
         self.totals["nonfinite_steps"] += 1
@@ -191,6 +195,15 @@ class Progress:
         self.close()
 
 
+def not_finite(metrics: Mapping[str, jax.Array]) -> str:
+    """Returns what of a step's metrics is not finite, and its value; "": loss and gradient are."""
+    # A finite loss can have a gradient that is not, and weights that are not from it.
+    for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
+        if not math.isfinite(metrics[name]):
+            return f"{what} is {float(metrics[name])}"
+    return ""
+
+
 class NonFiniteLoss(FloatingPointError):
     """The loss of a step, or the norm of its gradient, is NaN or infinite.
 
@@ -204,6 +217,15 @@ class NonFiniteLoss(FloatingPointError):
         super().__init__(f"{what} at step {step}")
         self.step, self.what = step, what
         self.image_ids, self.image_paths = image_ids, image_paths
+
+
+class Failure(NamedTuple):
+    """A step whose loss or gradient is not finite, with its metrics and its batch."""
+
+    step: int
+    error: NonFiniteLoss
+    metrics: Mapping[str, jax.Array]
+    batch: Batch
 
 
 def _duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import pathlib
 import re
+import shlex
 from collections.abc import Iterator
 
 import jax
@@ -50,7 +51,9 @@ def explained(config: Config, workdir: pathlib.Path) -> Iterator[dict[tuple[int,
             yield costs
     except NonFiniteLoss as error:
         raise FloatingPointError(
-            f"{error}. {_about_images(error, config)}; {what_is_left(workdir)}"
+            f"{error}. {_about_images(error, config)}; {what_is_left(workdir)}; m2det replay "
+            f"--workdir {shlex.quote(str(workdir))} --step {error.step} names the first layer and "
+            "image"
         ) from None
     except memory.OutOfMemory as error:
         need = "; of these, accumulation, dtype and batch_size need --allow_config_change now"

@@ -33,6 +33,7 @@ from m2det_jax.model import init_variables, variable_shapes
 from m2det_jax.run import devices, memory, readers
 from m2det_jax.run.cost import StepCost, describe, read_cost
 from m2det_jax.run.state import TrainState, create_train_state
+from m2det_jax.run.trackers import refuse_missing
 from m2det_jax.training.fine_tune import start_from
 from m2det_jax.training.optimizer import make_optimizer, make_schedule
 from m2det_jax.training.plan import Plan, images_of_epoch, make_optimizer_settings, make_plan
@@ -78,6 +79,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
     Raises:
         InputError, FileNotFoundError: config or data do not fit; the message says what to do.
     """
+    refuse_missing(config.log.trackers if jax.process_index() == 0 else ())
     devices.check_divisible("config.batch_size", config.batch_size, config.accumulation)
     devices.check_divisible("config.eval.batch_size", config.eval.batch_size)
     augmentation = describe_augmentation(augment_settings(config), train_sizes(config))
@@ -142,8 +144,7 @@ def _train_steps(
     mesh = replicated.mesh if config.sharding == "replicated" else None
     steps: dict[tuple[int, int], jax.stages.Wrapped] = {}
     for size in sorted(train_sizes(config), key=math.prod, reverse=True):
-        resize = dataclasses.replace(detector.resize, image_size=size)
-        at_size = dataclasses.replace(detector, anchors=make_anchors(config, size), resize=resize)
+        at_size = detector_at(config, detector, size)
         steps[size] = jax.jit(
             make_train_step(at_size, optimizer, schedule, step_settings(config), mesh),
             donate_argnums=0,
@@ -151,6 +152,12 @@ def _train_steps(
             out_shardings=(state_sharding, replicated),
         )
     return steps
+
+
+def detector_at(config: Config, detector: Detector, size: tuple[int, int]) -> Detector:
+    """Returns the detector for pictures of another size (height, width), with its anchors there."""
+    resize = dataclasses.replace(detector.resize, image_size=size)
+    return dataclasses.replace(detector, anchors=make_anchors(config, size), resize=resize)
 
 
 def compile_steps(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -23,6 +24,8 @@ from m2det_jax.run.history import HISTORY, History
 from m2det_jax.run.outputs import Outputs
 from m2det_jax.run.progress import Progress
 from m2det_jax.run.state import TrainState
+from m2det_jax.run.trackers import Trackers
+from m2det_jax.training import nonfinite
 from m2det_jax.training.plan import same_schedule, schedule_stretches
 from m2det_jax.training.prepare import Run, first_state, training_readers
 from m2det_jax.training.step import IntervalMetrics
@@ -261,8 +264,13 @@ def open_progress(
     """Opens the history of a run, and gives what follows the loop from `start` on."""
     first = jax.process_index() == 0
     advice = training_readers(config).advice  # asks all processes
+    names = config.log.trackers if first else ()
+    trackers = Trackers(names, workdir, flatten(config), start.step)
     with (
-        History(workdir, start.step, evaluated=start.evaluated, enabled=first) as history,
+        History(
+            workdir, start.step, evaluated=start.evaluated, enabled=first, trackers=trackers
+        ) as history,
+        trackers,
         Progress(
             history,
             start.interval,
@@ -273,6 +281,9 @@ def open_progress(
             every_steps=config.log.every_steps,
             image_paths=run.train_index.image_paths,
             max_nonfinite=config.max_nonfinite if config.on_nonfinite == "skip" else 0,
+            on_failure=functools.partial(
+                nonfinite.keep, workdir, lambda: describe_run(config, run, start.totals)
+            ),
             slow_data=advice if first else "",
         ) as progress,
     ):

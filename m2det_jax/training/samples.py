@@ -1,4 +1,4 @@
-"""The sheet of the first training pictures, as the model is about to see them."""
+"""Sheet of the first training pictures, as the model is about to see them."""
 
 import logging
 
@@ -11,8 +11,17 @@ from m2det_jax.training.prepare import Run
 log = logging.getLogger("m2det_jax")
 
 
-def save_samples(config: Config, files: Outputs, run: Run, batch: dict, history: History) -> None:
-    """Writes the first augmented pictures with their boxes, as the model is about to see them."""
+def save_samples(
+    config: Config, files: Outputs | None, run: Run, step: int, batch: dict, history: History
+) -> None:
+    """Writes the first augmented pictures with their boxes, as the model is about to see them.
+
+    Args:
+        files: what the run writes through; None: in all processes but the first, which write none.
+        step: the last one done; only a run that begins, at 0, writes the sheet.
+    """
+    if step or files is None:
+        return
     sheet = training_sheet(batch, run.detector.class_names, config.log.sample_images)
     if sheet is None:
         return

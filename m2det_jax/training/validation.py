@@ -6,6 +6,7 @@ evaluates that step first when it goes on.
 """
 
 import concurrent.futures
+import dataclasses
 import logging
 import math
 from typing import Any
@@ -19,6 +20,7 @@ from m2det_jax.data import eval_batches, padded_objects
 from m2det_jax.data.changes import shown
 from m2det_jax.detector.evaluation import ON_DEVICE, detect, evaluate
 from m2det_jax.detector.reading import Reading
+from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.run import checkpoint, memory
 from m2det_jax.run.cost import read_cost, readable_bytes
 from m2det_jax.run.hooks import NO_HOOKS, Hooks
@@ -34,6 +36,21 @@ log = logging.getLogger("m2det_jax")
 _FIGURES = ("AP", "best_AP", "evaluations_since_best")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluated:
+    """What an evaluation has come to.
+
+    Attributes:
+        step: of the state.
+        metrics: as `detector.evaluation.evaluate` gives them.
+        detections: of the validation images that could be read.
+    """
+
+    step: int
+    metrics: dict[str, Any]
+    detections: list[ImageDetections]
+
+
 class Validation:
     """Evaluates the states of a run; to be used in a `with` statement, which ends its threads.
 
@@ -42,6 +59,10 @@ class Validation:
         progress: where figures go; its totals are brought up to date.
         signals: heard between the batches of an evaluation.
         hooks: are told of the figures, once they are recorded.
+
+    Attributes:
+        latest: the last evaluation in this process, for the report; None: there is none, or no
+            report is wanted.
     """
 
     def __init__(
@@ -59,6 +80,7 @@ class Validation:
         self._program: concurrent.futures.Future | None = None
         self._images: concurrent.futures.Future | None = None
         self._closed = False
+        self.latest: Evaluated | None = None
 
     def compile(self) -> concurrent.futures.Future:
         """Starts to compile the program, beside the compilation of the train step; returns it."""
@@ -104,28 +126,8 @@ class Validation:
             OutOfMemory, InputError: as `problem` tells.
             ChildProcessError: a data worker died.
         """
-        program = self.compile()
         config, step, totals = self._config, int(state.step), self._progress.totals
-        batch_size, many = config.eval.batch_size, self._run.val_index.num_images >= FEW_IMAGES
-        with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
-            reading = Reading(
-                batch_size,
-                # Processes take seconds to start, again at every evaluation.
-                num_workers=config.data.num_workers if many else 0,
-                num_threads=config.data.num_threads,
-                on_bad_image=config.data.on_bad_image,
-            )
-            found = detect(
-                program.result(),
-                state.eval_variables,
-                self._run.val_index,
-                self._run.detector,
-                reading,
-                sharding=self._run.by_batch,
-                between=lambda: self._stop_if_asked(step),
-            )
-            num_batches = reading.num_batches(self._run.val_index)
-            metrics, _ = evaluate(found, self._run.val_index, num_batches)
+        metrics = self.look(state).metrics
         # Without any object in the validation set there is no AP; a number keeps "best" defined.
         totals["AP"] = 0.0 if math.isnan(metrics["AP"]) else metrics["AP"]
         better = totals["AP"] > totals["best_AP"]
@@ -143,6 +145,39 @@ class Validation:
                  totals["best_AP"])  # fmt: skip
         self._hooks.on_evaluation_end(step, metrics)
         return metrics
+
+    def look(self, state: TrainState) -> Evaluated:
+        """Evaluates a saved state, and records nothing.
+
+        Raises:
+            Stopped, OutOfMemory, InputError, ChildProcessError: as `run`.
+        """
+        self.latest = None  # two sets of detections are never held
+        config, step, program = self._config, int(state.step), self.compile()
+        batch_size, many = config.eval.batch_size, self._run.val_index.num_images >= FEW_IMAGES
+        with memory.batch_explained("the evaluation", "--config.eval.batch_size", batch_size):
+            reading = Reading(
+                batch_size,
+                # Processes take seconds to start, again at every evaluation.
+                num_workers=config.data.num_workers if many else 0,
+                num_threads=config.data.num_threads,
+                on_bad_image=config.data.on_bad_image,
+            )
+            images = detect(
+                program.result(),
+                state.eval_variables,
+                self._run.val_index,
+                self._run.detector,
+                reading,
+                sharding=self._run.by_batch,
+                between=lambda: self._stop_if_asked(step),
+            )
+            num_batches = reading.num_batches(self._run.val_index)
+            metrics, detections = evaluate(images, self._run.val_index, num_batches)
+        evaluated = Evaluated(step, metrics, detections)
+        if config.log.report and jax.process_index() == 0:
+            self.latest = evaluated
+        return evaluated
 
     def _stop_if_asked(self, step: int) -> None:
         if number := self._signals.agreed():

@@ -182,3 +182,46 @@ def test_reduction_of_another_image():
     assert reduction((5, 3), (3, 2)) == 2
     with pytest.raises(ValueError, match=r"expected \(640, 480\), got \(480, 640\)"):
         reduction((640, 480), (480, 640))
+
+
+@pytest.mark.parametrize("form", images.CONTENT_FORMATS)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_file_in_memory_is_read_as_one_on_disk(tmp_path, colors, form, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = tmp_path / "image"
+    Image.fromarray(colors).save(path, form, exif=exif)
+    content = images.ImageContent(path.read_bytes())
+    assert read_size(content) == read_size(path)
+    assert images.count_pixels(content) == WIDTH * HEIGHT
+    assert np.array_equal(np.asarray(load_image(content)), loaded(path))
+
+
+def test_a_file_in_memory_may_have_few_formats_and_pixels(tmp_path, colors, monkeypatch):
+    picture = io.BytesIO()
+    Image.fromarray(colors).save(picture, "PNG")
+    content = images.ImageContent(picture.getvalue(), max_pixels=WIDTH * HEIGHT)
+    assert read_size(content) == (WIDTH, HEIGHT)
+    decoded = []
+    monkeypatch.setattr(Image.Image, "load", lambda image: decoded.append(image))
+    small = images.ImageContent(picture.getvalue(), max_pixels=WIDTH * HEIGHT - 1)
+    for function in (read_size, load_image, images.count_pixels):
+        with pytest.raises(images.UnreadableImage, match="the image: .*limit is 959") as raised:
+            function(small)
+        assert isinstance(raised.value.__cause__, images.TooManyPixels)
+    assert not decoded
+    (tmp_path / "the image").mkdir()  # the message names no file that is there by chance
+    monkeypatch.chdir(tmp_path)
+    for broken in (b"", b"P5 2 2 255 abcd", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"):
+        with pytest.raises(images.UnreadableImage, match="the image: (not an image|.*empty)"):
+            read_size(images.ImageContent(broken))
+
+
+def test_sixteen_bits_of_all_modes(tmp_path):
+    wide = np.arange(0, 65536, 7, np.uint16).reshape(1, -1)
+    expected = (wide.astype(np.int64) + 128) // 257
+    for dtype in (np.uint16, np.int32):
+        Image.fromarray(wide.astype(dtype)).save(tmp_path / "a.tif")
+        assert np.array_equal(loaded(tmp_path / "a.tif")[..., 0], expected), dtype
+    beyond = Image.fromarray(np.array([[-5, 70_000, 2**31 - 1]], np.int32))
+    assert np.asarray(images.upright_rgb(beyond, "a"))[0, :, 0].tolist() == [0, 255, 255]

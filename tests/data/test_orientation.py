@@ -17,6 +17,7 @@ from m2det_jax.data import (
     read_dataset,
     read_size,
 )
+from m2det_jax.data.images import ImageContent
 
 WIDTH, HEIGHT = 96, 64  # as seen
 BOX = (8, 40, 32, 56)
@@ -66,6 +67,7 @@ def test_boxes_fit_the_picture_as_people_see_it(tmp_path, orientation, kind):
     (tmp_path / "val.csv").write_text(f"{name},{','.join(map(str, BOX))},mark\n")
     index = read_csv(tmp_path / "val.csv", ["mark"])
     assert index.sizes.tolist() == [[WIDTH, HEIGHT]] == [list(read_size(tmp_path / name))]
+    assert read_size(ImageContent((tmp_path / name).read_bytes())) == (WIDTH, HEIGHT)
     resize = ResizeSettings((2 * HEIGHT, 3 * WIDTH))
     with eval_batches(index, resize=resize, batch_size=1, num_threads=0) as batches:
         batch = next(batches)

@@ -6,6 +6,7 @@ from PIL import Image
 
 from m2det_jax.check import statistics as stats
 from m2det_jax.data import ResizeSettings, eval_batches, read_csv
+from m2det_jax.datasets.coverage import network_boxes
 
 
 @pytest.mark.parametrize("mode", ["stretch", "letterbox"])
@@ -20,7 +21,7 @@ def test_boxes_are_those_of_the_batches(tmp_path, mode):
     with eval_batches(index, resize=resize, batch_size=3) as batches:
         batch = next(batches)
     expected = batch["boxes"][batch["mask"]]
-    np.testing.assert_allclose(stats.network_boxes(index, resize), expected, atol=1e-4)
+    np.testing.assert_allclose(network_boxes(index, resize), expected, atol=1e-4)
 
 
 def test_sizes_as_coco_names_them():

@@ -4,8 +4,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from m2det_jax.model import M2Det, official_form, variable_shapes
+from m2det_jax.run.cost import count_flops
 from m2det_jax.run.devices import data_mesh
-from m2det_jax.run.flops import count_flops
 
 
 def _conv(x, kernel, groups=1):

@@ -106,3 +106,61 @@ def test_lower_scores_change_nothing_and_all_truths_are_counted_once(seed):
     assert matrix[:, :-1].sum() == kept.sum()
     hits = (some.kinds == oc.CORRECT).sum()
     assert hits + some.missed().sum() == len(truths) and np.trace(matrix[:2, :2]) == hits
+
+
+def judged_one_by_one(index, one):
+    """The rule as a loop over detections: (kinds, truths, found)."""
+    found = np.full(len(index.labels), np.nan)
+    order = np.argsort(-one.scores, kind="stable")
+    kinds, truths = [], []
+    for i in order:
+        box, label = one.boxes[i], one.labels[i]
+        overlap = np.array([iou(box, truth) for truth in index.boxes])
+        same, hard = index.labels == label, index.difficult
+        good, free = overlap >= 0.5, np.isnan(found)
+        kind, truth = oc.BACKGROUND, -1
+        for name, fits in (
+            (oc.CORRECT, good & same & free & ~hard),
+            (oc.IGNORED, good & same & hard),
+            (oc.DUPLICATE, good & same),
+            (oc.WRONG, good & ~same & ~hard),
+            (oc.POOR, (overlap >= 0.1) & same & ~hard),
+        ):
+            if fits.any():
+                kind, truth = name, int(np.where(fits, overlap, -1).argmax())
+                break
+        if kind == oc.CORRECT:
+            found[truth] = one.scores[i]
+        inside = [share(box, region) >= 0.5 for region in index.regions]
+        kinds.append(oc.IGNORED if kind in (oc.BACKGROUND, oc.POOR) and any(inside) else kind)
+        truths.append(truth)
+    return kinds, truths, found
+
+
+def common(a, b):
+    return np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
+
+
+def iou(a, b):
+    area = [np.prod(x[2:].astype(float) - x[:2]) for x in (a, b)]
+    return common(a, b) / (sum(area) - common(a, b))
+
+
+def share(box, region):
+    return common(box, region) / np.prod(box[2:] - box[:2])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rule_is_that_of_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 60, (12, 2))
+    truths = np.hstack([low, low + rng.uniform(5, 40, (12, 2)), rng.integers(0, 2, (12, 1))])
+    near = truths[rng.integers(0, 12, 60), :4] + rng.normal(0, 4, (60, 4))
+    near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+    rows = np.hstack([near, rng.uniform(0, 1, (60, 1)), rng.integers(0, 2, (60, 1))])
+    index = an_index(truths, difficult=rng.random(12) < 0.3, regions=[[0, 0, 50, 50]])
+    judged = oc.outcomes(index, found(rows))
+    kinds, meets, scores = judged_one_by_one(index, found(rows)[0])
+    assert judged.kinds.tolist() == kinds and judged.truths.tolist() == meets
+    np.testing.assert_array_equal(judged.found, scores)
+    assert len(set(kinds)) >= 5

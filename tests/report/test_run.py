@@ -10,15 +10,18 @@ from browser import Browser, find_chromium
 from PIL import Image
 
 from m2det_jax.config import default_config, resolve
-from m2det_jax.data import DetectionIndex
+from m2det_jax.data import DetectionIndex, read_csv
 from m2det_jax.errors import InputError
+from m2det_jax.inference.evaluation import evaluate_restored
+from m2det_jax.metrics.details import details
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.scores import coco_metrics
 from m2det_jax.pages import MAX_BYTES, plots
+from m2det_jax.report import run
 from m2det_jax.report.advice import advice
 from m2det_jax.report.gallery import OF_ONE_IMAGE, choose, cut_around
 from m2det_jax.report.page import render
-from m2det_jax.report.run import assemble, report
+from m2det_jax.report.run import Subject, assemble, report
 
 HOSTILE = '</script><script>document.title = "broken"</script>'
 NAMES = (HOSTILE, "猫" * 500, "never seen")
@@ -49,14 +52,15 @@ def page_of(index, rows):
     """The contents of a page with detections in the first image alone."""
     rows = np.array(rows, float).reshape(-1, 6)
     found = [ImageDetections(0, rows[:, :4], rows[:, 4], rows[:, 5].astype(int))]
-    restored = types.SimpleNamespace(config=resolve(default_config()), step=7, class_names=NAMES)
     history = [
         {"step": s, "loss": 3.0 - s, "learning_rate": 0.001, "val_AP": 0.1 * s, "val_AP50": 0.2 * s}
         for s in (1, 2, 3, 4)
     ]
-    training = np.array([500, 3, 0])
-    metrics = coco_metrics(index, found)
-    return assemble(restored, HOSTILE, index, HOSTILE, metrics, found, training, history)
+    subject = Subject(
+        config=resolve(default_config()), step=7, name=HOSTILE, source=HOSTILE,
+        training=np.array([500, 3, 0]), history=history,
+    )  # fmt: skip
+    return assemble(subject, index, found, coco_metrics(index, found), details(index, found))
 
 
 def data_of(page: str) -> dict:
@@ -148,6 +152,21 @@ def test_a_trained_run(whole, drawn_files, tmp_path, capsys):
     with pytest.raises(InputError, match=r"report\.html"):
         report(whole[0], output=str(tmp_path / "out"))
     assert page.read_text() == "mine"
+
+
+def test_objects_of_images_that_cannot_be_read_are_not_missed(
+    whole, drawn_files, tmp_path, monkeypatch
+):
+    index = read_csv(drawn_files.val, drawn_files.classes)
+
+    def without_the_first(*args, **reading):
+        metrics, detections = evaluate_restored(*args, **reading)
+        return metrics, detections[1:]
+
+    monkeypatch.setattr(run, "evaluate_restored", without_the_first)
+    page = report(whole[0], output=str(tmp_path)).read_text(encoding="utf-8")
+    assert f"{len(index.labels) - index.counts[0]} objects to find" in page
+    assert f"<b>{index.num_images - 1}</b><span>images" in page
 
 
 def look_at_suspects(browser, choose_kind, slide, shown):

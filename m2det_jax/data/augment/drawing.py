@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from m2det_jax.data.augment.settings import ResizeSettings
-from m2det_jax.data.images import UnreadableImage, load_image, reduction
+from m2det_jax.data.images import ImageSource, UnreadableImage, load_image, reduction
 
 Window: TypeAlias = tuple[float, float, float, float]
 Colors: TypeAlias = tuple[float, ...]  # a 3 x 4 matrix for Pillow's convert, row by row
@@ -128,7 +128,7 @@ def map_part(
 
 
 def draw_image(
-    path: str, size: tuple[int, int], pixel_map: PixelMap, settings: ResizeSettings
+    source: ImageSource, size: tuple[int, int], pixel_map: PixelMap, settings: ResizeSettings
 ) -> np.ndarray:
     """Decodes an image file and draws it by a map: uint8 RGB [H, W, 3].
 
@@ -138,12 +138,12 @@ def draw_image(
     Raises:
         ValueError: as `decode`.
     """
-    image, factor = decode(path, size, pixel_map.scale)
+    image, factor = decode(source, size, pixel_map.scale)
     return lay_out([resize_part(image, pixel_map, factor)], settings)
 
 
 def decode(
-    path: str, size: tuple[int, int], scale: Sequence[float] | np.ndarray
+    source: ImageSource, size: tuple[int, int], scale: Sequence[float] | np.ndarray
 ) -> tuple[Image.Image, int]:
     """Decodes an image that will be shown at a scale.
 
@@ -161,12 +161,12 @@ def decode(
         math.ceil(_DECODE_MARGIN * side * share) for side, share in zip(size, scale, strict=True)
     )
     needed = (width, height)
-    image = load_image(path, min_scale_size=needed)
+    image = load_image(source, min_scale_size=needed)
     try:
         return image, reduction(size, image.size)
     except ValueError as error:
         what = f"it is not what it was when the data set was read ({error})"
-        raise UnreadableImage(path, ValueError(what)) from error
+        raise UnreadableImage(source, ValueError(what)) from error
 
 
 def resize_part(
