@@ -106,7 +106,7 @@ def test_both_forms_have_the_same_values():
     [
         (lambda c: c.data.update(train_cvs="a"), "no key config.data.train_cvs; the nearest is "
          "config.data.train_csv"),
-        (lambda c: c.__delattr__("log"), "lacks 2 keys, such as config.log.every_steps"),
+        (lambda c: c.__delattr__("log"), "lacks 3 keys, such as config.log.every_steps"),
     ],
 )  # fmt: skip
 def test_a_config_with_other_keys_is_refused(change, message, tmp_path):
