@@ -25,7 +25,9 @@ def find_chromium() -> str | None:
 class Browser:
     """A browser with one page, for a `with` statement; `errors` has the errors of its script."""
 
-    def __init__(self, profile: pathlib.Path, *, timeout: float = 120.0) -> None:
+    def __init__(
+        self, profile: pathlib.Path, *, timeout: float = 120.0, options: tuple[str, ...] = ()
+    ) -> None:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._timeout, self._number, self._buffer = timeout, 0, b""
@@ -35,7 +37,7 @@ class Browser:
         command = [
             find_chromium(), "--headless=new", "--no-sandbox", "--disable-gpu",
             "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
-            "--remote-debugging-pipe", f"--user-data-dir={profile}",
+            "--remote-debugging-pipe", f"--user-data-dir={profile}", *options,
         ]  # fmt: skip
         # The shell moves the pipes to the numbers that the browser expects.
         script = f'exec 3<&{from_us} 4>&{to_us}; exec "$@"'
@@ -65,13 +67,30 @@ class Browser:
 
     def open(self, path: pathlib.Path, fragment: str = "", *, width=1280, height=900) -> None:
         """Opens a file from disk, in a window of `width` x `height` pixels."""
+        self.visit(path.resolve().as_uri() + fragment, width=width, height=height)
+
+    def visit(self, url: str, *, width=1280, height=900) -> None:
+        """Opens a page, in a window of `width` x `height` pixels, as a phone if it is narrow."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
         )  # fmt: skip
+        self._call("Emulation.setTouchEmulationEnabled", enabled=width < 600)
         self._call("Page.navigate", url="about:blank")
-        self._call("Page.navigate", url=path.resolve().as_uri() + fragment)
-        self.wait_until("location.protocol === 'file:' && document.readyState === 'complete'")
+        self._call("Page.navigate", url=url)
+        protocol = url.partition("//")[0]
+        self.wait_until(f"location.protocol === '{protocol}' && document.readyState === 'complete'")
+
+    def choose(self, selector: str, path: pathlib.Path) -> None:
+        """Gives a file to an input of the page, as a person who chooses it."""
+        root = self._call("DOM.getDocument")["root"]["nodeId"]
+        node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve())])
+
+    def prefer(self, scheme: str) -> None:
+        """Sets the colours that the system prefers: "light" or "dark"."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self._call("Emulation.setEmulatedMedia", features=[feature])
 
     def evaluate(self, script: str):
         """Returns the value of a JavaScript expression."""
@@ -93,6 +112,8 @@ class Browser:
         arguments = dict(key=key, code=key, windowsVirtualKeyCode=_KEYS[key])
         if key == "Enter":
             arguments["text"] = "\r"
+        elif key == "Space":
+            arguments |= {"key": " ", "text": " "}
         self._call("Input.dispatchKeyEvent", type="keyDown", **arguments)
         arguments.pop("text", None)
         self._call("Input.dispatchKeyEvent", type="keyUp", **arguments)

@@ -16,6 +16,7 @@
   function say(text, css = "") {
     one("#status").textContent = text;
     one("#status").className = css;
+    if (css === "bad") one("#status").scrollIntoView({ block: "nearest" });
   }
 
   function make(name, attributes = {}, text) {
@@ -105,6 +106,12 @@
     one("#shown").textContent = `${shown.length} object${shown.length === 1 ? "" : "s"}`;
   }
 
+  // Names have the same size on the screen, however large the image is.
+  function fitText() {
+    const width = one("#frame").clientWidth;
+    if (answer && width) one("#boxes").style.setProperty("--text", `${(13 * answer.image_size.width) / width}px`);
+  }
+
   function show(found, file) {
     answer = found;
     hidden.clear();
@@ -112,13 +119,13 @@
     one("#frame").style.aspectRatio = `${width} / ${height}`;
     one("#frame").style.setProperty("--ratio", width / height);
     one("#boxes").setAttribute("viewBox", `0 0 ${width} ${height}`);
-    one("#boxes").style.setProperty("--text", `${Math.max(width, height) / 38}px`);
     URL.revokeObjectURL(picture.src);
     shot.classList.remove("blind");
     picture.src = URL.createObjectURL(file);
     one("#caption").textContent = `${file.name ?? "camera"}, ${width} x ${height}`;
     one("#result").hidden = false;
     redraw();
+    fitText();
     say("");
     one("#result").focus({ preventScroll: true });
     one("#result").scrollIntoView({ block: "nearest" });
@@ -132,6 +139,7 @@
 
   async function detect(file) {
     if (!file) return;
+    close();
     request?.abort();
     const mine = (request = new AbortController());
     if (file.size > data.maxBody) {
@@ -147,7 +155,9 @@
         show(found, file);
         return;
       }
-      said = `${found.error}. ${found.remedy ? `What to do: ${found.remedy}.` : ""}`;
+      said = `${found.error}.`;
+      if (found.expected) said += ` Expected: ${found.expected}.`;
+      if (found.remedy) said += ` What to do: ${found.remedy}.`;
     } catch (error) {
       if (mine.signal.aborted) return;
     }
@@ -161,6 +171,7 @@
     });
   }
   slider.addEventListener("input", redraw);
+  new ResizeObserver(fitText).observe(one("#frame"));
   one("#cut").addEventListener("submit", (event) => event.preventDefault());
 
   const zone = one("#choose");
@@ -194,20 +205,18 @@
       try {
         video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
         one("#live").hidden = false;
-        one("#shoot").focus();
+        one("#shoot").focus({ preventScroll: true });
       } catch (error) {
         say(`The camera cannot be used (${error.name}). Choose an image instead.`, "bad");
       }
     });
+    video.addEventListener("loadedmetadata", () => one("#live").scrollIntoView({ block: "center" }));
     one("#shoot").addEventListener("click", () => {
       const canvas = document.createElement("canvas");
       [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
       if (!canvas.width) return;
       canvas.getContext("2d").drawImage(video, 0, 0);
-      canvas.toBlob((blob) => {
-        close();
-        detect(blob);
-      }, "image/jpeg", 0.92);
+      canvas.toBlob(detect, "image/jpeg", 0.92);
     });
     one("#stop").addEventListener("click", () => {
       close();

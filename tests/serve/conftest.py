@@ -20,5 +20,5 @@ def detector(workdir):
 
 @pytest.fixture(scope="session")
 def service(detector):
-    with serving.running(detector, threshold=0.3, max_pixels=1_000_000) as service:
+    with serving.running(detector, threshold=0.3, max_pixels=3_000_000) as service:
         yield service
