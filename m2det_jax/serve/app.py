@@ -66,20 +66,25 @@ def make_app(
         Route("/metrics", metrics),
     ]
     handlers = {Problem: _problem, HTTPException: _http, ClientDisconnect: _gone, Exception: _bug}
-    return _Counted(Starlette(routes=routes, exception_handlers=handlers), figures)
+    return _Answers(Starlette(routes=routes, exception_handlers=handlers), predict, figures)
 
 
-class _Counted:
-    """Counts the answers of an application by path and status."""
+class _Answers:
+    """Counts the answers of an application, and tells clients when it ends.
 
-    def __init__(self, app: ASGIApp, figures: Figures) -> None:
-        self._app, self._figures = app, figures
+    A client that would send its next request on the same connection might lose it.
+    """
+
+    def __init__(self, app: ASGIApp, predict: Predict, figures: Figures) -> None:
+        self._app, self._predict, self._figures = app, predict, figures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 path = scope["path"] if scope["path"] in _PATHS else "other"
                 self._figures.requests.labels(path, message["status"]).inc()
+                if self._predict.stopping:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         await self._app(scope, receive, sent)

@@ -11,12 +11,14 @@ import pathlib
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import h11
 import jax
 import uvicorn
+from PIL import Image
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -265,6 +267,8 @@ def serve(
         OutOfMemory: if a batch does not fit into a device.
     """
     limits = limits or Limits()
+    # Pillow warns of large images, which are refused, or were allowed by --max_pixels.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     with bound_socket(host, port) as bound:
         detector = load(workdir, checkpoint, overrides)
         log.info("%s", detector)
