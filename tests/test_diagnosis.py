@@ -11,6 +11,7 @@ from test_coco_evaluators import drawn
 from test_details import iou
 from test_metrics import BOX, FAR, detect, flagged, make_index
 
+from m2det_jax.metrics import diagnosis
 from m2det_jax.metrics.details import details, format_details
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.diagnosis import BINS, COSTS, calibration, error_costs
@@ -149,3 +150,13 @@ def test_the_text_says_what_costs_the_most_first():
     table = format_details(coco_metrics(index, found), details(index, found))
     assert "AP50 lost by errors: background 0.165 (1), wrong class 0.000 (0)" in table
     assert "calibration of scores: ECE 0.333, MCE 0.350" in table
+
+
+def test_of_many_images_a_drawn_part_is_judged(monkeypatch):
+    index, found = drawn(7, images=20, regions=0)
+    whole = error_costs(index, found)
+    monkeypatch.setattr(diagnosis, "MAX_IMAGES", 9)
+    part = error_costs(index, found)
+    assert (whole["images"], part["images"]) == (20, 9) and part == error_costs(index, found)
+    errors = [sum(costs[kind]["errors"] for kind in COSTS) for costs in (whole, part)]
+    assert 0 < errors[1] < errors[0]

@@ -38,7 +38,7 @@ def costs(details: dict[str, Any]) -> str:
         "kind alone are mended. All detections count here, as in AP, whatever their score. All "
         f"wrong detections together cost {score(found['false_positives'])}, all objects that are "
         f"not found {score(found['false_negatives'])}. One error may hide another: the numbers do "
-        "not add up.</p>"
+        f"not add up. Judged on {count(found['images'])} images.</p>"
     )
 
 
