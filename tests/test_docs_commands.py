@@ -31,6 +31,7 @@ NOT_RUN = {
     "mpirun": "needs Open MPI",
     "export": "an environment variable",
     "git": "tags and pushes a release",
+    "onnx2tf": "needs Python 3.12 and packages of exact versions",
     "tensorboard": "another program, with a page of its own",
 }
 # Modules that `python -m` starts beside the verbs; tests of their own start them.

@@ -23,7 +23,7 @@ from m2det_jax.data import ResizeSettings
 from m2det_jax.errors import InputError
 from m2det_jax.export import __main__ as verb
 from m2det_jax.export import run
-from m2det_jax.export.compare import Artefact, Pictures, compare
+from m2det_jax.export.compare import Artefact, Pictures, _within, compare
 from m2det_jax.export.matching import Found, _partners
 from m2det_jax.export.programs import detection_of, export_stablehlo
 from m2det_jax.inference.exported import NAMES, ExportedDetector
@@ -127,6 +127,18 @@ def test_other_weights_are_found(exported, workdir, tmp_path):
     found = compare(paths, dataclasses.replace(restored, variables=other), checked, sys.executable)
     assert found["AP"] is None and found["raw"]["box_deltas"]["ratio"] > 1e-3
     assert not found["within"] and found["unmatched"]["unexplained"] > 0
+
+
+def test_limits_of_a_comparison():
+    small, large = {"ratio": 9e-5, "largest_difference": 9e-5}, {"ratio": 2e-4}
+    result = {"raw": {"boxes": small}, "unmatched": {}, "pictures_with_other_pixels": 0}
+    assert _within(result) and not _within(result | {"raw": {"boxes": large}})
+    assert _within(result | {"raw": {"scores": small | large}})  # these lie in 0..1
+    assert not _within(result | {"raw": {"scores": small | {"largest_difference": 2e-4}}})
+    assert not _within(result | {"raw": {"boxes": {"ratio": np.inf}}})
+    assert _within(result | {"unmatched": {"overlap at the threshold": 3}})
+    assert not _within(result | {"unmatched": {"unexplained": 1}})
+    assert not _within(result | {"pictures_with_other_pixels": 1})
 
 
 def test_load_opens_an_artefact(artefact, workdir, tmp_path):
