@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import io
 import os
+import re
 import struct
 from collections.abc import Callable
 from typing import IO, TypeAlias
@@ -32,7 +33,7 @@ from m2det_jax.data.files import open_plain
 from m2det_jax.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm".split())
-_STRIP = 2**24  # pixels that are laid over white at once
+_STRIP = 2**20  # pixels that are converted at once where each needs many bytes
 _FIRST_BYTES = 512
 # Start-of-frame markers; C4, C8 and CC of the range are other segments.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -43,6 +44,10 @@ MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs, 0.5 GB a
 
 # Formats of `ImageContent`: those of cameras, phones and browsers. Each decoder is a door.
 CONTENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+# A camera's progressive JPEG has about ten scans. Each costs time for all pixels, but few bytes.
+_MOST_SCANS = 100
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # beside those within the data of a scan
 
 # What Pillow's plugins let through on broken files, beside OSError.
 BROKEN_FILE = (
@@ -199,6 +204,8 @@ def _open(source: ImageSource) -> Image.Image:
     try:
         _check_format(image)
         _check_pixels(image.size, limit)
+        if isinstance(source, ImageContent) and image.format in ("JPEG", "MPO"):
+            _check_scans(source.content)
     except ValueError:
         image.close()
         raise
@@ -228,6 +235,19 @@ def _check_pixels(size: tuple[int, int], limit: int = MAX_PIXELS) -> None:
             f"it says that it is {size[0]} x {size[1]} pixels large, the limit is {limit} "
             "pixels: make it smaller or cut it into tiles"
         )
+
+
+def _check_scans(content: bytes) -> None:
+    """Refuses a JPEG file whose many scans would be decoded for hours."""
+    scans, position = 0, 2
+    while found := _MARKER.search(content, position):
+        kind, start = found[0][1], found.end()
+        if kind == 0xD9:  # the end of the image
+            return
+        scans += kind == 0xDA
+        if scans > _MOST_SCANS:
+            raise ValueError(f"it is a JPEG with more than {_MOST_SCANS} scans: save it again")
+        position = start + int.from_bytes(content[start : start + 2], "big")
 
 
 def _check_format(image: Image.Image) -> None:
@@ -267,13 +287,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("float pixels have no defined range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        wide = np.clip(np.asarray(image), 0, 65535).astype(np.int32)
-        wide += 128
-        wide //= 257  # in place: a large image has many bytes
-        return Image.fromarray(wide.astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_eight_bits(wide: np.ndarray) -> np.ndarray:
+    """Returns 16-bit grey [H, W], cut to 0..65535, as uint8; in strips, for the sake of memory."""
+    narrow = np.empty(wide.shape, np.uint8)
+    rows = max(1, _STRIP // wide.shape[1])
+    for top in range(0, len(wide), rows):
+        strip = np.clip(wide[top : top + rows], 0, 65535).astype(np.int32)
+        narrow[top : top + rows] = (strip + 128) // 257
+    return narrow
 
 
 def _over_white(image: Image.Image) -> Image.Image:

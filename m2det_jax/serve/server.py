@@ -39,6 +39,7 @@ _HEAD_BYTES = 16 * 2**10
 _IDLE_SECONDS = 75  # longer than proxies keep a connection, so that they close it
 _LATE_SECONDS = 0.3  # for a request that is on its way when the service ends
 _LOOK_SECONDS = 1.0
+_BLOCK_BYTES = 64 * 2**20  # above 32 MiB, the largest threshold of glibc's malloc
 _BATCH, _BATCH_ON_CPU = 8, 4  # images of a batch for each device
 
 
@@ -269,6 +270,9 @@ def serve(
     limits = limits or Limits()
     # Pillow warns of large images, which are refused, or were allowed by --max_pixels.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # Blocks of this size go back to the system as soon as an image is done. Smaller ones stay in
+    # the heap of each thread, where several large images need a gigabyte.
+    Image.core.set_block_size(_BLOCK_BYTES)
     with bound_socket(host, port) as bound:
         detector = load(workdir, checkpoint, overrides)
         log.info("%s", detector)

@@ -217,6 +217,21 @@ def test_a_file_in_memory_may_have_few_formats_and_pixels(tmp_path, colors, monk
             read_size(images.ImageContent(broken))
 
 
+def test_a_file_in_memory_may_not_have_many_scans(colors):
+    picture = io.BytesIO()
+    comment = b"\xff\xda" * 200  # is no scan
+    Image.fromarray(colors).save(picture, "JPEG", progressive=True, comment=comment)
+    content = picture.getvalue()
+    assert content.count(b"\xff\xda") > 200
+    assert load_image(images.ImageContent(content + b"\xff\xda" * 200)).size == (WIDTH, HEIGHT)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    many = content[:-2] + last * 150 + content[-2:]
+    with Image.open(io.BytesIO(many)) as image:
+        image.load()  # Pillow takes it
+    with pytest.raises(images.UnreadableImage, match="more than 100 scans"):
+        load_image(images.ImageContent(many))
+
+
 def test_sixteen_bits_of_all_modes(tmp_path):
     wide = np.arange(0, 65536, 7, np.uint16).reshape(1, -1)
     expected = (wide.astype(np.int64) + 128) // 257

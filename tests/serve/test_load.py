@@ -12,7 +12,8 @@ import pytest
 import serving
 from serving import Gate, encoded, multipart, noise, running, wait_until
 
-from m2det_jax.serve import server
+from m2det_jax.serve import images, server
+from m2det_jax.serve.problems import Limits
 
 JPEG = encoded(noise(120, 160))
 HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
@@ -253,3 +254,22 @@ def test_what_was_accepted_is_answered_before_the_end(gate):
                 service.post(JPEG)
             threading.Timer(0.2, gate.open.set).start()
             assert [f.result().status for f in answers] == [200] * 5
+
+
+def test_images_that_are_decoded_at_the_same_time_have_few_pixels_together(detector, monkeypatch):
+    held, most = [], []
+
+    def look_at(image, resizes):
+        held.append(images.count_pixels(image))
+        most.append(sum(held))
+        time.sleep(0.01)
+        held.remove(images.count_pixels(image))
+        return original(image, resizes)
+
+    original = images.look_at
+    monkeypatch.setattr(images, "look_at", look_at)
+    pictures = [encoded(noise(100, width)) for width in (10, 40, 60, 90) * 6]
+    decoder = images.Images(detector.resizes, Limits(max_pixels=10_000))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert [seen[0].size[1] for seen in pool.map(decoder.decode, pictures)] == [100] * 24
+    assert 5_000 < max(most) <= 10_000 and len(most) == 24
