@@ -11,6 +11,7 @@ from test_coco_evaluators import drawn
 from test_details import iou
 from test_metrics import BOX, FAR, detect, flagged, make_index
 
+from m2det_jax.metrics import diagnosis
 from m2det_jax.metrics.details import details, format_details
 from m2det_jax.metrics.detections import ImageDetections
 from m2det_jax.metrics.diagnosis import BINS, COSTS, calibration, error_costs
@@ -76,6 +77,17 @@ def test_the_cost_of_the_background_is_what_ap_gains_without_it(seed):
     assert found["background"]["AP50_lost"] == pytest.approx(gained, abs=1e-9)
     assert all(found[kind]["AP50_lost"] >= -1e-9 for kind in COSTS)
     assert found["false_positives"] >= found["background"]["AP50_lost"] - 1e-9
+
+
+def test_of_very_many_detections_every_nth_image_is_taken(monkeypatch):
+    index = make_index([[(BOX, 0)], [(FAR, 0)], [(BOX, 0)], [(FAR, 0)]])
+    found = [detect(3, (BOX, 0.9, 0)), detect(2, (BOX, 0.9, 0)), detect(0, (FAR, 0.8, 0))]
+    whole = error_costs(index, found)
+    assert whole["images"] == 4 and whole["background"]["errors"] == 2
+    monkeypatch.setattr(diagnosis, "MOST_DETECTIONS", 2)
+    half = error_costs(index, found)
+    assert half == error_costs(index.subset([0, 2]), [detect(1, (BOX, 0.9, 0)), found[2]])
+    assert half["images"] == 2 and half["background"]["errors"] == 1
 
 
 def test_difficult_objects_cost_nothing():
