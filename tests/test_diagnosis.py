@@ -79,6 +79,17 @@ def test_the_cost_of_the_background_is_what_ap_gains_without_it(seed):
     assert found["false_positives"] >= found["background"]["AP50_lost"] - 1e-9
 
 
+def test_of_very_many_detections_every_nth_image_is_taken(monkeypatch):
+    index = make_index([[(BOX, 0)], [(FAR, 0)], [(BOX, 0)], [(FAR, 0)]])
+    found = [detect(3, (BOX, 0.9, 0)), detect(2, (BOX, 0.9, 0)), detect(0, (FAR, 0.8, 0))]
+    whole = error_costs(index, found)
+    assert whole["images"] == 4 and whole["background"]["errors"] == 2
+    monkeypatch.setattr(diagnosis, "MOST_DETECTIONS", 2)
+    half = error_costs(index, found)
+    assert half == error_costs(index.subset([0, 2]), [detect(1, (BOX, 0.9, 0)), found[2]])
+    assert half["images"] == 2 and half["background"]["errors"] == 1
+
+
 def test_difficult_objects_cost_nothing():
     index = make_index([[(BOX, 0), (FAR, 0)]])
     rows = [(BOX, 0.9, 0), (FAR, 0.95, 0), ([60.0, 60.0, 70.0, 70.0], 0.99, 0)]
@@ -150,13 +161,3 @@ def test_the_text_says_what_costs_the_most_first():
     table = format_details(coco_metrics(index, found), details(index, found))
     assert "AP50 lost by errors: background 0.165 (1), wrong class 0.000 (0)" in table
     assert "calibration of scores: ECE 0.333, MCE 0.350" in table
-
-
-def test_of_many_images_a_drawn_part_is_judged(monkeypatch):
-    index, found = drawn(7, images=20, regions=0)
-    whole = error_costs(index, found)
-    monkeypatch.setattr(diagnosis, "MAX_IMAGES", 9)
-    part = error_costs(index, found)
-    assert (whole["images"], part["images"]) == (20, 9) and part == error_costs(index, found)
-    errors = [sum(costs[kind]["errors"] for kind in COSTS) for costs in (whole, part)]
-    assert 0 < errors[1] < errors[0]

@@ -220,11 +220,11 @@ def _labels(facts: Facts) -> list[tuple[str, str]]:
     if not number:
         return []
     kinds = ", ".join(f"{count(n)} {kind}" for kind, n in facts.suspected.items() if n)
-    text = f"{count(number)} labels look wrong ({kinds}). Look at the pictures of likely label "
+    text = f"The detector contradicts {count(number)} labels ({kinds}). Look at the likely label "
     text += (
-        "errors, mend the labels, and evaluate again. The CSV file of suspects beside this page "
+        "errors among the pictures, mend those that are wrong, and evaluate again. suspects.csv "
     )
-    return [("Labels", text + "lists all boxes, the most suspicious first.")]
+    return [("Labels", text + "beside this page lists all boxes, the most suspicious first.")]
 
 
 def _confusions(facts: Facts) -> list[tuple[str, str]]:

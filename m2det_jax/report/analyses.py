@@ -14,7 +14,7 @@ from m2det_jax.report.sections import most_objects, score
 _LISTED = 100  # classes
 
 
-def costs(details: dict[str, Any]) -> str:
+def costs(details: dict[str, Any], index: DetectionIndex) -> str:
     """Returns the table of what each kind of error costs in AP50, the most costly first."""
     found = details["error_costs"]
     kinds = sorted(COSTS, key=lambda kind: -np.nan_to_num(found[kind]["AP50_lost"]))
@@ -33,12 +33,15 @@ def costs(details: dict[str, Any]) -> str:
         caption="What each kind of error costs (TIDE)",
         css="stack",
     )
+    note = ""
+    if found["images"] < index.num_images:
+        note = f" {count(found['images'])} images were taken, evenly, to save memory."
     return (
         f"<h3>What errors cost</h3>{text}<p>AP50 lost: how much AP50 rises if the errors of this "
         "kind alone are mended. All detections count here, as in AP, whatever their score. All "
         f"wrong detections together cost {score(found['false_positives'])}, all objects that are "
         f"not found {score(found['false_negatives'])}. One error may hide another: the numbers do "
-        f"not add up. Judged on {count(found['images'])} images.</p>"
+        f"not add up.{note}</p>"
     )
 
 

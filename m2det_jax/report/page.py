@@ -92,7 +92,7 @@ def render(report: Report) -> str:
         + analyses.sizes(report.metrics, report.details, report.index)
         + analyses.calibration(report.details),
         "errors": sections.counts_table(report.judged, report.index, report.threshold)
-        + analyses.costs(report.details)
+        + analyses.costs(report.details, report.index)
         + sections.confusion_table(report.judged, report.index, report.threshold),
         "training": sections.training(report.history),
         "threshold": f"{report.threshold:.2f}",

@@ -30,6 +30,7 @@ KINDS = ("wrong class", "badly placed box", "missing label")
 WRONG_CLASS, MISPLACED, MISSING = range(len(KINDS))
 LIKELY = 0.5  # suspicion from which the page shows and counts a label
 MAX_LISTED = 100_000
+MAX_MISSING = 500_000  # of a ranking: labels that may be missing, for the sake of memory
 COLUMNS = (
     "image", "place", "kind", "suspicion", "label", "x1", "y1", "x2", "y2",
     "suggested_label", "suggested_x1", "suggested_y1", "suggested_x2", "suggested_y2", "score",
@@ -38,7 +39,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Suspects:
-    """All objects, and all detections that no object explains, by falling suspicion.
+    """All objects, and the detections that no object explains, by falling suspicion.
 
     Attributes:
         images: int64 [S].
@@ -81,7 +82,8 @@ def suspects(index: DetectionIndex, judged: Outcomes) -> Suspects:
     """Returns all labels, and labels that may be missing, ranked by suspicion.
 
     Missing are detections that overlap no object, and no better missing one, with an IoU of 0.5 or
-    more. Those in regions (crowds) are left out. Difficult objects are labels as others are.
+    more; the most suspicious MAX_MISSING of them. Those in regions (crowds) are left out. Difficult
+    objects are labels as others are.
     """
     seen, num_objects = _evidence(index, judged), len(index.labels)
     known = np.flatnonzero(seen.partners >= 0)
@@ -98,6 +100,10 @@ def suspects(index: DetectionIndex, judged: Outcomes) -> Suspects:
     free = (seen.overlaps < GOOD_IOU) & (judged.kinds != IGNORED)
     free[partners] = False
     missing = np.flatnonzero(free)
+    lacking = judged.scores[missing] * (1 - seen.overlaps[missing])
+    if len(missing) > MAX_MISSING:
+        best = np.sort(np.argpartition(-lacking, MAX_MISSING)[:MAX_MISSING])
+        missing, lacking = missing[best], lacking[best]
     columns = (
         np.repeat(np.arange(index.num_images), index.counts),
         np.arange(num_objects),
@@ -110,7 +116,7 @@ def suspects(index: DetectionIndex, judged: Outcomes) -> Suspects:
         np.full(len(missing), -1),
         missing,
         np.full(len(missing), MISSING),
-        judged.scores[missing] * (1 - seen.overlaps[missing]),
+        lacking,
     )
     whole = [np.concatenate(pair) for pair in zip(columns, more, strict=True)]
     order = np.argsort(-whole[-1], kind="stable")

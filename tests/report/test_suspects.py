@@ -123,6 +123,12 @@ def test_planted_errors_come_first(seed):
     assert one.likely() == dict.fromkeys(sus.KINDS, 12)
 
 
+def test_the_least_suspicious_missing_labels_are_dropped(monkeypatch):
+    rows = [(10 * k, 60, 10 * k + 8, 70, score, 0) for k, score in enumerate((0.3, 0.9, 0.2, 0.5))]
+    monkeypatch.setattr(sus, "MAX_MISSING", 2)
+    assert [one[2] for one in said(an_index([TRUTH]), rows)] == [0.9, 0.5, 0]
+
+
 def test_the_list_has_every_label_in_order_and_says_where_it_stands():
     index = dataclasses.replace(
         an_index([TRUTH, (50, 50, 70, 70, 1)]),
