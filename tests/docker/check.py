@@ -100,7 +100,8 @@ def serve(command: list[str], health: list[str], variables: dict[str, str]) -> N
 def main() -> None:
     """Runs the check with the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=pathlib.Path, help="a trained run to serve")
+    whole = lambda text: pathlib.Path(text).absolute()  # noqa: E731 (the folder changes below)
+    parser.add_argument("--workdir", type=whole, help="a trained run to serve")
     parser.add_argument("--extras", default=value_of("ARG").partition("=")[2])
     parser.add_argument("--index_url", default=os.environ.get("PIP_INDEX_URL", ""),
                         help="package index, where pip has another by default")  # fmt: skip
@@ -132,7 +133,7 @@ def main() -> None:
         subprocess.run([*entry, "--help"], env=variables, check=True, stdout=subprocess.DEVNULL)
         if args.workdir:
             print("ENTRYPOINT", *entry, "--workdir", args.workdir)
-            serve([*entry, "--workdir", str(args.workdir.absolute())], health, variables)
+            serve([*entry, "--workdir", str(args.workdir)], health, variables)
     print("all lines of the Dockerfile work")
 
 
