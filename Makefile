@@ -32,10 +32,10 @@ test-torch: $(VENV)/.installed-torch
 test-trackers: $(VENV)-trackers/.installed
 	M2DET_REQUIRE_TRACKERS=1 $(VENV)-trackers/bin/python -m pytest tests/test_trackers.py
 
-# The tests of ONNX export, which `make test` skips. jax2onnx asks for an older Orbax than this package
-# needs, but only its converter is used; so it comes without its dependencies.
+# The tests of exported detectors, which `make test` leaves out. jax2onnx asks for an older Orbax than this
+# package needs, but only its converter is used; so it comes without its dependencies.
 test-exports: $(VENV)/.installed-exports
-	M2DET_REQUIRE_EXPORTS=1 $(RUN) -m pytest tests/inference/test_export_onnx.py
+	M2DET_REQUIRE_EXPORTS=1 $(RUN) -m pytest -m exports tests/inference
 
 # The pages of docs/ as a site, build/docs/index.html. A broken link is an error.
 docs: $(VENV)/.installed-docs

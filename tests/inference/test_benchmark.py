@@ -11,6 +11,8 @@ from m2det_jax import benchmark
 from m2det_jax.errors import InputError
 from m2det_jax.export import run
 
+pytestmark = pytest.mark.exports
+
 
 def test_parts_are_measured_in_turns():
     calls = []

@@ -31,6 +31,8 @@ from m2det_jax.inference.pictures import look_at
 from m2det_jax.model import init_variables
 from m2det_jax.trained import Restored
 
+pytestmark = pytest.mark.exports
+
 FILES = ["detector.stablehlo", "detector.stablehlo.json", "detector.stablehlo.comparison.json"]
 LOW = 0.3
 

@@ -19,6 +19,8 @@ from m2det_jax.export import onnx_files, run
 from m2det_jax.inference.exported import ONNX_NMS
 from m2det_jax.run.checkpoint import make_meta, open_manager
 
+pytestmark = pytest.mark.exports
+
 SOFT = ["eval.nms=soft_linear"]
 
 
