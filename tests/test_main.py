@@ -194,6 +194,7 @@ def test_console_commands_point_at_functions():
     assert set(project["scripts"]) == {
         "m2det", "m2det-demo", "m2det-train", "m2det-check", "m2det-evaluate", "m2det-predict",
         "m2det-report", "m2det-convert", "m2det-convert-dataset", "m2det-replay",
+        "m2det-export", "m2det-benchmark", "m2det-serve",
     }  # fmt: skip
     for target in project["scripts"].values():
         module, function = target.split(":")
