@@ -13,6 +13,7 @@ from m2det_jax.detector import evaluation
 from m2det_jax.detector.evaluation import Stages, format_speed, make_eval_step, make_staged_step
 from m2det_jax.detector.reading import Reading
 from m2det_jax.evaluate import evaluate_checkpoint
+from m2det_jax.inference.evaluation import evaluate_restored
 from m2det_jax.run import devices
 from m2det_jax.trained import restore
 
@@ -84,3 +85,15 @@ def test_evaluate_prints_and_records_the_speed(whole, tmp_path, capsys, views):
     assert all(value > 0 for value in speed.values())
     assert 1000 / speed["images_per_second"] == pytest.approx(parts)
     assert f"load {speed['load_ms']:.1f}, network" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("views", [[], ["eval.test_flip=True"]], ids=["one view", "two views"])
+def test_without_stages_nothing_is_waited_for_and_the_figures_are_the_same(
+    whole, drawn_files, monkeypatch, views
+):
+    restored = restore(whole[0], overrides=views)
+    index = read_csv(drawn_files.val, restored.class_names)
+    timed, _ = evaluate_restored(restored, index, 8, "batch_size", Stages())
+    monkeypatch.setattr(Stages, "mark", None)  # cannot be called
+    plain, _ = evaluate_restored(restored, index, 8, "batch_size")
+    assert plain["AP"] == timed["AP"] and plain["per_class"] == timed["per_class"]

@@ -14,7 +14,7 @@ from m2det_jax import runtime
 from m2det_jax.build import make_views, step_settings
 from m2det_jax.data import DetectionIndex
 from m2det_jax.datasets.evaluation import DataChoice, add_flags
-from m2det_jax.detector.evaluation import Stages, detect, evaluate, make_staged_step
+from m2det_jax.detector.evaluation import Stages, detect, evaluate, make_eval_step, make_staged_step
 from m2det_jax.detector.reading import Reading
 from m2det_jax.detector.views import MultiScale
 from m2det_jax.errors import InputError
@@ -99,7 +99,8 @@ def evaluate_restored(
         batch_size: images per call, over all devices; 0: that of the config. There are no more
             than the data set has.
         key: how the user gives it, for error messages.
-        stages: gets the time of the stages.
+        stages: gets the time of the stages, each of which is then waited for; None: nothing is
+            waited for, so that a batch is prepared while the device computes.
         reading: num_workers and num_threads, that read images; -1: what fits the host.
 
     Raises:
@@ -112,13 +113,17 @@ def evaluate_restored(
     detector, settings = restored.detector, step_settings(restored.config)
     replicated, by_batch = devices.data_mesh()
     variables = jax.device_put(restored.variables, replicated)
-    mark = (stages or Stages()).of(index.num_images, batch_size).mark
     how = Reading(batch_size, on_bad_image=restored.config.data.on_bad_image, **reading)
     with memory.batch_explained("the evaluation", key, batch_size):
+        timed = {"mark": stages.of(index.num_images, batch_size).mark} if stages else {}
         if views := make_views(restored.config):
             multi = MultiScale(detector, views, settings)
-            found = multi.detect(variables, index, how, sharding=by_batch, mark=mark)
+            found = multi.detect(variables, index, how, sharding=by_batch, **timed)
         else:
-            eval_step = make_staged_step(detector, settings, mark)
+            eval_step = (
+                make_staged_step(detector, settings, **timed)
+                if timed
+                else jax.jit(make_eval_step(detector, settings))
+            )
             found = detect(eval_step, variables, index, detector, how, sharding=by_batch)
         return evaluate(found, index, how.num_batches(index))
