@@ -35,7 +35,7 @@ def shell(
     toggles: Sequence[Toggle],
     script: str,
     style: str = "",
-    data: Any = None,
+    data: str = "",
 ) -> str:
     """Returns a page that needs no other file.
 
@@ -51,7 +51,7 @@ def shell(
         toggles: of the viewer.
         script: of this kind of page; that of all pages is added.
         style: likewise.
-        data: a JSON value for the script, in the element "data"; None: there is no such element.
+        data: for the script, as `data_element` gives it; "": none.
     """
     here = importlib.resources.files("m2det_jax.pages")
     first, *others = links
@@ -78,7 +78,7 @@ def shell(
         "main": main,
         "notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
         "toggles": checks(toggles),
-        "data": "" if data is None else _data(data),
+        "data": data,
     }
     template = string.Template((here / "shell.html").read_text(encoding="utf-8"))
     return template.substitute(parts)
@@ -101,7 +101,8 @@ def tiles(rows: Iterable[tuple[str, str, str]]) -> str:
     ).replace(" %", "&nbsp;%")
 
 
-def _data(value: Any) -> str:
+def data_element(value: Any) -> str:
+    """Returns the element "data", from which the script of a page reads a JSON value."""
     # "<" could end the element; there is none outside of the strings.
     text = json.dumps(without_nan(value), separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="data">{text}</script>'

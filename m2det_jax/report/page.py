@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.resources
-import json
 import math
 import string
 from collections.abc import Sequence
@@ -12,15 +11,9 @@ import numpy as np
 
 from m2det_jax.data import DetectionIndex
 from m2det_jax.pages import MAX_BYTES
-from m2det_jax.pages.markup import (
-    count,
-    escape,
-    percent,
-    printable,
-    shorten,
-    without_nan,
-)
+from m2det_jax.pages.markup import count, escape, percent, printable, shorten
 from m2det_jax.pages.pictures import encode
+from m2det_jax.pages.shell import Toggle, checks, data_element, shell, tiles
 from m2det_jax.report import analyses, sections
 from m2det_jax.report.gallery import KINDS, Shot
 from m2det_jax.report.outcomes import IGNORED, Outcomes
@@ -28,6 +21,14 @@ from m2det_jax.report.outcomes import KINDS as OUTCOMES
 from m2det_jax.report.suspects import Suspects
 
 _LONGEST_NAME = 60
+_LINKS = {
+    "advice": "What to do",
+    "figures": "Figures",
+    "errors": "Errors",
+    "pictures": "Pictures",
+    "training": "Training",
+}
+_TOGGLES = (Toggle("show-boxes", "boxes", True), Toggle("show-names", "names", True))
 _RESERVE = 300_000
 
 
@@ -73,19 +74,9 @@ def render(report: Report) -> str:
     says what it leaves out.
     """
     here = importlib.resources.files("m2det_jax.report")
-    pages = importlib.resources.files("m2det_jax.pages")
     names = [shorten(printable(name), _LONGEST_NAME) for name in report.index.class_names]
     shown = _classes_of_shots(report.shots)
     parts = {
-        "style": (pages / "report.css").read_text(encoding="utf-8"),
-        "script": (here / "run.js").read_text(encoding="utf-8")
-        + (pages / "common.js").read_text(encoding="utf-8"),
-        "name": escape(report.name),
-        "facts": "".join(
-            f"<div><dt>{escape(label)}</dt><dd>{escape(shorten(value))}</dd></div>"
-            for label, value in report.facts
-        ),
-        "verdict": _verdict(report),
         "tiles": _tiles(report),
         "advice": "".join(f"<li><b>{escape(h)}.</b> {escape(t)}</li>" for h, t in report.advice),
         "figures": sections.figures(report.metrics, report.index, report.judged, report.training)
@@ -99,7 +90,7 @@ def render(report: Report) -> str:
         "percent": str(round(100 * report.threshold)),
         "kinds": "".join(f'<option value="{k}">{escape(t)}</option>' for k, t in KINDS.items()),
         "labels": "".join(f'<option value="{k}">{escape(names[k])}</option>' for k in shown),
-        "notes": "".join(f"<li>{escape(note)}</li>" for note in report.notes),
+        "checks": checks(_TOGGLES),
     }
     data = {
         "names": {k: names[k] for k in _named(report.shots)},
@@ -110,9 +101,8 @@ def render(report: Report) -> str:
             {"width": s.size[0], "found": s.found, "truths": s.truths} for s in report.shots
         ],
     }
-    # "<" could end the element; there is none outside of the strings.
-    parts["data"] = json.dumps(without_nan(data), separators=(",", ":")).replace("<", "\\u003c")
-    used = sum(len(text.encode()) for text in parts.values()) + _RESERVE
+    element = data_element(data)
+    used = sum(len(text.encode()) for text in [*parts.values(), element]) + _RESERVE
     frames = [_figure(i, shot, "", names) for i, shot in enumerate(report.shots)]
     uris = encode(report.shots, MAX_BYTES - used - sum(len(f.encode()) for f in frames))
     pictures = [
@@ -123,7 +113,19 @@ def render(report: Report) -> str:
     parts["pictures"] += '<p class="empty" id="none"' + (" hidden" if pictures else "")
     parts["pictures"] += ">No picture of this kind.</p>"
     parts["number"] = str(len(pictures))
-    return string.Template((here / "run.html").read_text(encoding="utf-8")).substitute(parts)
+    template = string.Template((here / "run.html").read_text(encoding="utf-8"))
+    return shell(
+        kind="Report",
+        name=report.name,
+        facts=report.facts,
+        verdict=_verdict(report),
+        links=_LINKS,
+        main=template.substitute(parts),
+        notes=report.notes,
+        toggles=_TOGGLES,
+        script=(here / "run.js").read_text(encoding="utf-8"),
+        data=element,
+    )
 
 
 def _classes_of_shots(shots: Sequence[Shot]) -> list[int]:
@@ -157,7 +159,7 @@ def _tiles(report: Report) -> str:
     truths, right = int(judged.counted.sum()), int((judged.found >= report.threshold).sum())
     tried = int(((judged.scores >= report.threshold) & (judged.kinds != IGNORED)).sum())
     nan = math.nan
-    tiles = [
+    rows = [
         (sections.score(report.metrics["AP"]), "AP", "mean over IoU 0.50 to 0.95"),
         (sections.score(report.metrics["AP50"]), "AP50", "at IoU 0.50"),
         (f"{report.threshold:.2f}", "threshold to use", "where F1 is best"),
@@ -165,10 +167,7 @@ def _tiles(report: Report) -> str:
         (percent(right / truths if truths else nan), "recall", "objects that are found, there"),
         (count(index.num_images), "images", f"{count(truths)} objects to find"),
     ]
-    return "".join(
-        f"<li><b>{escape(value)}</b><span>{escape(label)}</span><small>{escape(detail)}</small></li>"
-        for value, label, detail in tiles
-    ).replace(" %", "&nbsp;%")
+    return tiles(rows)
 
 
 def _figure(place: int, shot: Shot, uri: str, names: Sequence[str]) -> str:
