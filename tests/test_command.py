@@ -125,7 +125,9 @@ def test_evaluate_prints_one_document(whole, drawn_files, tmp_path):
     assert result.returncode == 0, result.stderr
     document = strict_json(result.stdout)
     written = json.loads((tmp_path / "x.json").read_text())
-    assert document.pop("files") == [str(tmp_path / "x.json"), str(tmp_path / "x_detections.json")]
+    names_of_files = ("x.json", "x_detections.json", "x.html", "x_suspects.csv")
+    assert document.pop("files") == [str(tmp_path / name) for name in names_of_files]
+    assert all((tmp_path / name).is_file() for name in names_of_files)
     assert document == written and 0 <= document["AP50"] <= 1
     unseen = [name for name, figures in document["per_class"].items() if figures["AP"] is None]
     assert unseen == list(names)[1:]  # NaN: there is no ground truth
