@@ -182,11 +182,7 @@ def _parser() -> argparse_flags.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Runs the command with parsed arguments."""
-    options = vars(args)
-    workdir, wanted = options.pop("workdir"), options.pop("json")
-    with runtime.one_line_errors(), runtime.stdout_for_json(wanted) as document:
-        runtime.start()
-        benchmark(workdir, document=document, **options)
+    runtime.run_verb(benchmark, args)
 
 
 def cli() -> None:

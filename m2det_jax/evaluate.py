@@ -126,11 +126,7 @@ def _parser() -> argparse_flags.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Runs the command with parsed arguments."""
-    options = vars(args)
-    workdir, wanted = options.pop("workdir"), options.pop("json")
-    with runtime.one_line_errors(), runtime.stdout_for_json(wanted) as document:
-        runtime.start()
-        evaluate_checkpoint(workdir, document=document, **options)
+    runtime.run_verb(evaluate_checkpoint, args)
 
 
 def cli() -> None:

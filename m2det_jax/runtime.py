@@ -313,3 +313,12 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print one JSON document to stdout, and everything else to stderr",
     )
+
+
+def run_verb(work: Callable[..., object], args: argparse.Namespace) -> None:
+    """Runs work(workdir, document=..., **flags) with the flags of a verb that has --json."""
+    flags = vars(args)
+    workdir, wanted = flags.pop("workdir"), flags.pop("json")
+    with one_line_errors(), stdout_for_json(wanted) as document:
+        start()
+        work(workdir, document=document, **flags)

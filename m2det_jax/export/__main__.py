@@ -48,11 +48,7 @@ def main(args: argparse.Namespace) -> None:
     """Runs the command with parsed arguments."""
     from m2det_jax.export.run import export
 
-    options = vars(args)
-    workdir, wanted = options.pop("workdir"), options.pop("json")
-    with runtime.one_line_errors(), runtime.stdout_for_json(wanted) as document:
-        runtime.start()
-        export(workdir, document=document, **options)
+    runtime.run_verb(export, args)
 
 
 def cli() -> None:
