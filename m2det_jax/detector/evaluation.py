@@ -1,7 +1,6 @@
 """Evaluation of a detector on a data set: its step, the loop over batches, and the sums."""
 
 import contextlib
-import dataclasses
 import logging
 import math
 import time
@@ -19,7 +18,7 @@ from m2det_jax.detector.detector import Detector
 from m2det_jax.detector.objective import LOSSES, StepSettings, eval_losses
 from m2det_jax.detector.reading import Detected, Reading, open_batches
 from m2det_jax.errors import InputError
-from m2det_jax.metrics.detections import ImageDetections, to_original
+from m2det_jax.metrics.detections import ImageDetections, part_of, to_original
 from m2det_jax.metrics.scores import coco_metrics
 from m2det_jax.run import devices
 
@@ -218,5 +217,4 @@ def only_read(
     index: DetectionIndex, detections: list[ImageDetections]
 ) -> tuple[DetectionIndex, list[ImageDetections]]:
     """Returns the index of the images that have an entry, and the entries counted anew."""
-    moved = [dataclasses.replace(found, image_id=i) for i, found in enumerate(detections)]
-    return index.subset([found.image_id for found in detections]), moved
+    return part_of(index, detections, [found.image_id for found in detections])

@@ -1,7 +1,7 @@
 """Detections in the images of an index: their form, checks, and pixels of the original image."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +32,23 @@ def xywh(boxes: np.ndarray) -> np.ndarray:
     """Returns xyxy boxes [n, 4] as COCO's x, y, width, height, float64 [n, 4]."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def part_of(
+    index: DetectionIndex, detections: Iterable[ImageDetections], images: Sequence[int]
+) -> tuple[DetectionIndex, list[ImageDetections]]:
+    """Returns the index of some images, and their detections with the positions in it.
+
+    Args:
+        images: positions in the index, in the order that the new one has.
+    """
+    places = {image: place for place, image in enumerate(images)}
+    moved = [
+        replace(found, image_id=places[found.image_id])
+        for found in detections
+        if found.image_id in places
+    ]
+    return index.subset(images), moved
 
 
 def check_detections(index: DetectionIndex, detections: Sequence[ImageDetections]) -> None:

@@ -5,7 +5,6 @@ Identifying Object Detection Errors"): an error has one kind, by its largest IoU
 its image.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import hotcoco
 import numpy as np
 
 from m2det_jax.data import DetectionIndex
-from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.detections import ImageDetections, part_of
 from m2det_jax.metrics.scores import Ranked, by_hotcoco, without_ignored
 
 # {name in the JSON: (hotcoco's name, meaning)}
@@ -71,12 +70,7 @@ def _few_enough(
     step = -(-total // MOST_DETECTIONS)
     if step <= 1:
         return index, detections
-    kept = [
-        dataclasses.replace(found, image_id=found.image_id // step)
-        for found in detections
-        if found.image_id % step == 0
-    ]
-    return index.subset(np.arange(0, index.num_images, step)), kept
+    return part_of(index, detections, range(0, index.num_images, step))
 
 
 def calibration(ranked: Ranked) -> dict[str, Any]:

@@ -6,6 +6,7 @@ those of the detections that are left. Letters: D detections, K truths (rows of 
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -180,6 +181,11 @@ class Curve:
     f1: float
     precision_there: float
     recall_there: float
+
+    @property
+    def shown_threshold(self) -> float:
+        """The threshold, rounded down to a whole per cent for a slider; 0.5 if there is none."""
+        return 0.5 if math.isnan(self.threshold) else math.floor(self.threshold * 100) / 100
 
 
 def curve(judged: Outcomes, index: DetectionIndex, label: int | None = None) -> Curve:

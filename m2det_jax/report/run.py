@@ -190,7 +190,7 @@ def assemble(
     config, judged = subject.config, outcomes(index, detections)
     suspected = suspects(index, judged)
     best = curve(judged, index)
-    threshold = 0.5 if math.isnan(best.threshold) else math.floor(best.threshold * 100) / 100
+    threshold = best.shown_threshold
     anchors, size = config_anchors(config), len(index.class_names)
     overlap = anchors.overlaps(network_boxes(index, augment_settings(config)))
     own = [metrics["per_class"].get(n, {}).get("AP50", math.nan) for n in index.class_names]

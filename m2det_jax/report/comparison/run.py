@@ -1,7 +1,6 @@
 """Comparison of two runs: evaluates both on the same images and writes the page."""
 
 import logging
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -16,7 +15,7 @@ from m2det_jax.datasets.loading import describe
 from m2det_jax.errors import InputError
 from m2det_jax.inference.evaluation import evaluate_restored
 from m2det_jax.metrics.bootstrap import FIGURES, compare
-from m2det_jax.metrics.detections import ImageDetections
+from m2det_jax.metrics.detections import ImageDetections, part_of
 from m2det_jax.pages.markup import count, printable
 from m2det_jax.report.comparison.differences import Side, choose, shots
 from m2det_jax.report.comparison.page import Comparison, render
@@ -138,16 +137,8 @@ def _read_by_both(
 ) -> tuple[DetectionIndex, list[list[ImageDetections]]]:
     """Returns the index of the images that both have read, and their detections counted anew."""
     both = sorted(set.intersection(*({one.image_id for one in some} for some in found)))
-    places = {image: place for place, image in enumerate(both)}
-    moved = [
-        [
-            ImageDetections(places[one.image_id], one.boxes, one.scores, one.labels)
-            for one in some
-            if one.image_id in places
-        ]
-        for some in found
-    ]
-    return index.subset(both), moved
+    (shared, first), (_, second) = (part_of(index, some, both) for some in found)
+    return shared, [first, second]
 
 
 def assemble(
@@ -181,8 +172,7 @@ def assemble(
 
 def _side(index: DetectionIndex, found: Sequence[ImageDetections]) -> Side:
     judged = outcomes(index, found)
-    best = curve(judged, index).threshold
-    return Side(judged, 0.5 if math.isnan(best) else math.floor(best * 100) / 100)
+    return Side(judged, curve(judged, index).shown_threshold)
 
 
 def _names(
